@@ -1,0 +1,1 @@
+//! GGUF files: metadata and tensor infos of llama.cpp models.

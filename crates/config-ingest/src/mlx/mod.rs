@@ -1,0 +1,1 @@
+//! MLX checkpoints: quantization groups of `config.json`, headers of `weights.npz`.
