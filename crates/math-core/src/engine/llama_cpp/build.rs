@@ -1,0 +1,95 @@
+//! Builds of llama.cpp whose allocation rules we follow, and everything that differs between them.
+//!
+//! Every other file of this engine asks the questions below and never compares builds itself, so this file reads as
+//! the changelog of llama.cpp's memory rules.
+
+use alloc::string::ToString;
+
+use crate::error::MathError;
+
+/// A build of llama.cpp, oldest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum Build {
+    /// Commit 0c1e57098 (0.5.0-dev).
+    #[cfg_attr(feature = "serde", serde(rename = "0c1e57098"))]
+    C0c1e57098,
+    /// b12032 (0.8.0-dev).
+    #[default]
+    #[cfg_attr(feature = "serde", serde(rename = "b12032"))]
+    B12032,
+}
+
+impl Build {
+    /// Every build that is followed, oldest first.
+    pub const ALL: &'static [Self] = &[Self::C0c1e57098, Self::B12032];
+
+    /// The build's tag, as in `llama.cpp@b12032`.
+    #[must_use]
+    pub const fn tag(self) -> &'static str {
+        match self {
+            Self::C0c1e57098 => "0c1e57098",
+            Self::B12032 => "b12032",
+        }
+    }
+
+    /// Engine and build in one word: `llama.cpp@b12032`.
+    #[must_use]
+    pub const fn engine(self) -> &'static str {
+        match self {
+            Self::C0c1e57098 => "llama.cpp@0c1e57098",
+            Self::B12032 => "llama.cpp@b12032",
+        }
+    }
+
+    /// Reads `llama.cpp`, `llama.cpp@BUILD` or `BUILD`; without a build the newest one that is followed.
+    ///
+    /// # Errors
+    /// [`MathError::Invalid`] for another engine or an unknown build.
+    ///
+    /// ```
+    /// use plimsoll_math::engine::llama_cpp::Build;
+    /// assert_eq!(Build::parse("llama.cpp@0c1e57098").unwrap(), Build::C0c1e57098);
+    /// assert_eq!(Build::parse("llama.cpp").unwrap(), Build::B12032);
+    /// assert!(Build::parse("llama.cpp@b1").is_err());
+    /// ```
+    pub fn parse(text: &str) -> Result<Self, MathError> {
+        let tag = match text.strip_prefix("llama.cpp") {
+            Some("") => return Ok(Self::default()),
+            Some(rest) => rest.strip_prefix('@').unwrap_or(rest),
+            None => text,
+        };
+        Self::ALL.iter().copied().find(|build| build.tag() == tag).ok_or_else(|| MathError::Invalid {
+            field: "engine build".to_string(),
+            found: text.to_string(),
+            expected: "llama.cpp@0c1e57098 or llama.cpp@b12032".to_string(),
+        })
+    }
+
+    /// b12032 keeps the Hadamard matrices that rotate quantised keys and values in a buffer of each cache
+    /// (`llama-kv-cache.cpp:llama_kv_cache`); before, they were inputs of every graph.
+    #[must_use]
+    pub const fn rotation_matrices_are_cached(self) -> bool {
+        match self {
+            Self::C0c1e57098 => false,
+            Self::B12032 => true,
+        }
+    }
+
+    /// Until b12032, Gemma 3n and Gemma 4 made the output matrix before the embedding, so that a tied one was paid
+    /// twice even on the processor alone.
+    #[must_use]
+    pub const fn gemma_output_precedes_embedding(self) -> bool {
+        match self {
+            Self::C0c1e57098 => true,
+            Self::B12032 => false,
+        }
+    }
+}
+
+impl core::fmt::Display for Build {
+    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        formatter.write_str(self.tag())
+    }
+}

@@ -1,0 +1,5 @@
+//! llama.cpp: what its loader, its caches and its graph allocator take, by build.
+
+pub mod build;
+
+pub use build::Build;

@@ -1,0 +1,3 @@
+//! Engines: allocation policies. The same model and the same request cost different bytes under each.
+
+pub mod llama_cpp;
