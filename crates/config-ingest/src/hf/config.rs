@@ -206,7 +206,7 @@ fn count(value: &Value) -> Option<u64> {
             Some(whole) => Some(whole),
             None => number
                 .as_f64()
-                .filter(|float| float.fract() == 0.0 && *float >= 0.0)
+                .filter(|float| *float % 1.0 == 0.0 && *float >= 0.0)
                 .and_then(|float| format!("{float:.0}").parse().ok()),
         },
         Value::String(text) => text.parse().ok(),
