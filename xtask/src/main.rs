@@ -1,2 +1,44 @@
-//! Project tasks: `cargo xtask test` and friends.
-fn main() {}
+//! Project tasks. `cargo xtask test` is what a contributor runs and what CI runs.
+
+mod arrow;
+mod run;
+mod steps;
+mod wasm;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+Usage: cargo xtask TASK
+
+  test             everything that must hold: format, lints, tests, wasm32, docs, dependency rules
+  test --quick     tests and lints only
+  wasm             compile the core, the planner and the parsers for wasm32
+  bench            criterion benches, ours beside the registry's peers
+  fuzz [SECONDS]   run every fuzz target for SECONDS (default 60)
+  deny             licences, sources and duplicate versions of all dependencies
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words.as_slice() {
+        ["test"] => steps::test(false),
+        ["test", "--quick"] => steps::test(true),
+        ["wasm"] => wasm::check(),
+        ["bench"] => steps::bench(),
+        ["fuzz"] => steps::fuzz("60"),
+        ["fuzz", seconds] => steps::fuzz(seconds),
+        ["deny"] => steps::deny(),
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(64);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("xtask: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
