@@ -45,6 +45,18 @@ impl RangeSource for &[u8] {
     }
 }
 
+impl RangeSource for Vec<u8> {
+    fn len(&self) -> Result<Option<u64>, IngestError> {
+        RangeSource::len(&self.as_slice())
+    }
+    fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, IngestError> {
+        RangeSource::read(&self.as_slice(), offset, length)
+    }
+    fn name(&self) -> String {
+        RangeSource::name(&self.as_slice())
+    }
+}
+
 /// The first bytes of something longer: a header kept apart from its data.
 #[derive(Debug, Clone)]
 pub struct PrefixSource {

@@ -40,6 +40,7 @@ impl Builder {
                 (Some(over), Counts::Parameter | Counts::Buffer) => over,
                 (_, own) => own,
             },
+            opaque_bytes: None,
         });
     }
     fn param(&mut self, name: &str, component: Component, shape: Shape) {

@@ -157,6 +157,8 @@ pub struct Tensor {
     pub place: Place,
     /// How it counts.
     pub counts: Counts,
+    /// Bytes as the file lays them out, for a tensor whose format is not known (`format` is then a stand-in).
+    pub opaque_bytes: Option<Bytes>,
 }
 
 impl Tensor {
@@ -172,6 +174,9 @@ impl Tensor {
     /// # Errors
     /// [`MathError::Overflow`], or [`MathError::PartialBlock`] when a row is no whole number of blocks.
     pub fn bytes(&self) -> Result<Bytes, MathError> {
+        if let Some(bytes) = self.opaque_bytes {
+            return Ok(bytes);
+        }
         self.format.row_bytes(self.shape.row())?.times(self.shape.rows()?)
     }
 }
