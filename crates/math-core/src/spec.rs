@@ -261,6 +261,9 @@ pub struct Mla {
     pub window: Window,
     /// Whether the compressing projections have biases.
     pub bias: bool,
+    /// Whether files hold the expansion of the latent as one matrix (MiniCPM3, PLM, DeepSeek files converted before
+    /// llama.cpp cached latents). llama.cpp then caches expanded keys and values of every head.
+    pub expanded: bool,
     /// Output gate.
     pub gate: OutputGate,
     /// A sparse-attention selector.
@@ -524,7 +527,8 @@ pub struct Moe {
     pub router_bias: bool,
     /// Correction bias of the router (a buffer in most families): `None`, or how it counts.
     pub correction_bias: Option<Counts>,
-    /// Rows of the router where they are more than the experts (experts without weights); `None` for `n_experts`.
+    /// Rows of the router where they are more than the experts (experts without weights), 0 when it is no plain matrix
+    /// (its tensors are in `extra`); `None` for `n_experts`.
     pub n_router_rows: Option<u64>,
     /// Elements of the latent that experts read and write, when it is not `d_model` (Nemotron 3).
     pub latent: Option<u64>,

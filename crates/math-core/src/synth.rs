@@ -285,8 +285,13 @@ fn mla_tensors(out: &mut Builder, mla: &Mla, d_model: u64) -> Result<(), MathErr
     }
     out.linear("attn_kv_a_mqa", component, d_model, add(mla.kv_lora_rank, mla.qk_rope_head_dim)?, mla.bias);
     out.param("attn_kv_a_norm.weight", component, Shape::vector(mla.kv_lora_rank));
-    out.param("attn_k_b.weight", component, Shape::stack(mla.qk_nope_head_dim, mla.kv_lora_rank, mla.n_heads));
-    out.param("attn_v_b.weight", component, Shape::stack(mla.kv_lora_rank, mla.v_head_dim, mla.n_heads));
+    if mla.expanded {
+        let width = mul(mla.n_heads, add(mla.qk_nope_head_dim, mla.v_head_dim)?)?;
+        out.linear("attn_kv_b", component, mla.kv_lora_rank, width, false);
+    } else {
+        out.param("attn_k_b.weight", component, Shape::stack(mla.qk_nope_head_dim, mla.kv_lora_rank, mla.n_heads));
+        out.param("attn_v_b.weight", component, Shape::stack(mla.kv_lora_rank, mla.v_head_dim, mla.n_heads));
+    }
     out.linear("attn_output", component, mul(mla.n_heads, mla.v_head_dim)?, d_model, mla.bias);
     if let OutputGate::Own { width } = mla.gate {
         out.linear("attn_gate", component, d_model, width, false);
@@ -365,7 +370,7 @@ fn kimi_delta_tensors(out: &mut Builder, delta: &KimiDelta, d_model: u64) -> Res
     let width = mul(delta.n_heads, delta.head_dim)?;
     for which in ["q", "k", "v"] {
         out.linear(&format!("attn_{which}"), component, d_model, width, false);
-        out.param(&format!("ssm_conv1d_{which}.weight"), component, Shape::matrix(delta.d_conv, width));
+        out.param(&format!("ssm_conv1d_{which}.weight"), component, Shape::stack(delta.d_conv, 1, width));
     }
     out.linear("attn_output", component, width, d_model, false);
     out.weights(&delta.extra);
@@ -398,7 +403,10 @@ fn feed_forward_tensors(out: &mut Builder, feed_forward: &FeedForward, d_model: 
 
 fn moe_tensors(out: &mut Builder, moe: &Moe, d_model: u64) -> Result<(), MathError> {
     let rows = moe.n_router_rows.unwrap_or(moe.n_experts);
-    out.linear("ffn_gate_inp", Component::Router, d_model, rows, moe.router_bias);
+    // No rows: the router is no plain matrix, its tensors are listed in `extra`.
+    if rows > 0 {
+        out.linear("ffn_gate_inp", Component::Router, d_model, rows, moe.router_bias);
+    }
     if let Some(counts) = moe.correction_bias {
         out.push("exp_probs_b.bias", Component::Router, Shape::vector(rows), counts);
     }

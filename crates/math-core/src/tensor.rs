@@ -89,6 +89,8 @@ pub enum Component {
     SharedExperts,
     /// The router and its correction bias.
     Router,
+    /// Projections to and from the latent that experts work in (Nemotron 3).
+    ExpertsLatentProj,
     /// Layer norms.
     Norms,
     /// State-space, linear attention, recurrent and convolution mixers.
@@ -122,6 +124,28 @@ pub enum Counts {
     Unused,
     /// Made by a file converter; no checkpoint has it (rope factors).
     Derived,
+    /// A parameter that converters to GGUF leave out (a norm that the model builds and never applies).
+    Unconverted,
+    /// A buffer that the model class keeps and neither checkpoints nor converted files hold (decay tables).
+    Unstored,
+}
+
+impl Counts {
+    /// Whether it counts towards the model's parameters.
+    #[must_use]
+    pub const fn is_parameter(self) -> bool {
+        matches!(self, Self::Parameter | Self::Unconverted)
+    }
+    /// Whether it counts towards the model's buffers.
+    #[must_use]
+    pub const fn is_buffer(self) -> bool {
+        matches!(self, Self::Buffer | Self::Unstored)
+    }
+    /// Whether files converted to GGUF hold it.
+    #[must_use]
+    pub const fn is_in_gguf(self) -> bool {
+        !matches!(self, Self::Unconverted | Self::Unstored)
+    }
 }
 
 /// Where a tensor sits.
@@ -209,7 +233,7 @@ impl TensorTable {
     /// # Errors
     /// [`MathError::Overflow`].
     pub fn total_params(&self) -> Result<Params, MathError> {
-        self.params_where(|tensor| tensor.counts == Counts::Parameter)
+        self.params_where(|tensor| tensor.counts.is_parameter())
     }
     /// The tensor with this name.
     #[must_use]
