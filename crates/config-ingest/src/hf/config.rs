@@ -18,6 +18,7 @@ use crate::error::IngestError;
 #[derive(Debug, Clone)]
 pub struct Config<'a> {
     map: &'a Map<String, Value>,
+    defaults: Option<&'a Map<String, Value>>,
     path: String,
     asked: Rc<RefCell<BTreeSet<String>>>,
 }
@@ -29,7 +30,7 @@ impl<'a> Config<'a> {
     /// [`IngestError::Field`] when `value` is no object.
     pub fn root(value: &'a Value) -> Result<Self, IngestError> {
         match value {
-            Value::Object(map) => Ok(Self { map, path: "$".to_owned(), asked: Rc::default() }),
+            Value::Object(map) => Ok(Self { map, defaults: None, path: "$".to_owned(), asked: Rc::default() }),
             other => Err(IngestError::Field { place: "$".to_owned(), found: describe(other), expected: "an object".to_owned() }),
         }
     }
@@ -40,10 +41,24 @@ impl<'a> Config<'a> {
         for alias in aliases {
             self.asked.borrow_mut().insert(format!("{}.{alias}", self.path));
         }
-        aliases.iter().find_map(|alias| match self.map.get(*alias) {
-            None | Some(Value::Null) => None,
-            Some(value) => Some((value, format!("{}.{alias}", self.path))),
-        })
+        let found = first(self.map, aliases, &self.path);
+        // An explicit null is a statement of its own ("no window") and keeps the default from applying.
+        if found.is_some() || aliases.iter().any(|alias| self.map.contains_key(*alias)) {
+            return found;
+        }
+        first(self.defaults?, aliases, &self.path)
+    }
+
+    /// Whether none of the aliases is in the config, so that a getter answers with the family's default, if any.
+    #[must_use]
+    pub fn is_default(&self, aliases: &[&str]) -> bool {
+        !aliases.iter().any(|alias| self.map.contains_key(*alias))
+    }
+
+    /// The same object, with values for keys that it does not hold.
+    #[must_use]
+    pub fn with_defaults(self, defaults: &'a Map<String, Value>) -> Self {
+        Self { defaults: Some(defaults), ..self }
     }
 
     /// Whether any alias is present and not null.
@@ -59,7 +74,10 @@ impl<'a> Config<'a> {
     pub fn child(&self, aliases: &[&str]) -> Result<Option<Self>, IngestError> {
         match self.raw(aliases) {
             None => Ok(None),
-            Some((Value::Object(map), path)) => Ok(Some(Self { map, path, asked: Rc::clone(&self.asked) })),
+            Some((Value::Object(map), path)) => {
+                let defaults = self.defaults.and_then(|all| aliases.iter().find_map(|alias| all.get(*alias)?.as_object()));
+                Ok(Some(Self { map, defaults, path, asked: Rc::clone(&self.asked) }))
+            }
             Some((other, place)) => Err(wrong(place, other, "an object")),
         }
     }
@@ -198,6 +216,13 @@ impl<'a> Config<'a> {
         let asked = self.asked.borrow();
         self.map.keys().map(|key| format!("{}.{key}", self.path)).filter(|path| !asked.contains(path)).collect()
     }
+}
+
+fn first<'a>(map: &'a Map<String, Value>, aliases: &[&str], path: &str) -> Option<(&'a Value, String)> {
+    aliases.iter().find_map(|alias| match map.get(*alias) {
+        None | Some(Value::Null) => None,
+        Some(value) => Some((value, format!("{path}.{alias}"))),
+    })
 }
 
 fn count(value: &Value) -> Option<u64> {

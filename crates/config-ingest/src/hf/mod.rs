@@ -1,4 +1,17 @@
 //! Hugging Face `config.json`: one row of data per model family, translated into a `ModelSpec`.
+//!
+//! [`ingest`] is the door. It parses, finds the family's row ([`families`]), lets the row build the architecture
+//! from the config through a [`reader::Reader`] (which collects every error and note) with the shared combinators of
+//! [`recipe`], and synthesizes the tensor table.
 
 pub mod config;
+mod door;
 pub mod families;
+mod generic;
+mod keys;
+mod lookup;
+pub mod quantization;
+pub mod reader;
+pub mod recipe;
+
+pub use door::{Limits, Options, ingest};

@@ -1,1 +1,45 @@
 //! The families: which names belong to which row, and what a row says.
+//!
+//! A family is a [`Family`] row in one of the tables below. To add one: a file with a `FAMILIES` table, and a line
+//! in [`TABLES`].
+
+pub mod llama;
+
+use plimsoll_math::spec::ModelSpec;
+
+use super::reader::Reader;
+use crate::error::IngestError;
+
+/// One row: the names that select it, the values of keys that a config leaves out, and the recipe.
+#[derive(Debug)]
+pub struct Family {
+    /// Values of `model_type`; the first is the family's name.
+    pub model_types: &'static [&'static str],
+    /// Class names in `architectures`.
+    pub architectures: &'static [&'static str],
+    /// The architecture's name in llama.cpp, where its converter knows the family.
+    pub llama_cpp: Option<&'static str>,
+    /// Whether the language model sits in a nested object.
+    pub is_wrapper: bool,
+    /// A JSON object with the values of keys that a config leaves out; empty for none. They are those of the
+    /// family's configuration class in transformers 5.23.0, or of the published modeling code where that has none.
+    pub defaults: &'static str,
+    /// The recipe.
+    pub build: fn(&Reader<'_>) -> Result<ModelSpec, IngestError>,
+}
+
+impl Family {
+    /// The family's name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.model_types.first().or(self.architectures.first()).copied().unwrap_or_default()
+    }
+}
+
+/// Every table.
+const TABLES: &[&[Family]] = &[llama::FAMILIES];
+
+/// Every row.
+pub fn all() -> impl Iterator<Item = &'static Family> {
+    TABLES.iter().flat_map(|table| table.iter())
+}

@@ -1,0 +1,147 @@
+//! Which row reads a config.
+
+use alloc::borrow::ToOwned;
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use plimsoll_math::spec::ModelSpec;
+use serde_json::{Map, Value};
+
+use super::config::Config;
+use super::families::{self, Family};
+use super::generic;
+use super::reader::{HeadKind, Reader, Shared};
+use crate::error::IngestError;
+
+/// Keys under which a multimodal config holds its language model.
+pub(super) const LANGUAGE_MODEL_KEYS: &[&str] = &["text_config", "language_config", "llm_config", "thinker_config"];
+
+fn by_class(class: &str) -> Option<&'static Family> {
+    let exact = families::all().find(|family| family.architectures.contains(&class));
+    // The body, a classifier or an answer head of a known model.
+    exact.or_else(|| {
+        let body = ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model"]
+            .iter()
+            .find_map(|suffix| class.strip_suffix(suffix))?;
+        let lm = ["ForCausalLM", "ForConditionalGeneration", "LMHeadModel"];
+        families::all().find(|family| {
+            family.architectures.iter().any(|known| lm.iter().any(|suffix| known.strip_suffix(suffix) == Some(body)))
+        })
+    })
+}
+
+fn by_type(model_type: &str) -> Option<&'static Family> {
+    families::all().find(|family| family.model_types.contains(&model_type))
+}
+
+/// The class and the type that an object names; either may be missing.
+fn names<'a>(config: &Config<'a>, shared: &Shared) -> (Option<&'a str>, Option<&'a str>) {
+    let class = shared.keep(config.str_list(&["architectures"])).flatten().and_then(|classes| classes.first().copied());
+    let model_type = shared.keep(config.str(&["model_type"])).flatten();
+    (class, model_type)
+}
+
+/// The model that a whole document describes.
+pub(super) fn build(root: Config<'_>, shared: &Shared) -> Result<ModelSpec, IngestError> {
+    let (class, model_type) = names(&root, shared);
+    let class_row = class.and_then(by_class);
+    let type_row = model_type.and_then(by_type);
+    let is_nested = root.has(LANGUAGE_MODEL_KEYS);
+    // Weights follow the class; the type only chooses defaults. But a wrapper's class over a config without a nested
+    // language model is a flattened one, which only the type can tell, and the other way round.
+    let row = match (class_row, type_row) {
+        (Some(by_class), Some(by_type)) if by_class.is_wrapper && !by_type.is_wrapper && !is_nested => Some(by_type),
+        (Some(by_class), Some(by_type)) if !by_class.is_wrapper && by_type.is_wrapper && is_nested => Some(by_type),
+        (Some(by_class), _) => Some(by_class),
+        (None, by_type) => by_type,
+    };
+    if let (Some(by_class), Some(by_type)) = (class_row, type_row)
+        && !core::ptr::eq(by_class, by_type)
+    {
+        let chosen = row.map_or("", Family::name);
+        shared.note(format!(
+            "$.architectures says {}, $.model_type says {}: read as {chosen}",
+            class.unwrap_or_default(),
+            model_type.unwrap_or_default()
+        ));
+    }
+    let Some(row) = row else {
+        return if shared.options.assume_generic {
+            shared.mark_generic();
+            generic::build(root, shared, class.or(model_type).unwrap_or("unnamed"))
+        } else {
+            Err(unknown(class, model_type))
+        };
+    };
+    let head = class.map_or(HeadKind::LanguageModel, HeadKind::of_class);
+    run(row, root.clone(), root, shared, class.unwrap_or_default(), head, None)
+}
+
+/// The language model inside a wrapper.
+pub(super) fn build_nested(
+    config: Config<'_>,
+    outer: &Reader<'_>,
+    otherwise: &str,
+    tied: Option<bool>,
+) -> Result<ModelSpec, IngestError> {
+    let (class, model_type) = names(&config, outer.shared);
+    // A nested object's `architectures` is often left over from another model; its type is what the wrapper builds.
+    let row = model_type.and_then(by_type).or_else(|| class.and_then(by_class)).or_else(|| by_type(otherwise));
+    let row = row.ok_or_else(|| unknown(class, model_type))?;
+    run(row, config, outer.root.clone(), outer.shared, &outer.class, outer.head, tied)
+}
+
+fn run(
+    row: &'static Family,
+    config: Config<'_>,
+    root: Config<'_>,
+    shared: &Shared,
+    class: &str,
+    head: HeadKind,
+    tied: Option<bool>,
+) -> Result<ModelSpec, IngestError> {
+    let defaults: Map<String, Value> = match row.defaults {
+        "" => Map::new(),
+        // The rows are checked by a test; a broken one has no defaults, so that missing fields are reported.
+        text => serde_json::from_str(text).unwrap_or_default(),
+    };
+    let config = config.with_defaults(&defaults);
+    (row.build)(&Reader { config, root, family: row, class: class.to_owned(), head, tied, shared })
+}
+
+fn unknown(class: Option<&str>, model_type: Option<&str>) -> IngestError {
+    let (place, found) = match (class, model_type) {
+        (Some(class), _) => ("$.architectures[0]", class),
+        (None, Some(model_type)) => ("$.model_type", model_type),
+        (None, None) => ("$.architectures[0] and $.model_type", "nothing"),
+    };
+    let wanted = class.or(model_type).unwrap_or_default();
+    let of_class = families::all().flat_map(|family| if class.is_some() { family.architectures } else { family.model_types });
+    let mut ranked: Vec<(usize, &str)> =
+        of_class.map(|name| (distance(wanted, name), *name)).collect::<BTreeSet<_>>().into_iter().collect();
+    ranked.truncate(3);
+    let nearest: Vec<&str> = ranked.into_iter().map(|(_, name)| name).collect();
+    IngestError::UnknownArchitecture { place: place.to_owned(), found: found.to_owned(), nearest: nearest.join(", ") }
+}
+
+/// Edits that turn one name into the other (Levenshtein), over the first 64 characters.
+fn distance(left: &str, right: &str) -> usize {
+    let right: Vec<char> = right.chars().take(64).collect();
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (index, from) in left.chars().take(64).enumerate() {
+        let mut diagonal = index;
+        let mut before = index.saturating_add(1);
+        let mut next = Vec::with_capacity(row.len());
+        next.push(before);
+        for (to, above) in right.iter().zip(row.iter().skip(1)) {
+            let substituted = diagonal.saturating_add(usize::from(from != *to));
+            before = substituted.min(above.saturating_add(1)).min(before.saturating_add(1));
+            diagonal = *above;
+            next.push(before);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
+}
