@@ -75,6 +75,9 @@ pub struct Deployment {
     pub draft_tokens: u64,
     /// Whether the engine runs as an embedding server.
     pub embeddings: bool,
+    /// Whether every token of a batch may ask for logits (llama.cpp's bare library, its perplexity tool), instead of
+    /// the server's one row per sequence and drafted token.
+    pub logits_for_all: bool,
     /// Where layers go: the one device, or the host's processor.
     pub backend: Backend,
 }
@@ -98,6 +101,7 @@ impl Deployment {
             load_mtp: false,
             draft_tokens: 0,
             embeddings: false,
+            logits_for_all: false,
             backend,
         }
     }

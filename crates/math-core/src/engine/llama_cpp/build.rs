@@ -77,6 +77,16 @@ impl Build {
         }
     }
 
+    /// Rows of an indexer cache of `qwen4exp`: b12032 keeps the pooled key beside the raw one
+    /// (`models/qwen4exp.cpp:load_arch_hparams`, `indexer_kpool_row`).
+    #[must_use]
+    pub const fn qwen4exp_indexer_rows(self) -> u64 {
+        match self {
+            Self::C0c1e57098 => 1,
+            Self::B12032 => 2,
+        }
+    }
+
     /// Until b12032, Gemma 3n and Gemma 4 made the output matrix before the embedding, so that a tied one was paid
     /// twice even on the processor alone.
     #[must_use]
