@@ -216,7 +216,7 @@ fn cached(layer: &Layer, facts: Facts<'_>, transposed: Option<u64>) -> Result<Op
         indexer.filter(|indexer| indexer.own).map(|indexer| mul(indexer.head_dim, facts.indexer_rows())).transpose()
     };
     Ok(match &layer.mixer {
-        Mixer::Mla(mla) if facts.expands_latents() => {
+        Mixer::Mla(mla) if mla.expanded => {
             let k_head = add(mla.qk_nope_head_dim, mla.qk_rope_head_dim)?;
             let v_dim = mul(mla.n_heads, mla.v_head_dim)?;
             Some(Cached {

@@ -55,13 +55,6 @@ const HONOURS_WINDOWS: &[&str] = &[
     "muse-glimmer", "muse-spark", "olmo2", "plamo3", "smallthinker", "spark2_5", "step35",
 ];
 
-/// Architectures that cache every head's keys and values although their weights are low-rank
-/// (`models/minicpm3.cpp`, `models/plm.cpp` and the first DeepSeek know no compressed cache).
-#[rustfmt::skip]
-const EXPANDS_LATENTS: &[&str] = &[
-    "minicpm3", "plm",
-];
-
 /// Recurrent models that can roll back by snapshots (`llama-arch.cpp:llm_arch_supports_rs_rollback`).
 #[rustfmt::skip]
 const ROLLS_BACK: &[&str] = &[
@@ -142,9 +135,6 @@ impl<'a> Facts<'a> {
     pub(crate) fn window(self, window: Window) -> Option<u64> {
         let honours = HONOURS_WINDOWS.contains(&self.arch) && (self.arch != "exaone4" || self.n_layers == 64);
         if honours { window.tokens() } else { None }
-    }
-    pub(crate) fn expands_latents(self) -> bool {
-        EXPANDS_LATENTS.contains(&self.arch)
     }
     pub(crate) fn rolls_back(self) -> bool {
         ROLLS_BACK.contains(&self.arch)

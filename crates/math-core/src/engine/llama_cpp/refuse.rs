@@ -19,7 +19,7 @@ pub(crate) fn check(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment,
     let refused = |reason: String| Err(MathError::Refused { engine: facts.build.engine().to_string(), reason });
     let (k, v) = (deployment.kv_type_k, deployment.kv_type_v);
     let latent = spec.layers.iter().any(|layer| match &layer.mixer {
-        Mixer::Mla(_) => !facts.expands_latents(),
+        Mixer::Mla(mla) => !mla.expanded,
         Mixer::CompressedAttention(_) => true,
         Mixer::Attention(_)
         | Mixer::Mamba1(_)
@@ -73,7 +73,7 @@ fn block_mismatch(
     let block = format.block_len();
     for layer in &spec.layers {
         let width = match &layer.mixer {
-            Mixer::Mla(mla) if facts.expands_latents() => {
+            Mixer::Mla(mla) if mla.expanded => {
                 if keys {
                     add(mla.qk_nope_head_dim, mla.qk_rope_head_dim)?
                 } else {
