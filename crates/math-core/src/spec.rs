@@ -534,6 +534,9 @@ pub struct Moe {
     pub latent: Option<u64>,
     /// Experts that every token passes, as one feed-forward (`d_ff` is the sum of their widths); `None` for none.
     pub shared: Option<Dense>,
+    /// The part of the model that the shared experts count to: [`Component::SharedExperts`], or [`Component::Mlp`] where
+    /// the model calls them a feed-forward (Granite).
+    pub shared_component: Component,
     /// A gate on the shared experts (one row).
     pub shared_gate: bool,
     /// A dense feed-forward beside the experts (Gemma 4).
@@ -574,7 +577,8 @@ pub struct Layer {
     pub norms: Vec<Norm>,
     /// Tensors of one family only.
     pub extra: Vec<Weight>,
-    /// Set when the layer's weights are those of an earlier layer (Zamba's shared blocks): they count once.
+    /// Set when the layer's weights are those of an earlier layer (Zamba's shared blocks): they count once. A state
+    /// space beside a shared attention is the layer's own, and so are the tensors in `extra`.
     pub weights_of: Option<u32>,
 }
 

@@ -165,6 +165,8 @@ fn layer_tensors(out: &mut Builder, layer: &Layer, d_model: u64) -> Result<(), M
             attention_tensors(out, "cross_attn", cross, d_model)?;
         }
         feed_forward_tensors(out, &layer.feed_forward, d_model)?;
+    } else if let Mixer::Parallel(parallel) = &layer.mixer {
+        mixer_tensors(out, &parallel.state, d_model)?;
     }
     out.weights(&layer.extra);
     Ok(())
@@ -425,7 +427,7 @@ fn moe_tensors(out: &mut Builder, moe: &Moe, d_model: u64) -> Result<(), MathErr
         }
     }
     if let Some(shared) = &moe.shared {
-        dense_tensors(out, shared, d_model, "_shexp", Component::SharedExperts)?;
+        dense_tensors(out, shared, d_model, "_shexp", moe.shared_component)?;
         if moe.shared_gate {
             out.param("ffn_gate_inp_shexp.weight", Component::SharedExperts, Shape::vector(d_model));
         }

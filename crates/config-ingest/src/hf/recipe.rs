@@ -183,6 +183,7 @@ pub const fn experts(n_experts: u64, n_experts_per_token: u64, d_ff_expert: u64)
         n_router_rows: None,
         latent: None,
         shared: None,
+        shared_component: Component::SharedExperts,
         shared_gate: false,
         beside: None,
         extra: Vec::new(),
