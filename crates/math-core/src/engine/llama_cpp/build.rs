@@ -87,6 +87,37 @@ impl Build {
         }
     }
 
+    /// Parts of names that only some builds refuse to quantize (`llama-quant.cpp:tensor_allows_quantization`): b12032
+    /// added Engram's elementwise gate, Limite's small gates and mixers, depthwise convolutions and decision heads.
+    #[must_use]
+    pub fn never_quantized(self, arch: &str) -> &'static [&'static str] {
+        match (self, arch) {
+            (Self::C0c1e57098, _) => &[],
+            (Self::B12032, "limite") => &["engram_gate.weight", "attn_gate.weight", "attn_ve_gate.weight", "mudd_"],
+            (Self::B12032, "vllm-decision2") => &["engram_gate.weight", "decision."],
+            (Self::B12032, _) => &["engram_gate.weight", "conv2d_spatial.weight", "conv_dw"],
+        }
+    }
+
+    /// `MXFP4_MOE` packs expert stacks: b12032 knows them by name, before every stack of matrices counted as one,
+    /// those of latent attention included (`llama-quant.cpp:llama_tensor_get_type_impl`).
+    #[must_use]
+    pub const fn mxfp4_moe_goes_by_name(self) -> bool {
+        match self {
+            Self::C0c1e57098 => false,
+            Self::B12032 => true,
+        }
+    }
+
+    /// b12032 knows Muse Spark and keeps its latent projections and attention gates at 8 bits.
+    #[must_use]
+    pub fn muse_spark_keeps_gates(self, arch: &str) -> bool {
+        match self {
+            Self::C0c1e57098 => false,
+            Self::B12032 => arch == "muse-spark",
+        }
+    }
+
     /// Until b12032, Gemma 3n and Gemma 4 made the output matrix before the embedding, so that a tied one was paid
     /// twice even on the processor alone.
     #[must_use]

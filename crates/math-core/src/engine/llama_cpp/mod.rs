@@ -2,11 +2,17 @@
 
 pub mod build;
 pub mod cache;
+pub mod conversion;
 mod facts;
+pub mod file_type;
+pub mod loader_facts;
 pub mod memory;
+pub mod quantize;
 pub mod recurrent;
 pub mod refuse;
 pub mod resolve;
 
 pub use build::Build;
+pub use file_type::FileType;
+pub use loader_facts::LoaderFacts;
 pub use resolve::{Resolved, resolve};
