@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use plimsoll_ingest::hf;
 use plimsoll_math::spec::{FeedForward, Layer, ModelSpec};
-use plimsoll_math::tensor::{Component, Counts, Place, TensorTable};
+use plimsoll_math::tensor::{Component, Place, TensorTable};
 use serde_json::Value;
 
 const NOT_YET: &str = include_str!("not_yet_in_the_corpus.txt");
@@ -26,7 +26,7 @@ fn active(spec: &ModelSpec, tensors: &TensorTable) -> u64 {
     for (index, layer) in (0_u32..).zip(&spec.layers) {
         let Layer { feed_forward: FeedForward::Moe(moe), .. } = layer else { continue };
         let routed = tensors.tensors.iter().filter(|tensor| {
-            tensor.place == Place::Layer(index) && tensor.component == Component::Experts && tensor.counts == Counts::Parameter
+            tensor.place == Place::Layer(index) && tensor.component == Component::Experts && tensor.counts.is_parameter()
         });
         let routed: u64 = routed.map(|tensor| tensor.params().unwrap().get()).sum();
         idle += routed / moe.n_experts * (moe.n_experts - moe.n_experts_per_token);
@@ -48,14 +48,14 @@ fn check(row: &Value) -> Result<(), String> {
     let truth = &row["ground_truth"];
     compare("total", tensors.total_params().unwrap().get(), &truth["params_total"]);
     compare("total", tensors.total_params().unwrap().get(), &truth["params_total_published"]);
-    let buffers = tensors.params_where(|tensor| tensor.counts == Counts::Buffer).unwrap().get();
+    let buffers = tensors.params_where(|tensor| tensor.counts.is_buffer()).unwrap().get();
     compare("buffers", buffers, &truth["persistent_buffers"]);
     if truth["moe"].is_object() {
         compare("active", active(spec, tensors), &truth["active_params"]);
     }
     if let Value::Object(parts) = &truth["breakdown"] {
         let mut ours: BTreeMap<String, u64> = BTreeMap::new();
-        for tensor in tensors.tensors.iter().filter(|tensor| tensor.counts == Counts::Parameter) {
+        for tensor in tensors.tensors.iter().filter(|tensor| tensor.counts.is_parameter()) {
             let Ok(Value::String(part)) = serde_json::to_value(tensor.component) else { panic!("a component is a text") };
             *ours.entry(part).or_default() += tensor.params().unwrap().get();
         }
