@@ -124,11 +124,6 @@ pub enum Counts {
     Unused,
     /// Made by a file converter; no checkpoint has it (rope factors).
     Derived,
-    /// A parameter of the model that converted files hold as metadata or inside another tensor: counts towards the
-    /// total, but no converted file has it.
-    Folded,
-    /// A stored buffer that converted files leave out: listed with the buffers.
-    Dropped,
     /// A parameter that converters to GGUF leave out (a norm that the model builds and never applies).
     Unconverted,
     /// A buffer that the model class keeps and neither checkpoints nor converted files hold (decay tables).
@@ -150,24 +145,6 @@ impl Counts {
     #[must_use]
     pub const fn is_in_gguf(self) -> bool {
         !matches!(self, Self::Unconverted | Self::Unstored)
-    }
-}
-
-impl Counts {
-    /// Whether it counts towards the model's total.
-    #[must_use]
-    pub const fn is_parameter(self) -> bool {
-        matches!(self, Self::Parameter | Self::Folded)
-    }
-    /// Whether it is a stored buffer.
-    #[must_use]
-    pub const fn is_buffer(self) -> bool {
-        matches!(self, Self::Buffer | Self::Dropped)
-    }
-    /// Whether a converted (GGUF) file holds it.
-    #[must_use]
-    pub const fn is_converted(self) -> bool {
-        !matches!(self, Self::Folded | Self::Dropped)
     }
 }
 
