@@ -9,6 +9,7 @@ extern crate std;
 
 pub mod allocation;
 pub mod deployment;
+pub mod device;
 pub mod engine;
 pub mod error;
 pub mod format;

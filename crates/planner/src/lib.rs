@@ -1,1 +1,28 @@
-//! Part of Plimsoll.
+//! Questions over the formulas: does a model fit, with what to spare, how much context, how many sequences, and what
+//! does every byte pay for.
+//!
+//! Pure functions: a [`Model`](model::Model) and [`Options`](request::Options) in, an answer of [`response`] out.
+//! [`wire`] is the same as JSON.
+#![cfg_attr(not(feature = "std"), no_std)]
+
+extern crate alloc;
+
+pub mod command;
+pub mod engine;
+pub mod error;
+pub mod fit;
+pub mod inspect;
+pub mod limits;
+pub mod model;
+pub mod naive;
+pub mod request;
+pub mod response;
+pub mod size;
+pub mod wire;
+
+pub use error::PlanError;
+pub use fit::{explain, fit};
+pub use inspect::inspect;
+pub use limits::{reach_context as max_context, reach_sequences as max_sequences};
+pub use model::{Basis, Model};
+pub use request::Options;

@@ -1,0 +1,89 @@
+//! The engine's own command line for a deployment.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use plimsoll_math::deployment::{Backend, ContextRequest, FlashAttention};
+use plimsoll_math::format::StorageFormat;
+
+use crate::engine::{Planned, Question};
+use crate::model::Basis;
+use crate::request::Engine;
+
+/// The file an engine would be given: the model's own, or the one that quantizing it would make.
+fn file(question: &Question<'_>) -> String {
+    match (&question.model.basis, &question.model.reference) {
+        (Basis::Gguf, Some(reference)) => reference.clone(),
+        _ => {
+            let base = question.model.name.rsplit('/').next().unwrap_or_default();
+            let stem: String =
+                base.chars().map(|character| if character.is_ascii_alphanumeric() || "._-+".contains(character) { character } else { '-' }).collect();
+            let quant = question.quant.clone().unwrap_or_else(|| question.model.spec.weight_dtype.name().to_ascii_uppercase());
+            format!("{stem}-{quant}.gguf")
+        }
+    }
+}
+
+/// Arguments that make `llama-server` allocate exactly what was planned. Every value is written out: the server's
+/// own defaults (four unified slots, context reduced to what fits) would allocate something else.
+#[must_use]
+pub fn command(question: &Question<'_>, planned: &Planned) -> Vec<String> {
+    match question.effective.engine {
+        Engine::Ideal => return Vec::new(),
+        Engine::LlamaCpp(_) => {}
+    }
+    let deployment = &question.effective.deployment;
+    let mut out: Vec<String> = Vec::new();
+    let mut option = |name: &str, value: &str| {
+        out.push(name.to_string());
+        if !value.is_empty() {
+            out.push(value.to_string());
+        }
+    };
+    option("llama-server", "");
+    option("-m", &file(question));
+    let total = match deployment.context {
+        ContextRequest::PerSequence(tokens) => tokens.saturating_mul(deployment.sequences),
+        ContextRequest::Total(tokens) => tokens,
+        ContextRequest::ModelMaximum => question.model.spec.max_context.saturating_mul(deployment.sequences),
+    };
+    // A total that is no multiple of the engine's rounding is written as the engine will hold it.
+    option("-c", &total.max(planned.resolved.total_context).to_string());
+    option("-np", &deployment.sequences.to_string());
+    option(if deployment.kv_unified { "--kv-unified" } else { "--no-kv-unified" }, "");
+    option("-b", &deployment.batch.to_string());
+    option("-ub", &deployment.ubatch.to_string());
+    match deployment.backend {
+        Backend::Cpu => option("-dev", "none"),
+        _ => option("-ngl", "all"),
+    }
+    option(
+        "-fa",
+        match deployment.flash_attention {
+            FlashAttention::Auto => "auto",
+            FlashAttention::On => "on",
+            FlashAttention::Off => "off",
+        },
+    );
+    if deployment.kv_type_k != StorageFormat::F16 {
+        option("-ctk", deployment.kv_type_k.name());
+    }
+    if deployment.kv_type_v != StorageFormat::F16 {
+        option("-ctv", deployment.kv_type_v.name());
+    }
+    if deployment.swa_full {
+        option("--swa-full", "");
+    }
+    if !deployment.repack {
+        option("--no-repack", "");
+    }
+    if !deployment.mmap {
+        option("-lm", "none");
+    }
+    if deployment.embeddings {
+        option("--embeddings", "");
+    }
+    option("-fit", "off");
+    out
+}

@@ -1,0 +1,125 @@
+//! One door to every engine policy: facts and a deployment in, an allocation out.
+
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use plimsoll_math::allocation::Allocation;
+use plimsoll_math::deployment::ContextRequest;
+use plimsoll_math::error::MathError;
+use plimsoll_math::tensor::TensorTable;
+use plimsoll_math::units::Bytes;
+
+use crate::error::PlanError;
+use crate::model::{Basis, Model};
+use crate::request::{Effective, Options};
+
+/// What the engine makes of the numbers it is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resolved {
+    /// Tokens per sequence.
+    pub context_per_sequence: u64,
+    /// Tokens in the whole pool.
+    pub total_context: u64,
+    /// Logical batch.
+    pub batch: u64,
+    /// Micro-batch.
+    pub ubatch: u64,
+    /// Whether flash attention is on.
+    pub flash_attention: bool,
+}
+
+/// An allocation with the numbers the engine settled on.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    /// The terms.
+    pub allocation: Allocation,
+    /// The numbers.
+    pub resolved: Resolved,
+}
+
+/// A model, how it is stored, and what is asked: everything an engine policy needs.
+#[derive(Debug, Clone)]
+pub struct Question<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// The question in full.
+    pub effective: Effective,
+    /// The file type the tensors are stored as, when the source leaves the choice.
+    pub quant: Option<String>,
+    /// What had to be assumed about storage.
+    pub notes: Vec<String>,
+    tensors: Rc<TensorTable>,
+}
+
+impl<'a> Question<'a> {
+    /// Fills in every default and decides how the weights are stored.
+    ///
+    /// # Errors
+    /// [`PlanError`] for options that cannot be.
+    pub fn new(model: &'a Model, options: &Options) -> Result<Self, PlanError> {
+        let mut effective = options.effective()?;
+        effective.deployment.embeddings = model.is_embedder();
+        if matches!(effective.deployment.context, ContextRequest::ModelMaximum) && model.spec.max_context == 0 {
+            return Err(PlanError::request("context", "nothing, and the source does not say what the model was trained for", "a context"));
+        }
+        let question = Self { model, effective, quant: None, notes: Vec::new(), tensors: Rc::new(model.tensors.clone()) };
+        match (model.basis, options.quant.as_deref()) {
+            (Basis::Gguf, None) => Ok(question),
+            (Basis::Gguf, Some(_)) => Err(PlanError::request(
+                "quant",
+                "a file type for a file that is stored already",
+                "no quant: the types are the file's own",
+            )),
+            (Basis::Config | Basis::Checkpoint, Some(quant)) => question.with_quant(quant),
+            (Basis::Config | Basis::Checkpoint, None) => {
+                let quant = "BF16";
+                let mut question = question.with_quant(quant)?;
+                question.notes.push(format!("no quant was named: weights are planned as {quant}, as a plain conversion stores them"));
+                Ok(question)
+            }
+        }
+    }
+
+    /// The same question with the weights stored as `quant`.
+    ///
+    /// # Errors
+    /// [`PlanError`] for a name that is no file type.
+    pub fn with_quant(&self, quant: &str) -> Result<Self, PlanError> {
+        let mut changed = self.clone();
+        changed.quant = Some(quant.to_string());
+        Ok(changed)
+    }
+
+    /// Whether the source leaves open how weights are stored.
+    #[must_use]
+    pub const fn can_requantize(&self) -> bool {
+        matches!(self.model.basis, Basis::Config | Basis::Checkpoint)
+    }
+
+    /// How the weights are stored, in a word.
+    #[must_use]
+    pub fn stored_as(&self) -> Option<String> {
+        self.quant.clone().or_else(|| self.model.quantization.clone())
+    }
+
+    /// Bytes of all tensors as stored, without padding.
+    ///
+    /// # Errors
+    /// [`PlanError::Math`] on overflow.
+    pub fn weight_bytes(&self) -> Result<Bytes, PlanError> {
+        Ok(self.tensors.bytes_where(|_| true)?)
+    }
+
+    /// What the engine allocates.
+    ///
+    /// # Errors
+    /// [`PlanError::Math`] when the engine refuses, or does not know a mechanism.
+    pub fn plan(&self) -> Result<Planned, PlanError> {
+        Err(PlanError::Math(MathError::Unsupported {
+            engine: format!("{}@{}", self.effective.engine.name(), self.effective.engine.version()),
+            mechanism: "anything yet".to_string(),
+        }))
+    }
+}

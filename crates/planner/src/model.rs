@@ -1,0 +1,108 @@
+//! A model as the planner sees it: facts with a name, and how to ask the engine for it.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use plimsoll_ingest::Ingested;
+use plimsoll_math::spec::{FeedForward, LmHead, ModelSpec};
+use plimsoll_math::tensor::{Component, Counts, Place, TensorTable};
+use plimsoll_math::units::{Params, mul};
+use serde::{Deserialize, Serialize};
+
+use crate::error::PlanError;
+
+/// What the tensor table was made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// A config: shapes follow from the architecture, and `quant` says how they would be stored.
+    Config,
+    /// A GGUF header: shapes and types are the file's own.
+    Gguf,
+    /// Headers of a checkpoint (safetensors, MLX): shapes and types are the files' own, in that format.
+    Checkpoint,
+}
+
+/// Facts about one model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Model {
+    /// What to call it.
+    pub name: String,
+    /// The architecture.
+    pub spec: ModelSpec,
+    /// The tensors.
+    pub tensors: TensorTable,
+    /// How the source stores weights, where it says more than a number type.
+    pub quantization: Option<String>,
+    /// What was unusual.
+    pub notes: Vec<String>,
+    /// What the tensors were made from.
+    pub basis: Basis,
+    /// The file or repository an engine would be pointed at.
+    pub reference: Option<String>,
+    /// Whether the architecture was not recognised and is taken for a generic decoder.
+    pub generic: bool,
+}
+
+impl Model {
+    /// A model from what a source yielded.
+    #[must_use]
+    pub fn new(name: Option<&str>, ingested: Ingested, basis: Basis) -> Self {
+        let name = name
+            .map(ToString::to_string)
+            .or_else(|| ingested.spec.name.clone())
+            .unwrap_or_else(|| ingested.spec.architecture.clone());
+        Self {
+            name,
+            spec: ingested.spec,
+            tensors: ingested.tensors,
+            quantization: ingested.quantization,
+            notes: ingested.notes,
+            basis,
+            reference: None,
+            generic: false,
+        }
+    }
+
+    /// Whether the model yields embeddings or classes instead of tokens.
+    #[must_use]
+    pub const fn is_embedder(&self) -> bool {
+        !self.spec.causal && matches!(self.spec.head.lm_head, LmHead::None)
+    }
+
+    /// Parameter counts.
+    ///
+    /// # Errors
+    /// [`PlanError::Math`] on overflow.
+    pub fn parameters(&self) -> Result<ParameterCounts, PlanError> {
+        let total = self.tensors.total_params()?;
+        let embedding = self
+            .tensors
+            .params_where(|tensor| tensor.counts == Counts::Parameter && tensor.component == Component::Embeddings)?;
+        let mut idle = Params::ZERO;
+        for (index, layer) in (0_u32..).zip(&self.spec.layers) {
+            let FeedForward::Moe(moe) = &layer.feed_forward else { continue };
+            let routed = self.tensors.params_where(|tensor| {
+                tensor.counts == Counts::Parameter
+                    && tensor.component == Component::Experts
+                    && tensor.place == Place::Layer(index)
+            })?;
+            let unused = moe.n_experts.saturating_sub(moe.n_experts_per_token);
+            if let Some(share) = routed.get().checked_div(moe.n_experts) {
+                idle = idle.plus(Params::new(mul(share, unused)?)?)?;
+            }
+        }
+        Ok(ParameterCounts { total, active: total.minus(idle).unwrap_or(Params::ZERO), embedding })
+    }
+}
+
+/// How many parameters a model has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParameterCounts {
+    /// Each unique parameter once, without multi-token prediction and buffers.
+    pub total: Params,
+    /// What one token passes: `total - routed * (1 - k/E)`.
+    pub active: Params,
+    /// Input embeddings.
+    pub embedding: Params,
+}

@@ -1,0 +1,208 @@
+//! The question: options as every surface spells them, and what they mean in effect.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+
+use plimsoll_math::deployment::{Backend, ContextRequest, Deployment, FlashAttention};
+use plimsoll_math::device::Device;
+use plimsoll_math::engine::llama_cpp::Build;
+use plimsoll_math::format::StorageFormat;
+use plimsoll_math::units::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::error::PlanError;
+use crate::size::quoted;
+
+/// Everything that can be asked. What is left out takes the engine's own default, and the answer says which.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// `llama.cpp`, `llama.cpp@BUILD` or `ideal`.
+    pub engine: Option<String>,
+    /// Tokens per sequence.
+    pub context: Option<u64>,
+    /// Concurrent sequences.
+    pub sequences: Option<u64>,
+    /// The engine's own pool of tokens (llama.cpp's `-c`).
+    pub total_context: Option<u64>,
+    /// Logical batch, tokens.
+    pub batch: Option<u64>,
+    /// Micro-batch, tokens.
+    pub ubatch: Option<u64>,
+    /// File type to quantize to, for sources that are not quantized.
+    pub quant: Option<String>,
+    /// Format of cached keys and values.
+    pub kv_type: Option<String>,
+    /// Format of cached keys.
+    pub kv_type_k: Option<String>,
+    /// Format of cached values.
+    pub kv_type_v: Option<String>,
+    /// Flash attention.
+    pub flash_attention: Option<FlashAttention>,
+    /// One cache for all sequences.
+    pub kv_unified: Option<bool>,
+    /// Full-size caches for sliding-window layers.
+    pub swa_full: Option<bool>,
+    /// Whether processor weights are repacked.
+    pub repack: Option<bool>,
+    /// Whether weights are mapped from the file.
+    pub mmap: Option<bool>,
+    /// The device's name.
+    pub device: Option<String>,
+    /// The device's memory, bytes.
+    pub memory: Option<u64>,
+    /// Whether an unknown architecture may be taken for a generic decoder.
+    pub assume_generic: Option<bool>,
+}
+
+/// Which engine's rules apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Engine {
+    /// llama.cpp, a build.
+    LlamaCpp(Build),
+    /// The textbook: no rounding, no buffers.
+    Ideal,
+}
+
+impl Engine {
+    /// Reads an engine's name.
+    ///
+    /// # Errors
+    /// [`PlanError::Request`] for an engine or a build that is not followed.
+    pub fn parse(text: &str) -> Result<Self, PlanError> {
+        if text == "ideal" {
+            return Ok(Self::Ideal);
+        }
+        if text.starts_with("llama.cpp")
+            && let Ok(build) = Build::parse(text)
+        {
+            return Ok(Self::LlamaCpp(build));
+        }
+        let builds: alloc::vec::Vec<String> = Build::ALL.iter().map(|build| build.engine().to_string()).collect();
+        Err(PlanError::request("engine", quoted(text), format!("llama.cpp, {} or ideal", builds.join(", "))))
+    }
+
+    /// The engine's name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::LlamaCpp(_) => "llama.cpp",
+            Self::Ideal => "ideal",
+        }
+    }
+
+    /// The engine's version.
+    #[must_use]
+    pub const fn version(self) -> &'static str {
+        match self {
+            Self::LlamaCpp(build) => build.tag(),
+            Self::Ideal => "1",
+        }
+    }
+}
+
+/// The question with every default filled in.
+#[derive(Debug, Clone)]
+pub struct Effective {
+    /// Whose rules.
+    pub engine: Engine,
+    /// What is asked of the engine.
+    pub deployment: Deployment,
+    /// Where.
+    pub device: Device,
+    /// What had to be assumed, one sentence each.
+    pub notes: alloc::vec::Vec<String>,
+}
+
+fn one_or_more(field: &'static str, value: Option<u64>, default: u64) -> Result<u64, PlanError> {
+    match value {
+        None => Ok(default),
+        Some(0) => Err(PlanError::request(field, "0", "1 or more")),
+        Some(value) => Ok(value),
+    }
+}
+
+fn cache_format(field: &'static str, text: Option<&String>) -> Result<StorageFormat, PlanError> {
+    // llama.cpp: common/arg.cpp, kv_cache_types
+    const ALLOWED: [StorageFormat; 9] = [
+        StorageFormat::F32,
+        StorageFormat::F16,
+        StorageFormat::Bf16,
+        StorageFormat::Q8_0,
+        StorageFormat::Q4_0,
+        StorageFormat::Q4_1,
+        StorageFormat::Iq4Nl,
+        StorageFormat::Q5_0,
+        StorageFormat::Q5_1,
+    ];
+    let Some(text) = text else { return Ok(StorageFormat::F16) };
+    StorageFormat::from_name(text).filter(|format| ALLOWED.contains(format)).ok_or_else(|| {
+        let names: alloc::vec::Vec<&str> = ALLOWED.iter().map(|format| format.name()).collect();
+        PlanError::request(field, quoted(text), format!("one of {}", names.join(", ")))
+    })
+}
+
+impl Options {
+    /// The device asked for.
+    ///
+    /// # Errors
+    /// [`PlanError`] when none is named, or none or several answer to the name.
+    pub fn device(&self) -> Result<(Device, Option<String>), PlanError> {
+        let memory = match self.memory {
+            None => None,
+            Some(0) => return Err(PlanError::request("memory", "0", "1 byte or more")),
+            Some(bytes) => Some(Bytes::new(bytes)?),
+        };
+        match (self.device.as_deref(), memory) {
+            (Some(name), memory) if name.eq_ignore_ascii_case("cpu") => match memory {
+                Some(memory) => Ok((Device::cpu(memory, "as asked"), None)),
+                None => Err(PlanError::request("memory", "nothing", "the size of the host's memory, beside device cpu")),
+            },
+            (Some(name), None) => Ok((Device::named(name)?, None)),
+            (Some(name), Some(memory)) => Ok((Device::named(name)?.resized(memory), None)),
+            (None, Some(memory)) => {
+                let backend = Backend::Cuda { compute_capability: 890 };
+                let note = "no device was named: a CUDA GPU of compute capability 8.9 is assumed".to_string();
+                Ok((Device::with_memory(memory, backend), Some(note)))
+            }
+            (None, None) => {
+                Err(PlanError::request("device", "nothing", "a device such as \"RTX 4090\" or cpu, or a memory size"))
+            }
+        }
+    }
+
+    /// The question in full.
+    ///
+    /// # Errors
+    /// [`PlanError`] for a value that cannot be.
+    pub fn effective(&self) -> Result<Effective, PlanError> {
+        let engine = Engine::parse(self.engine.as_deref().unwrap_or("llama.cpp"))?;
+        let (device, note) = self.device()?;
+        let context = match (self.context, self.total_context) {
+            (Some(_), Some(_)) => {
+                return Err(PlanError::request("total_context", "a value beside context", "one of the two"));
+            }
+            (Some(0), None) => return Err(PlanError::request("context", "0", "1 or more")),
+            (None, Some(0)) => return Err(PlanError::request("total_context", "0", "1 or more")),
+            (Some(tokens), None) => ContextRequest::PerSequence(tokens),
+            (None, Some(tokens)) => ContextRequest::Total(tokens),
+            (None, None) => ContextRequest::ModelMaximum,
+        };
+        if self.kv_type.is_some() && (self.kv_type_k.is_some() || self.kv_type_v.is_some()) {
+            return Err(PlanError::request("kv_type", "a value beside kv_type_k or kv_type_v", "one or the other"));
+        }
+        let mut deployment = Deployment::new(context, device.backend);
+        deployment.sequences = one_or_more("sequences", self.sequences, deployment.sequences)?;
+        deployment.batch = one_or_more("batch", self.batch, deployment.batch)?;
+        deployment.ubatch = one_or_more("ubatch", self.ubatch, deployment.ubatch)?;
+        deployment.kv_type_k = cache_format("kv_type_k", self.kv_type_k.as_ref().or(self.kv_type.as_ref()))?;
+        deployment.kv_type_v = cache_format("kv_type_v", self.kv_type_v.as_ref().or(self.kv_type.as_ref()))?;
+        deployment.flash_attention = self.flash_attention.unwrap_or_default();
+        deployment.kv_unified = self.kv_unified.unwrap_or(false);
+        deployment.swa_full = self.swa_full.unwrap_or(false);
+        deployment.repack = self.repack.unwrap_or(true);
+        deployment.mmap = self.mmap.unwrap_or(true);
+        Ok(Effective { engine, deployment, device, notes: note.into_iter().collect() })
+    }
+}

@@ -1,0 +1,393 @@
+//! The answers, as every surface carries them. Changes here are additive only: the JSON is a contract.
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use plimsoll_math::allocation::Term;
+use plimsoll_math::deployment::FlashAttention;
+use plimsoll_math::device::DeviceKind;
+use plimsoll_math::tensor::Component;
+use plimsoll_math::units::{Bytes, Params};
+use serde::{Deserialize, Serialize};
+
+use crate::model::ParameterCounts;
+
+/// Schema name of [`Fit`].
+pub const FIT_SCHEMA: &str = "plimsoll.fit/1";
+/// Schema name of [`Inspect`].
+pub const INSPECT_SCHEMA: &str = "plimsoll.inspect/1";
+/// Schema name of [`Explain`].
+pub const EXPLAIN_SCHEMA: &str = "plimsoll.explain/1";
+/// Schema name of [`Reach`].
+pub const REACH_SCHEMA: &str = "plimsoll.reach/1";
+/// Schema name of [`Devices`].
+pub const DEVICES_SCHEMA: &str = "plimsoll.devices/1";
+
+/// The model, in a few words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelBrief {
+    /// Name.
+    pub name: String,
+    /// Architecture as the source names it.
+    pub architecture: String,
+    /// Parameter counts.
+    pub parameters: ParameterCounts,
+    /// Tokens it was trained for.
+    pub max_context: u64,
+    /// How its weights are stored in this answer.
+    pub quantization: Option<String>,
+}
+
+/// The engine, a build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineBrief {
+    /// Name.
+    pub name: String,
+    /// Build.
+    pub version: String,
+}
+
+/// Every effective value of the deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeploymentBrief {
+    /// Tokens per sequence that were asked for (or that the pool yields, or the model's maximum).
+    pub context: u64,
+    /// Concurrent sequences.
+    pub sequences: u64,
+    /// Tokens per sequence that the engine provides after its own rounding.
+    pub context_per_sequence: u64,
+    /// The engine's pool after its own rounding.
+    pub total_context: u64,
+    /// Logical batch.
+    pub batch: u64,
+    /// Micro-batch.
+    pub ubatch: u64,
+    /// File type the weights are quantized to.
+    pub quant: Option<String>,
+    /// Format of cached keys.
+    pub kv_type_k: String,
+    /// Format of cached values.
+    pub kv_type_v: String,
+    /// Flash attention as it will be: `on` or `off`.
+    pub flash_attention: FlashAttention,
+    /// One cache for all sequences.
+    pub kv_unified: bool,
+    /// Full-size caches for sliding-window layers.
+    pub swa_full: bool,
+    /// Whether processor weights are repacked.
+    pub repack: bool,
+    /// Whether weights are mapped from the file.
+    pub mmap: bool,
+    /// Whether the engine runs as an embedding server.
+    pub embeddings: bool,
+    /// The device.
+    pub device: String,
+    /// Its backend (`cuda-cc890`, `metal`, `cpu`).
+    pub backend: String,
+    /// Memory that may be used there.
+    pub memory: Bytes,
+}
+
+/// One device and what is on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceUse {
+    /// Name.
+    pub name: String,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// All of its memory.
+    pub total: Bytes,
+    /// What one program can get.
+    pub usable: Bytes,
+    /// Where that figure comes from.
+    pub usable_origin: String,
+    /// Sum of the terms, upper bounds included.
+    pub used: Bytes,
+    /// Sum of the terms, lower bounds taken.
+    pub used_low: Bytes,
+    /// The terms.
+    pub terms: Vec<Term>,
+}
+
+/// The host and what is on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostUse {
+    /// Sum of the terms, upper bounds included.
+    pub used: Bytes,
+    /// The terms.
+    pub terms: Vec<Term>,
+}
+
+/// Sums over devices and host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Model weights.
+    pub weights: Bytes,
+    /// Keys and values.
+    pub kv_cache: Bytes,
+    /// Recurrent state.
+    pub recurrent_state: Bytes,
+    /// Activations.
+    pub compute: Bytes,
+    /// Logits and embeddings.
+    pub output: Bytes,
+}
+
+/// What the cache costs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheBrief {
+    /// Bytes that one more token of context costs once every window is full.
+    pub bytes_per_token: Bytes,
+    /// Blocks, for engines that page their cache.
+    pub blocks: Option<u64>,
+    /// Tokens in a block.
+    pub block_tokens: Option<u64>,
+    /// Sequences of full length that fit at once, thousandths.
+    pub max_concurrency: Option<u64>,
+}
+
+/// A change that would make it fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// In words.
+    pub change: String,
+    /// As options.
+    pub options: Vec<String>,
+    /// What would be used then.
+    pub used: Bytes,
+}
+
+/// Whether it fits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Verdict {
+    /// On the device, with this much to spare.
+    Fits {
+        /// Bytes left.
+        headroom: Bytes,
+    },
+    /// It does not.
+    DoesNotFit {
+        /// Bytes missing.
+        short_by: Bytes,
+        /// Present when it would fit if every bounded term stayed at its lower bound: bytes left then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fits_at_best_with: Option<Bytes>,
+        /// The smallest changes that would fit.
+        closest: Vec<Change>,
+    },
+}
+
+/// What a textbook calculator would say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Naive {
+    /// Parameters times nominal bits.
+    pub weights: Bytes,
+    /// 2 x layers x key-value heads x head elements x 2 bytes x tokens.
+    pub kv_cache: Bytes,
+    /// The formula in words.
+    pub formula: String,
+}
+
+/// What stops a search.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LimitedBy {
+    /// The device's memory.
+    Memory,
+    /// What the model was trained for.
+    Model,
+    /// What the engine supports.
+    Engine,
+}
+
+/// The largest value that fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// The value; 0 when not even the smallest fits.
+    pub value: u64,
+    /// What stops it there.
+    pub limited_by: LimitedBy,
+}
+
+/// Limits reachable on this device with everything else as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Tokens per sequence.
+    pub max_context: Option<Limit>,
+    /// Sequences.
+    pub max_sequences: Option<Limit>,
+}
+
+/// Answer of `fit`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fit {
+    /// [`FIT_SCHEMA`].
+    pub schema: String,
+    /// The model.
+    pub model: ModelBrief,
+    /// The engine.
+    pub engine: EngineBrief,
+    /// The deployment.
+    pub deployment: DeploymentBrief,
+    /// The devices.
+    pub devices: Vec<DeviceUse>,
+    /// The host.
+    pub host: HostUse,
+    /// Sums.
+    pub totals: Totals,
+    /// The cache.
+    pub cache: CacheBrief,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Speed: not predicted yet.
+    pub throughput: Option<()>,
+    /// How to run it.
+    pub command: Vec<String>,
+    /// Limits reachable here.
+    pub limits: Limits,
+    /// The textbook figure.
+    pub naive: Naive,
+    /// What was assumed or unusual.
+    pub notes: Vec<String>,
+}
+
+/// Answer of `explain`: every byte as a tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explain {
+    /// [`EXPLAIN_SCHEMA`].
+    pub schema: String,
+    /// The model.
+    pub model: ModelBrief,
+    /// The engine.
+    pub engine: EngineBrief,
+    /// The deployment.
+    pub deployment: DeploymentBrief,
+    /// The devices; terms have children.
+    pub devices: Vec<DeviceUse>,
+    /// The host; terms have children.
+    pub host: HostUse,
+    /// What was assumed or unusual.
+    pub notes: Vec<String>,
+}
+
+/// Answer of `max-context` and `max-sequences`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// [`REACH_SCHEMA`].
+    pub schema: String,
+    /// The model.
+    pub model: ModelBrief,
+    /// The engine.
+    pub engine: EngineBrief,
+    /// The deployment at the limit (at the smallest value when nothing fits).
+    pub deployment: DeploymentBrief,
+    /// `context` or `sequences`.
+    pub of: String,
+    /// The limit.
+    pub limit: Limit,
+    /// Used on the device at the limit.
+    pub used: Bytes,
+    /// Usable on the device.
+    pub usable: Bytes,
+    /// How to run it at the limit.
+    pub command: Vec<String>,
+    /// What was assumed or unusual.
+    pub notes: Vec<String>,
+}
+
+/// One layer in `inspect`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerBrief {
+    /// Index from 0.
+    pub index: u32,
+    /// The mixer's kind.
+    pub mixer: String,
+    /// The feed-forward's kind.
+    pub feed_forward: String,
+    /// Parameters.
+    pub parameters: Params,
+    /// Elements of a token's cached key, 0 when the layer keeps none.
+    pub kv_dim_k: u64,
+    /// Elements of a token's cached value.
+    pub kv_dim_v: u64,
+    /// Window in tokens; null for full attention and layers without attention.
+    pub window: Option<u64>,
+    /// Recurrent state of one sequence, single precision.
+    pub state_bytes: Bytes,
+}
+
+/// The model in `inspect`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InspectModel {
+    /// Name.
+    pub name: String,
+    /// Architecture.
+    pub architecture: String,
+    /// Tokens it was trained for.
+    pub max_context: u64,
+    /// llama.cpp's name of the architecture, where it knows it.
+    pub llama_cpp_arch: Option<String>,
+    /// How the source stores weights.
+    pub quantization: Option<String>,
+    /// Elements of the hidden state.
+    pub d_model: u64,
+    /// Vocabulary rows.
+    pub n_vocab: u64,
+}
+
+/// Parameters in `inspect`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InspectParameters {
+    /// Each unique parameter once.
+    pub total: Params,
+    /// What one token passes.
+    pub active: Params,
+    /// By part of the model; they sum to `total`.
+    pub by_component: BTreeMap<Component, Params>,
+    /// In multi-token-prediction layers, beyond `total`.
+    pub multi_token_prediction: Params,
+    /// Stored buffers that are no parameters, beyond `total`.
+    pub buffers: Params,
+}
+
+/// Answer of `inspect`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inspect {
+    /// [`INSPECT_SCHEMA`].
+    pub schema: String,
+    /// The model.
+    pub model: InspectModel,
+    /// Parameters.
+    pub parameters: InspectParameters,
+    /// Layers.
+    pub layers: Vec<LayerBrief>,
+    /// Number of weight tensors.
+    pub tensors: u64,
+    /// Bytes of the tensors as the source stores them, without padding.
+    pub weight_bytes: Option<Bytes>,
+    /// What was unusual.
+    pub notes: Vec<String>,
+}
+
+/// One device of the list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceBrief {
+    /// The device.
+    #[serde(flatten)]
+    pub device: plimsoll_math::device::Device,
+    /// Names it also answers to.
+    pub aliases: Vec<String>,
+}
+
+/// Answer of `devices`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Devices {
+    /// [`DEVICES_SCHEMA`].
+    pub schema: String,
+    /// The list.
+    pub devices: Vec<DeviceBrief>,
+}

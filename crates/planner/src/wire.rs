@@ -1,0 +1,168 @@
+//! One function per verb, request JSON in, response JSON out: what the command line's `--json`, HTTP, WebAssembly and
+//! Python carry. Unknown request fields are refused by name.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use plimsoll_ingest::{Ingested, hf};
+use plimsoll_math::device::Device;
+use plimsoll_math::spec::ModelSpec;
+use plimsoll_math::synth::tensor_table;
+use plimsoll_math::tensor::TensorTable;
+use serde::{Deserialize, Serialize};
+
+use crate::error::PlanError;
+use crate::model::{Basis, Model};
+use crate::request::Options;
+use crate::response::{DEVICES_SCHEMA, DeviceBrief, Devices};
+
+/// A model inside a request: a config, or an architecture in Plimsoll's own vocabulary.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WireModel {
+    /// What to call it.
+    pub name: Option<String>,
+    /// The contents of a `config.json`.
+    pub config: Option<serde_json::Value>,
+    /// An architecture.
+    pub spec: Option<ModelSpec>,
+    /// Its tensors as a file stores them; synthesized when left out.
+    pub tensors: Option<TensorTable>,
+}
+
+/// A request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// The model.
+    pub model: WireModel,
+    /// The question.
+    #[serde(default)]
+    pub options: Options,
+}
+
+/// An error as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireError {
+    /// Stable code.
+    pub code: String,
+    /// One sentence.
+    pub message: String,
+    /// What to try instead.
+    pub hint: Option<String>,
+}
+
+impl From<&PlanError> for WireError {
+    fn from(error: &PlanError) -> Self {
+        Self { code: error.code().to_string(), message: error.to_string(), hint: error.hint().map(ToString::to_string) }
+    }
+}
+
+impl WireModel {
+    /// The model.
+    ///
+    /// # Errors
+    /// [`PlanError`] when none or two are given, or what is given is no model.
+    pub fn model(self, options: &Options) -> Result<Model, PlanError> {
+        let mut model = match (self.config, self.spec) {
+            (Some(config), None) => {
+                let text = config.to_string();
+                let reading = hf::Options { assume_generic: options.assume_generic.unwrap_or(false), ..hf::Options::default() };
+                Model::new(self.name.as_deref(), hf::ingest(text.as_bytes(), &reading)?, Basis::Config)
+            }
+            (None, Some(spec)) => {
+                let (tensors, basis) = match self.tensors {
+                    Some(tensors) => (tensors, Basis::Gguf),
+                    None => (tensor_table(&spec)?, Basis::Config),
+                };
+                let ingested = Ingested { spec, tensors, quantization: None, notes: Vec::new() };
+                Model::new(self.name.as_deref(), ingested, basis)
+            }
+            (None, None) => return Err(PlanError::request("model", "nothing", "config or spec")),
+            (Some(_), Some(_)) => return Err(PlanError::request("model", "config and spec", "one of the two")),
+        };
+        model.reference = None;
+        Ok(model)
+    }
+}
+
+fn answer<T: Serialize>(request: &str, verb: impl FnOnce(&Model, &Options) -> Result<T, PlanError>) -> Result<String, String> {
+    let result = serde_json::from_str::<Request>(request)
+        .map_err(|error| PlanError::request("request", error, "the fields of the schema"))
+        .and_then(|request| {
+            let model = request.model.model(&request.options)?;
+            verb(&model, &request.options)
+        })
+        .and_then(|response| {
+            serde_json::to_string(&response).map_err(|error| PlanError::request("response", error, "text"))
+        });
+    result.map_err(|error| error_json(&error))
+}
+
+/// An error as the text that the functions here answer with.
+#[must_use]
+pub fn error_json(error: &PlanError) -> String {
+    serde_json::json!({ "error": WireError::from(error) }).to_string()
+}
+
+/// `fit`: does it fit, term by term.
+///
+/// # Errors
+/// JSON `{"error": {"code", "message", "hint"}}`.
+pub fn fit(request: &str) -> Result<String, String> {
+    answer(request, crate::fit::fit)
+}
+
+/// `explain`: every byte as a tree.
+///
+/// # Errors
+/// JSON `{"error": {"code", "message", "hint"}}`.
+pub fn explain(request: &str) -> Result<String, String> {
+    answer(request, crate::fit::explain)
+}
+
+/// `inspect`: what is in the model.
+///
+/// # Errors
+/// JSON `{"error": {"code", "message", "hint"}}`.
+pub fn inspect(request: &str) -> Result<String, String> {
+    answer(request, |model, _| crate::inspect::inspect(model))
+}
+
+/// `max-context`: the largest context that fits.
+///
+/// # Errors
+/// JSON `{"error": {"code", "message", "hint"}}`.
+pub fn max_context(request: &str) -> Result<String, String> {
+    answer(request, crate::limits::reach_context)
+}
+
+/// `max-sequences`: the most sequences that fit.
+///
+/// # Errors
+/// JSON `{"error": {"code", "message", "hint"}}`.
+pub fn max_sequences(request: &str) -> Result<String, String> {
+    answer(request, crate::limits::reach_sequences)
+}
+
+/// The device list.
+///
+/// # Errors
+/// [`PlanError::Math`], which would be a fault of the list.
+pub fn device_list() -> Result<Devices, PlanError> {
+    let devices = Device::all()?
+        .into_iter()
+        .map(|device| DeviceBrief { aliases: device.aliases().iter().map(ToString::to_string).collect(), device })
+        .collect();
+    Ok(Devices { schema: DEVICES_SCHEMA.to_string(), devices })
+}
+
+/// `devices`: the device list.
+///
+/// # Errors
+/// JSON `{"error": {"code", "message", "hint"}}`.
+pub fn devices() -> Result<String, String> {
+    device_list()
+        .and_then(|list| serde_json::to_string(&list).map_err(|error| PlanError::request("response", error, "text")))
+        .map_err(|error| error_json(&error))
+}
