@@ -17,8 +17,10 @@ fn file(question: &Question<'_>) -> String {
         (Basis::Gguf, Some(reference)) => reference.clone(),
         _ => {
             let base = question.model.name.rsplit('/').next().unwrap_or_default();
-            let stem: String =
-                base.chars().map(|character| if character.is_ascii_alphanumeric() || "._-+".contains(character) { character } else { '-' }).collect();
+            let stem: String = base
+                .chars()
+                .map(|character| if character.is_ascii_alphanumeric() || "._-+".contains(character) { character } else { '-' })
+                .collect();
             let quant = question.quant.clone().unwrap_or_else(|| question.model.spec.weight_dtype.name().to_ascii_uppercase());
             format!("{stem}-{quant}.gguf")
         }

@@ -62,7 +62,11 @@ impl<'a> Question<'a> {
         let mut effective = options.effective()?;
         effective.deployment.embeddings = model.is_embedder();
         if matches!(effective.deployment.context, ContextRequest::ModelMaximum) && model.spec.max_context == 0 {
-            return Err(PlanError::request("context", "nothing, and the source does not say what the model was trained for", "a context"));
+            return Err(PlanError::request(
+                "context",
+                "nothing, and the source does not say what the model was trained for",
+                "a context",
+            ));
         }
         let question = Self { model, effective, quant: None, notes: Vec::new(), tensors: Rc::new(model.tensors.clone()) };
         match (model.basis, options.quant.as_deref()) {
@@ -76,7 +80,9 @@ impl<'a> Question<'a> {
             (Basis::Config | Basis::Checkpoint, None) => {
                 let quant = "BF16";
                 let mut question = question.with_quant(quant)?;
-                question.notes.push(format!("no quant was named: weights are planned as {quant}, as a plain conversion stores them"));
+                question
+                    .notes
+                    .push(format!("no quant was named: weights are planned as {quant}, as a plain conversion stores them"));
                 Ok(question)
             }
         }

@@ -83,7 +83,9 @@ impl PlanError {
             Self::Source(IngestError::UnknownArchitecture { .. }) => {
                 Some("`--assume-generic` gives bounds for an architecture that is not known")
             }
-            Self::Source(IngestError::Unavailable { .. }) => Some("check the path or name, the network and, for private repositories, HF_TOKEN"),
+            Self::Source(IngestError::Unavailable { .. }) => {
+                Some("check the path or name, the network and, for private repositories, HF_TOKEN")
+            }
             _ => None,
         }
     }

@@ -20,10 +20,10 @@ use crate::model::Model;
 use crate::naive::naive;
 use crate::request::Options;
 use crate::response::{
-    CacheBrief, Change, DeploymentBrief, DeviceUse, EngineBrief, Explain, FIT_SCHEMA, EXPLAIN_SCHEMA, Fit, HostUse, ModelBrief, Totals,
-    Verdict,
+    CacheBrief, Change, DeploymentBrief, DeviceUse, EXPLAIN_SCHEMA, EngineBrief, Explain, FIT_SCHEMA, Fit, HostUse, ModelBrief,
+    Totals, Verdict,
 };
-use crate::size::{count, grouped};
+use crate::size::grouped;
 
 /// The least a term may take.
 const fn low(term: &Term) -> Bytes {
@@ -53,8 +53,12 @@ impl Used {
     /// [`MathError::Overflow`].
     pub fn of(planned: &Planned) -> Result<Self, MathError> {
         let lower = |place: &PlaceAllocation| Bytes::sum(place.terms.iter().map(low));
-        let mut used =
-            Self { device: Bytes::ZERO, device_low: Bytes::ZERO, host: planned.allocation.host.used()?, host_low: lower(&planned.allocation.host)? };
+        let mut used = Self {
+            device: Bytes::ZERO,
+            device_low: Bytes::ZERO,
+            host: planned.allocation.host.used()?,
+            host_low: lower(&planned.allocation.host)?,
+        };
         for device in &planned.allocation.devices {
             used.device = used.device.plus(device.used()?)?;
             used.device_low = used.device_low.plus(lower(device)?)?;
@@ -192,7 +196,9 @@ fn notes(question: &Question<'_>, planned: &Planned) -> Vec<String> {
         ));
     }
     if matches!(deployment.backend, Backend::Cpu) && deployment.mmap {
-        notes.push("weights on the processor are mapped from the file: the system may drop and reload them under pressure".to_string());
+        notes.push(
+            "weights on the processor are mapped from the file: the system may drop and reload them under pressure".to_string(),
+        );
     }
     notes.extend(question.model.notes.iter().cloned());
     notes
@@ -231,12 +237,22 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
             compute: total(TermKind::Compute)?,
             output: total(TermKind::Output)?,
         },
-        cache: CacheBrief { bytes_per_token: bytes_per_token(&question)?, blocks: None, block_tokens: None, max_concurrency: None },
+        cache: CacheBrief {
+            bytes_per_token: bytes_per_token(&question)?,
+            blocks: None,
+            block_tokens: None,
+            max_concurrency: None,
+        },
         verdict,
         throughput: None,
         command: command(&question, &planned),
         limits: limits::both(&question)?,
-        naive: naive(model, question.effective.deployment.sequences, deployment_brief(&question, &planned).context, question.quant.as_deref())?,
+        naive: naive(
+            model,
+            question.effective.deployment.sequences,
+            deployment_brief(&question, &planned).context,
+            question.quant.as_deref(),
+        )?,
         notes: notes(&question, &planned),
     })
 }
@@ -283,7 +299,9 @@ fn closest(question: &Question<'_>, planned: &Planned) -> Result<Vec<Change>, Pl
         let used = match changed.plan() {
             Ok(planned) => Used::of(&planned)?,
             // A change that the engine refuses is none.
-            Err(PlanError::Math(MathError::Refused { .. } | MathError::Unsupported { .. } | MathError::PartialBlock { .. })) => return Ok(false),
+            Err(PlanError::Math(MathError::Refused { .. } | MathError::Unsupported { .. } | MathError::PartialBlock { .. })) => {
+                return Ok(false);
+            }
             Err(other) => return Err(other),
         };
         let fits = used.headroom(&changed.effective.device)?.is_ok();
@@ -296,7 +314,9 @@ fn closest(question: &Question<'_>, planned: &Planned) -> Result<Vec<Change>, Pl
     let deployment = &question.effective.deployment;
     if planned.allocation.total(TermKind::KvCache)? > Bytes::ZERO {
         for format in [StorageFormat::Q8_0, StorageFormat::Q4_0] {
-            if format.block_bytes() * 32 / format.block_len() >= deployment.kv_type_k.block_bytes() * 32 / deployment.kv_type_k.block_len() {
+            if format.block_bytes() * 32 / format.block_len()
+                >= deployment.kv_type_k.block_bytes() * 32 / deployment.kv_type_k.block_len()
+            {
                 continue;
             }
             let mut changed = question.clone();
@@ -350,17 +370,21 @@ fn closest(question: &Question<'_>, planned: &Planned) -> Result<Vec<Change>, Pl
         }
     }
     if device.kind == DeviceKind::Gpu {
-        let mut larger: Vec<Device> = Device::all()?.into_iter().filter(|other| other.usable.bytes > device.usable.bytes).collect();
+        let mut larger: Vec<Device> =
+            Device::all()?.into_iter().filter(|other| other.usable.bytes > device.usable.bytes).collect();
         larger.sort_by_key(|other| other.usable.bytes);
         for other in larger {
             let mut changed = question.clone();
             changed.effective.deployment.backend = other.backend;
             changed.effective.device = other.clone();
-            if attempt(&changed, format!("{} with {}", other.name, crate::size::short(other.usable.bytes.get())), vec!["--device".to_string(), other.name.clone()])? {
+            if attempt(
+                &changed,
+                format!("{} with {}", other.name, crate::size::short(other.usable.bytes.get())),
+                vec!["--device".to_string(), other.name.clone()],
+            )? {
                 break;
             }
         }
     }
-    let _ = count;
     Ok(found)
 }

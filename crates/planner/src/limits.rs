@@ -7,7 +7,6 @@ use alloc::string::ToString;
 
 use plimsoll_math::deployment::ContextRequest;
 use plimsoll_math::error::MathError;
-use plimsoll_math::units::Bytes;
 
 use crate::command::command;
 use crate::engine::Question;
@@ -32,10 +31,13 @@ fn fits(question: &Question<'_>) -> Result<Option<bool>, PlanError> {
 }
 
 /// The largest value in `1..=cap` that fits; what stops it.
-fn search(cap: u64, at_cap: LimitedBy, mut check: impl FnMut(u64) -> Result<Option<bool>, PlanError>) -> Result<Limit, PlanError> {
-    match check(cap)? {
-        Some(true) => return Ok(Limit { value: cap, limited_by: at_cap }),
-        Some(false) | None => {}
+fn search(
+    cap: u64,
+    at_cap: LimitedBy,
+    mut check: impl FnMut(u64) -> Result<Option<bool>, PlanError>,
+) -> Result<Limit, PlanError> {
+    if check(cap)? == Some(true) {
+        return Ok(Limit { value: cap, limited_by: at_cap });
     }
     let (mut good, mut bad, mut refused) = (0, cap, false);
     while bad - good > 1 {
@@ -95,7 +97,12 @@ pub fn both(question: &Question<'_>) -> Result<Limits, PlanError> {
     Ok(Limits { max_context: max_context(question)?, max_sequences: max_sequences(question)? })
 }
 
-fn reach(mut question: Question<'_>, of: &str, limit: Limit, apply: impl FnOnce(&mut Question<'_>, u64)) -> Result<Reach, PlanError> {
+fn reach(
+    mut question: Question<'_>,
+    of: &str,
+    limit: Limit,
+    apply: impl FnOnce(&mut Question<'_>, u64),
+) -> Result<Reach, PlanError> {
     apply(&mut question, limit.value.max(1));
     let planned = question.plan()?;
     Ok(Reach {
@@ -118,8 +125,9 @@ fn reach(mut question: Question<'_>, of: &str, limit: Limit, apply: impl FnOnce(
 /// [`PlanError`].
 pub fn reach_context(model: &Model, options: &Options) -> Result<Reach, PlanError> {
     let question = Question::new(model, options)?;
-    let limit = max_context(&question)?
-        .ok_or_else(|| PlanError::request("context", "a model that does not say what it was trained for", "a context of your own"))?;
+    let limit = max_context(&question)?.ok_or_else(|| {
+        PlanError::request("context", "a model that does not say what it was trained for", "a context of your own")
+    })?;
     reach(question, "context", limit, |question, tokens| {
         question.effective.deployment.context = ContextRequest::PerSequence(tokens);
     })
@@ -132,7 +140,6 @@ pub fn reach_context(model: &Model, options: &Options) -> Result<Reach, PlanErro
 pub fn reach_sequences(model: &Model, options: &Options) -> Result<Reach, PlanError> {
     let question = Question::new(model, options)?;
     let limit = max_sequences(&question)?.unwrap_or(Limit { value: 0, limited_by: LimitedBy::Memory });
-    let _ = Bytes::ZERO;
     reach(question, "sequences", limit, |question, sequences| {
         question.effective.deployment.sequences = sequences;
     })

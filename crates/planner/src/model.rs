@@ -60,7 +60,7 @@ impl Model {
             notes: ingested.notes,
             basis,
             reference: None,
-            generic: false,
+            generic: ingested.generic,
         }
     }
 

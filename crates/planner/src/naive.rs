@@ -61,6 +61,8 @@ pub fn naive(model: &Model, sequences: u64, context: u64, quant: Option<&str>) -
     Ok(Naive {
         weights,
         kv_cache,
-        formula: format!("parameters x {bits} bits + 2 x {n_layers} layers x {heads} heads x {width} x 2 B x {context} tokens x {sequences}"),
+        formula: format!(
+            "parameters x {bits} bits + 2 x {n_layers} layers x {heads} heads x {width} x 2 B x {context} tokens x {sequences}"
+        ),
     })
 }

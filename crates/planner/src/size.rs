@@ -87,7 +87,11 @@ fn scaled(number: &str, factor: u64) -> Option<u64> {
 #[must_use]
 pub fn quoted(text: &str) -> String {
     let clean: String = text.chars().filter(|character| !character.is_control()).collect();
-    if clean.chars().count() > 60 { format!("\"{}…\"", clean.chars().take(60).collect::<String>()) } else { format!("\"{clean}\"") }
+    if clean.chars().count() > 60 {
+        format!("\"{}…\"", clean.chars().take(60).collect::<String>())
+    } else {
+        format!("\"{clean}\"")
+    }
 }
 
 /// A count with thousands separators: `25,341,132,800`.

@@ -75,7 +75,7 @@ impl WireModel {
                     Some(tensors) => (tensors, Basis::Gguf),
                     None => (tensor_table(&spec)?, Basis::Config),
                 };
-                let ingested = Ingested { spec, tensors, quantization: None, notes: Vec::new() };
+                let ingested = Ingested { spec, tensors, quantization: None, generic: false, notes: Vec::new() };
                 Model::new(self.name.as_deref(), ingested, basis)
             }
             (None, None) => return Err(PlanError::request("model", "nothing", "config or spec")),
@@ -93,9 +93,7 @@ fn answer<T: Serialize>(request: &str, verb: impl FnOnce(&Model, &Options) -> Re
             let model = request.model.model(&request.options)?;
             verb(&model, &request.options)
         })
-        .and_then(|response| {
-            serde_json::to_string(&response).map_err(|error| PlanError::request("response", error, "text"))
-        });
+        .and_then(|response| serde_json::to_string(&response).map_err(|error| PlanError::request("response", error, "text")));
     result.map_err(|error| error_json(&error))
 }
 
