@@ -64,6 +64,8 @@ pub fn ingest(bytes: &[u8], options: &Options) -> Result<Ingested, IngestError> 
     }
     // Some editors put a byte order mark in front.
     let bytes = bytes.strip_prefix(&[0xef, 0xbb, 0xbf]).unwrap_or(bytes);
+    let text = super::python_json::plain(bytes);
+    let bytes = text.as_ref();
     let value: Value = serde_json::from_slice(bytes).map_err(|error| IngestError::Malformed {
         format: "config.json",
         offset: offset_of(bytes, error.line(), error.column()),

@@ -10,6 +10,7 @@ pub mod families;
 mod generic;
 mod keys;
 mod lookup;
+mod python_json;
 pub mod quantization;
 pub mod reader;
 pub mod recipe;

@@ -4,6 +4,7 @@
 //! in [`TABLES`].
 
 pub mod llama;
+pub mod mamba;
 
 use plimsoll_math::spec::ModelSpec;
 
@@ -37,7 +38,7 @@ impl Family {
 }
 
 /// Every table.
-const TABLES: &[&[Family]] = &[llama::FAMILIES];
+const TABLES: &[&[Family]] = &[llama::FAMILIES, mamba::FAMILIES];
 
 /// Every row.
 pub fn all() -> impl Iterator<Item = &'static Family> {
