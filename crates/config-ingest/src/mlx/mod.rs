@@ -1,1 +1,5 @@
 //! MLX checkpoints: quantization groups of `config.json`, headers of `weights.npz`.
+
+mod quantization;
+
+pub use quantization::{Group, Mode, Quantization};
