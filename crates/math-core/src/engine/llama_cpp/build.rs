@@ -118,6 +118,30 @@ impl Build {
         }
     }
 
+    /// With the file mapped, 0c1e57098 counts everything between a buffer's first and last tensor; b12032 leaves out what
+    /// other buffers hold (`llama-model-loader.cpp:get_mapping_ranges`).
+    #[must_use]
+    pub const fn maps_only_own_ranges(self) -> bool {
+        match self {
+            Self::C0c1e57098 => false,
+            Self::B12032 => true,
+        }
+    }
+
+    /// Whether the loader of an architecture can load multi-token-prediction layers at all; the others skip them always
+    /// (`src/models/*.cpp:load_arch_tensors`).
+    #[must_use]
+    pub fn can_load_mtp(self, arch: &str) -> bool {
+        !matches!(arch, "bailingmoe2" | "exaone4" | "exaone-moe" | "glm4" | "dots3note")
+    }
+
+    /// Tensors of multi-token-prediction layers that an architecture's loader creates even when the layer is skipped,
+    /// because it forgets the flag.
+    #[must_use]
+    pub fn loads_in_mtp(self, arch: &str, base: &str) -> bool {
+        matches!((arch, base), ("never", _))
+    }
+
     /// Until b12032, Gemma 3n and Gemma 4 made the output matrix before the embedding, so that a tied one was paid
     /// twice even on the processor alone.
     #[must_use]

@@ -7,10 +7,12 @@ mod facts;
 pub mod file_type;
 pub mod loader_facts;
 pub mod memory;
+pub mod placement;
 pub mod quantize;
 pub mod recurrent;
 pub mod refuse;
 pub mod resolve;
+pub mod weights;
 
 pub use build::Build;
 pub use file_type::FileType;

@@ -1,0 +1,315 @@
+//! What loading the weights takes, buffer by buffer.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use super::build::Build;
+use super::loader_facts::LoaderFacts;
+use super::placement::{Reader, Stage, WeightPlace, place, reader};
+use crate::allocation::{Certainty, Term, TermKind};
+use crate::deployment::{Backend, Deployment};
+use crate::error::MathError;
+use crate::format::StorageFormat;
+use crate::tensor::{Tensor, TensorTable};
+use crate::units::{Bytes, add, mul, round_up};
+
+/// CUDA pads rows of quantized matrices to this many elements (`ggml-cuda/common.cuh:MATRIX_ROW_PADDING`).
+const CUDA_ROW: u64 = 512;
+
+/// Tables above this size are read row by row from the file where the loader allows it
+/// (`llama-model-loader.cpp:lazy_read::add`).
+const LAZY_ABOVE: u64 = 4 << 30;
+
+/// What a group of tensors is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum WeightPart {
+    /// Embeddings.
+    Input,
+    /// Layers.
+    Layers,
+    /// Last norm and output matrix.
+    Output,
+    /// A second copy of the embedding that serves as output matrix.
+    TiedCopy,
+}
+
+impl WeightPart {
+    const ALL: [Self; 4] = [Self::Input, Self::Layers, Self::Output, Self::TiedCopy];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Input => "embeddings",
+            Self::Layers => "layers",
+            Self::Output => "last norm and output",
+            Self::TiedCopy => "copy of the tied embedding as output",
+        }
+    }
+}
+
+/// Tensors of one part in one buffer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct WeightGroup {
+    /// What they are for.
+    pub part: WeightPart,
+    /// How many.
+    pub tensors: u64,
+    /// Their bytes as stored.
+    pub stored: Bytes,
+    /// What rounding rows and tensors up adds.
+    pub padding: Bytes,
+}
+
+/// One buffer of weights.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct WeightBuffer {
+    /// Where it lies.
+    pub place: WeightPlace,
+    /// Its size.
+    pub bytes: Bytes,
+    /// Whether it is a range of the file instead of memory of its own.
+    pub mapped: bool,
+    /// What is in it.
+    pub groups: Vec<WeightGroup>,
+}
+
+/// A tensor as it will be created.
+struct Created<'a> {
+    tensor: &'a Tensor,
+    place: WeightPlace,
+    part: WeightPart,
+    /// Where its data starts in the file, counted from the first tensor.
+    offset: u64,
+}
+
+/// Encoders and others that have no output matrix at all: a missing one is not replaced by the embedding
+/// (`src/models/*.cpp:load_arch_tensors`).
+const WITHOUT_OUTPUT: &[&str] = &[
+    "bert",
+    "modern-bert",
+    "nomic-bert",
+    "nomic-bert-moe",
+    "neo-bert",
+    "jina-bert-v2",
+    "jina-bert-v3",
+    "eurobert",
+    "wavtokenizer-dec",
+    "bitnet",
+    "clip",
+];
+
+/// The buffers that weights take when one device holds every layer, or the processor does.
+///
+/// `table` is the file's tensors in file order ([`super::quantize::file_tensors`], or a header).
+///
+/// # Errors
+/// [`MathError::Overflow`] or [`MathError::PartialBlock`] for a table that no file can hold.
+pub fn weight_buffers(
+    build: Build,
+    facts: &LoaderFacts,
+    table: &TensorTable,
+    deployment: &Deployment,
+) -> Result<Vec<WeightBuffer>, MathError> {
+    let created = created(build, facts, table, deployment)?;
+    let backend = deployment.backend;
+    let mut buffers = Vec::new();
+    for place in [WeightPlace::Device, WeightPlace::HostPinned, WeightPlace::HostRepacked, WeightPlace::Host] {
+        let here: Vec<&Created<'_>> = created.iter().filter(|created| created.place == place).collect();
+        if here.is_empty() {
+            continue;
+        }
+        let mut groups = Vec::new();
+        for part in WeightPart::ALL {
+            let mut group = WeightGroup { part, tensors: 0, stored: Bytes::ZERO, padding: Bytes::ZERO };
+            for created in here.iter().filter(|created| created.part == part) {
+                let stored = created.tensor.bytes()?;
+                let allocated = round_up(allocated(backend, place, created.tensor)?, place.alignment(backend))?;
+                group.tensors = add(group.tensors, 1)?;
+                group.stored = group.stored.plus(stored)?;
+                group.padding = group.padding.plus(Bytes::new(allocated.saturating_sub(stored.get()))?)?;
+            }
+            if group.tensors > 0 {
+                groups.push(group);
+            }
+        }
+        let mapped = is_mapped(deployment, place);
+        let bytes = if mapped {
+            mapped_bytes(build, &here)?
+        } else {
+            groups.iter().try_fold(Bytes::ZERO, |sum, group| sum.plus(group.stored)?.plus(group.padding))?
+        };
+        buffers.push(WeightBuffer { place, bytes, mapped, groups });
+    }
+    Ok(buffers)
+}
+
+/// Every tensor that the loader creates, with its place.
+fn created<'a>(
+    build: Build,
+    facts: &LoaderFacts,
+    table: &'a TensorTable,
+    deployment: &Deployment,
+) -> Result<Vec<Created<'a>>, MathError> {
+    let backend = deployment.backend;
+    let mut created = Vec::with_capacity(table.tensors.len().saturating_add(1));
+    let mut offset = 0;
+    let mut has_output = false;
+    let mut embedding = None;
+    for tensor in table.tensors.iter().filter(|tensor| tensor.counts.is_in_gguf()) {
+        let start = offset;
+        offset = round_up(add(offset, tensor.bytes()?.get())?, 32)?;
+        let (stage, read_by) = reader(facts, &tensor.name);
+        has_output |= tensor.name == "output.weight";
+        if read_by == Reader::Unused || skips(build, facts, tensor, deployment.load_mtp) {
+            continue;
+        }
+        let mut place = place(backend, deployment.repack, facts, tensor, (stage, read_by));
+        let lazy = is_lazy(facts, tensor)?;
+        if lazy || (deployment.mmap && place == WeightPlace::HostPinned) {
+            place = WeightPlace::Host;
+        }
+        let part = match stage {
+            Stage::Input => WeightPart::Input,
+            Stage::Layer => WeightPart::Layers,
+            Stage::Output => WeightPart::Output,
+        };
+        if tensor.name == "token_embd.weight" {
+            embedding = Some((tensor, place, start));
+        }
+        created.push(Created { tensor, place, part, offset: start });
+    }
+    if let Some((tensor, embedding_place, offset)) = embedding
+        && !has_output
+        && !WITHOUT_OUTPUT.contains(&facts.arch.as_str())
+    {
+        let place = super::placement::place(backend, deployment.repack, facts, tensor, (Stage::Output, Reader::MulMat));
+        // The loader uses a tensor that already exists in the same buffer again, but only if it was made before.
+        let made_before = build.gemma_output_precedes_embedding() && matches!(facts.arch.as_str(), "gemma3n" | "gemma4");
+        if place != embedding_place || made_before {
+            created.push(Created { tensor, place, part: WeightPart::TiedCopy, offset });
+        }
+    }
+    Ok(created)
+}
+
+/// Whether the loader leaves a tensor of a multi-token-prediction layer out.
+fn skips(build: Build, facts: &LoaderFacts, tensor: &Tensor, load_mtp: bool) -> bool {
+    let Some((layer, base)) = layer_and_base(&tensor.name) else { return false };
+    layer >= facts.n_layers && !(load_mtp && build.can_load_mtp(&facts.arch)) && !build.loads_in_mtp(&facts.arch, base)
+}
+
+fn layer_and_base(name: &str) -> Option<(u32, &str)> {
+    let (layer, base) = name.strip_prefix("blk.")?.split_once('.')?;
+    Some((layer.parse().ok()?, base))
+}
+
+/// Whether a table is read from disk row by row: it then stays in plain host memory.
+fn is_lazy(facts: &LoaderFacts, tensor: &Tensor) -> Result<bool, MathError> {
+    let may = matches!((facts.arch.as_str(), tensor.name.as_str()), ("gemma4" | "qwen4exp", "per_layer_token_embd.weight"));
+    Ok(may && tensor.bytes()?.get() > LAZY_ABOVE)
+}
+
+/// Bytes that a buffer reserves for a tensor before alignment.
+fn allocated(backend: Backend, place: WeightPlace, tensor: &Tensor) -> Result<u64, MathError> {
+    let stored = tensor.bytes()?.get();
+    let beyond = tensor.shape.row() % CUDA_ROW;
+    let pads = place == WeightPlace::Device
+        && matches!(backend, Backend::Cuda { .. })
+        && tensor.format.is_quantized()
+        && tensor.opaque_bytes.is_none()
+        && beyond != 0;
+    if pads { add(stored, padding_row(tensor.format, CUDA_ROW - beyond)?) } else { Ok(stored) }
+}
+
+/// Bytes of `elements` more in a row, whole blocks as the engine counts them (`ggml_row_size`).
+fn padding_row(format: StorageFormat, elements: u64) -> Result<u64, MathError> {
+    Ok(mul(elements, format.block_bytes())? / format.block_len())
+}
+
+/// Plain host buffers, and those of devices that share memory with the host, are ranges of the file.
+const fn is_mapped(deployment: &Deployment, place: WeightPlace) -> bool {
+    deployment.mmap
+        && match place {
+            WeightPlace::Host => true,
+            WeightPlace::Device => matches!(deployment.backend, Backend::Metal),
+            WeightPlace::HostPinned | WeightPlace::HostRepacked => false,
+        }
+}
+
+/// The range of the file that a buffer maps (`llama-model-loader.cpp:get_mapping_range`): everything from its first
+/// tensor to its last, or only the tensors themselves.
+fn mapped_bytes(build: Build, here: &[&Created<'_>]) -> Result<Bytes, MathError> {
+    let range = |created: &Created<'_>| Ok((created.offset, add(created.offset, created.tensor.bytes()?.get())?));
+    let own = merged(here.iter().map(|created| range(created)).collect::<Result<_, MathError>>()?);
+    if !build.maps_only_own_ranges() {
+        let first = own.first().map_or(0, |&(first, _)| first);
+        let last = own.last().map_or(0, |&(_, last)| last);
+        return Bytes::new(last.saturating_sub(first));
+    }
+    Bytes::sum(own.iter().map(|&(first, last)| Bytes::new(last.saturating_sub(first))).collect::<Result<Vec<_>, _>>()?)
+}
+
+/// Ranges in order, those that touch joined.
+fn merged(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    ranges.sort_unstable();
+    let mut joined: Vec<(u64, u64)> = Vec::new();
+    for (first, last) in ranges {
+        match joined.last_mut() {
+            Some(previous) if first <= previous.1 => previous.1 = previous.1.max(last),
+            _ => joined.push((first, last)),
+        }
+    }
+    joined
+}
+
+impl WeightBuffer {
+    /// The buffer as a line of an allocation.
+    #[must_use]
+    pub fn term(&self, build: Build, backend: Backend) -> Term {
+        let engine_name = self.place.engine_name(backend);
+        let source = format!("{build}: llama-model-loader.cpp:create_tensor, llama-model.cpp:load_tensors");
+        let label = match self.place {
+            WeightPlace::Device => "weights",
+            WeightPlace::HostPinned => "weights of the input layer, pinned host memory",
+            WeightPlace::HostRepacked => "weights in the processor's interleaved layout",
+            WeightPlace::Host if backend == Backend::Cpu => "weights",
+            WeightPlace::Host => "weights that stay on the host",
+        };
+        let child = |group: &WeightGroup| Term {
+            component: TermKind::Weights,
+            label: group.part.label().to_string(),
+            bytes: group.stored.plus(group.padding).unwrap_or(group.stored),
+            certainty: Certainty::Exact,
+            formula: formula(group.tensors, group.stored, group.padding),
+            source: source.clone(),
+            children: Vec::new(),
+        };
+        let (children, formula) = if self.mapped {
+            (Vec::new(), format!("{} bytes of the file, mapped ({engine_name}_Mapped)", self.bytes))
+        } else {
+            let names: Vec<String> = self.groups.iter().map(|group| group.part.label().to_string()).collect();
+            (self.groups.iter().map(child).collect(), format!("{engine_name}: {}", names.join(" + ")))
+        };
+        Term {
+            component: TermKind::Weights,
+            label: if self.mapped { format!("{label}, mapped from the file") } else { label.to_string() },
+            bytes: self.bytes,
+            certainty: Certainty::Exact,
+            formula,
+            source,
+            children,
+        }
+    }
+}
+
+fn formula(tensors: u64, stored: Bytes, padding: Bytes) -> String {
+    let plural = if tensors == 1 { "tensor" } else { "tensors" };
+    if padding == Bytes::ZERO {
+        format!("{tensors} {plural}, {stored} B in whole blocks")
+    } else {
+        format!("{tensors} {plural}, {stored} B in whole blocks + {padding} B of padding")
+    }
+}
