@@ -77,6 +77,15 @@ impl Build {
         }
     }
 
+    /// b12032 adds three nodes to every graph, for inputs that may be embeddings (`llama-graph.cpp:build_inp_embd`).
+    #[must_use]
+    pub const fn extra_graph_nodes(self) -> u64 {
+        match self {
+            Self::C0c1e57098 => 0,
+            Self::B12032 => 3,
+        }
+    }
+
     /// Rows of an indexer cache of `qwen4exp`: b12032 keeps the pooled key beside the raw one
     /// (`models/qwen4exp.cpp:load_arch_hparams`, `indexer_kpool_row`).
     #[must_use]

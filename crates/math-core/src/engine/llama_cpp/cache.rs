@@ -403,6 +403,18 @@ fn first_heads(spec: &ModelSpec, facts: Facts<'_>) -> Result<(u64, u64), MathErr
     Ok(full.unwrap_or((0, 0)))
 }
 
+/// How many layers rotate their keys and their values, whichever buffer the matrices are in.
+pub(crate) fn rotation_counts(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment) -> Result<(u64, u64), MathError> {
+    let mut layers = Vec::new();
+    for layer in cached_layers(spec, facts) {
+        layers.extend(cached(layer, facts, None)?);
+    }
+    let first = first_heads(spec, facts)?;
+    let (k, v) = rotations(&layers.iter().collect::<Vec<_>>(), first, deployment);
+    let count = layers.iter().fold(0_u64, |count, _| count.saturating_add(1));
+    Ok((if k > 0 { count } else { 0 }, if v > 0 { count } else { 0 }))
+}
+
 /// Before b12032 the rotation matrices are graph inputs and cost the cache nothing.
 const fn kept_rotations(build: Build, rotations: (u64, u64)) -> (u64, u64) {
     if build.rotation_matrices_are_cached() { rotations } else { (0, 0) }

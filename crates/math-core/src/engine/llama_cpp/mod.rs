@@ -1,12 +1,16 @@
 //! llama.cpp: what its loader, its caches and its graph allocator take, by build.
 
+pub mod allocate;
 pub mod build;
 pub mod cache;
+pub mod compute;
 pub mod conversion;
+pub mod estimator;
 mod facts;
 pub mod file_type;
 pub mod loader_facts;
 pub mod memory;
+mod nodes;
 pub mod placement;
 pub mod quantize;
 pub mod recurrent;

@@ -5,6 +5,7 @@ use alloc::string::{String, ToString};
 
 use crate::deployment::Deployment;
 use crate::engine::llama_cpp::facts::{Facts, attention_of};
+use crate::engine::llama_cpp::nodes::node_budget;
 use crate::engine::llama_cpp::resolve::Resolved;
 use crate::error::MathError;
 use crate::format::StorageFormat;
@@ -47,13 +48,19 @@ pub(crate) fn check(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment,
     if facts.arch == "t5" && resolved.streams > 1 {
         return refused("a T5 aborts with more than one stream: use a unified cache".to_string());
     }
-    // The third reserve graph is built with one sequence, over tokens rounded up to all of them
+    if let Some(budget) = node_budget(spec, facts, deployment, resolved)?.filter(|budget| budget.needed > budget.slots) {
+        return refused(format!(
+            "the graph has {} tensors, the scheduler's table has room for {}: it aborts at start",
+            budget.needed, budget.slots
+        ));
+    }
+    // The third reserve graph is built with one sequence, over a micro-batch that its streams then divide
     // (`llama-context.cpp:sched_reserve`, TAG_RESERVE_DIAG_DECAY).
     let tokens = resolved.n_ctx.min(resolved.n_ubatch);
-    if matches!(facts.arch, "kimi-linear" | "minimax-01") && !tokens.is_multiple_of(resolved.n_seq_max) {
+    if matches!(facts.arch, "kimi-linear" | "minimax-01") && !tokens.is_multiple_of(resolved.streams) {
         return refused(format!(
-            "{} aborts when the micro-batch ({tokens}) is not a multiple of the sequences ({})",
-            facts.arch, resolved.n_seq_max
+            "{} aborts when the micro-batch ({tokens}) is not a multiple of the streams ({})",
+            facts.arch, resolved.streams
         ));
     }
     Ok(())
