@@ -417,3 +417,12 @@ pub fn decoder(r: &Reader<'_>, dims: &Dims, layers: Vec<Layer>) -> ModelSpec {
         causal: true,
     }
 }
+
+/// Gives each layer's attention its window.
+pub fn set_windows(spec: &mut ModelSpec, windows: Vec<Window>) {
+    for (layer, window) in spec.layers.iter_mut().zip(windows) {
+        if let Mixer::Attention(attention) = &mut layer.mixer {
+            attention.window = window;
+        }
+    }
+}

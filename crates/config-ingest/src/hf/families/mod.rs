@@ -3,8 +3,15 @@
 //! A family is a [`Family`] row in one of the tables below. To add one: a file with a `FAMILIES` table, and a line
 //! in [`TABLES`].
 
+// Attention in every layer.
+pub mod gemma;
 pub mod llama;
+pub mod qwen;
+
+// State spaces, linear attention, latent attention.
 pub mod mamba;
+
+// Encoders, encoder-decoders, towers.
 
 use plimsoll_math::spec::ModelSpec;
 
@@ -30,6 +37,16 @@ pub struct Family {
 }
 
 impl Family {
+    /// A row for a family whose config is that of the language model itself.
+    const fn new(
+        model_types: &'static [&'static str],
+        architectures: &'static [&'static str],
+        llama_cpp: Option<&'static str>,
+        defaults: &'static str,
+        build: fn(&Reader<'_>) -> Result<ModelSpec, IngestError>,
+    ) -> Self {
+        Self { model_types, architectures, llama_cpp, is_wrapper: false, defaults, build }
+    }
     /// The family's name.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -38,7 +55,16 @@ impl Family {
 }
 
 /// Every table.
-const TABLES: &[&[Family]] = &[llama::FAMILIES, mamba::FAMILIES];
+<<<<<<< HEAD
+const TABLES: &[&[Family]] = &[
+    // Attention in every layer.
+    gemma::FAMILIES,
+    llama::FAMILIES,
+    qwen::FAMILIES,
+    // State spaces, linear attention, latent attention.
+    mamba::FAMILIES,
+    // Encoders, encoder-decoders, towers.
+];
 
 /// Every row.
 pub fn all() -> impl Iterator<Item = &'static Family> {
