@@ -55,7 +55,6 @@ impl Family {
 }
 
 /// Every table.
-<<<<<<< HEAD
 const TABLES: &[&[Family]] = &[
     // Attention in every layer.
     gemma::FAMILIES,
