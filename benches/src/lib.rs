@@ -1,0 +1,1 @@
+//! Criterion benches of Plimsoll beside its peers; see `benches/`.
