@@ -10,6 +10,7 @@ pub mod error;
 pub mod gguf;
 pub mod hf;
 pub mod mlx;
+mod nearest;
 pub mod safetensors;
 pub mod source;
 

@@ -14,6 +14,7 @@ use super::families::{self, Family};
 use super::generic;
 use super::reader::{HeadKind, Reader, Shared};
 use crate::error::IngestError;
+use crate::nearest::distance;
 
 /// Keys under which a multimodal config holds its language model.
 pub(super) const LANGUAGE_MODEL_KEYS: &[&str] = &["text_config", "language_config", "llm_config", "thinker_config"];
@@ -124,24 +125,4 @@ fn unknown(class: Option<&str>, model_type: Option<&str>) -> IngestError {
     ranked.truncate(3);
     let nearest: Vec<&str> = ranked.into_iter().map(|(_, name)| name).collect();
     IngestError::UnknownArchitecture { place: place.to_owned(), found: found.to_owned(), nearest: nearest.join(", ") }
-}
-
-/// Edits that turn one name into the other (Levenshtein), over the first 64 characters.
-fn distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().take(64).collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (index, from) in left.chars().take(64).enumerate() {
-        let mut diagonal = index;
-        let mut before = index.saturating_add(1);
-        let mut next = Vec::with_capacity(row.len());
-        next.push(before);
-        for (to, above) in right.iter().zip(row.iter().skip(1)) {
-            let substituted = diagonal.saturating_add(usize::from(from != *to));
-            before = substituted.min(above.saturating_add(1)).min(before.saturating_add(1));
-            diagonal = *above;
-            next.push(before);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or_default()
 }
