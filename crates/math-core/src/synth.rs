@@ -242,7 +242,9 @@ fn attention_tensors(out: &mut Builder, name: &str, attention: &Attention, d_mod
             }
         }
     }
-    let output = if name == "attn" { "attn_output".to_string() } else { format!("{name}_o") };
+    // T5's converter shortens the name in both of its stacks (`gguf-py` constants, `LLM_TENSOR_DEC_ATTN_OUT`).
+    let is_two_stacks = out.prefix.starts_with("enc.") || out.prefix.starts_with("dec.");
+    let output = if name == "attn" && !is_two_stacks { "attn_output".to_string() } else { format!("{name}_o") };
     out.linear(&output, component, mul(attention.n_heads, attention.v_head_dim)?, d_output, bias.o);
     for (which, [width, heads], counts) in
         [("q_norm", attention.qk_norm.q, Counts::Parameter), ("k_norm", attention.qk_norm.k, kv_counts)]
