@@ -82,6 +82,17 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// A nested object, or one that holds `nothing` where there is none.
+    ///
+    /// # Errors
+    /// [`IngestError::Field`] when it is there and no object.
+    pub fn child_or(&self, aliases: &[&str], nothing: &'a Map<String, Value>) -> Result<Self, IngestError> {
+        let name = aliases.first().copied().unwrap_or_default();
+        let path = format!("{}.{name}", self.path);
+        let empty = || Self { map: nothing, defaults: None, path, asked: Rc::clone(&self.asked) };
+        Ok(self.child(aliases)?.unwrap_or_else(empty))
+    }
+
     /// A count. Floats that are whole numbers and digits in a string are accepted, as configs in the wild hold them.
     ///
     /// # Errors

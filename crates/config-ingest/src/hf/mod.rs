@@ -14,5 +14,6 @@ mod python_json;
 pub mod quantization;
 pub mod reader;
 pub mod recipe;
+pub mod towers;
 
 pub use door::{Limits, Options, ingest};

@@ -1,4 +1,4 @@
-//! Gemma 1 to 3: tied embeddings, wide heads, norms around both halves from the second generation on.
+//! Gemma 1 and 2: tied embeddings, wide heads, norms around both halves from the second generation on.
 
 use plimsoll_math::spec::{AttentionBias, Dense, FeedForward, Mixer, ModelSpec};
 
@@ -26,15 +26,6 @@ pub const FAMILIES: &[Family] = &[
             "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 8192,
             "sliding_window": 4096, "tie_word_embeddings": true}"#,
         gemma2,
-    ),
-    Family::new(
-        &["gemma3_text"],
-        &["Gemma3ForCausalLM", "Gemma3TextModel"],
-        Some("gemma3"),
-        r#"{"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
-            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
-            "sliding_window": 4096, "sliding_window_pattern": 6, "tie_word_embeddings": true}"#,
-        gemma3,
     ),
     Family::new(
         &["vaultgemma"],
@@ -75,27 +66,6 @@ fn gemma2(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let mut spec = vaultgemma(r)?;
     for layer in &mut spec.layers {
         layer.norms = recipe::sandwich_norms(spec.d_model);
-    }
-    Ok(spec)
-}
-
-/// Also EmbeddingGemma, which sees both directions and yields embeddings.
-fn gemma3(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
-    let (dims, mut spec) = body(r);
-    let period = r.opt(&["sliding_window_pattern", "_sliding_window_pattern"]).unwrap_or(6);
-    let windows = recipe::windows(r, dims.n_layers, r.opt(&["sliding_window"]), Alternation::FullLast { period });
-    recipe::set_windows(&mut spec, windows);
-    let bidirectional = r.flag(&["use_bidirectional_attention"], false);
-    for layer in &mut spec.layers {
-        layer.norms = recipe::sandwich_norms(dims.d_model);
-        if let Mixer::Attention(attention) = &mut layer.mixer {
-            attention.qk_norm = recipe::qk_norm_per_head(dims.head_dim);
-            attention.bidirectional = bidirectional;
-        }
-    }
-    if bidirectional {
-        spec.causal = false;
-        spec.llama_cpp_arch = Some("gemma-embedding".into());
     }
     Ok(spec)
 }

@@ -12,6 +12,8 @@ pub mod qwen;
 pub mod mamba;
 
 // Encoders, encoder-decoders, towers.
+pub mod gemma3;
+pub mod multimodal;
 
 use plimsoll_math::spec::ModelSpec;
 
@@ -63,6 +65,8 @@ const TABLES: &[&[Family]] = &[
     // State spaces, linear attention, latent attention.
     mamba::FAMILIES,
     // Encoders, encoder-decoders, towers.
+    gemma3::FAMILIES,
+    multimodal::FAMILIES,
 ];
 
 /// Every row.
