@@ -1,0 +1,198 @@
+//! The grammar of the command line. What is in `--help` works.
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use plimsoll::math::deployment::FlashAttention;
+use plimsoll::planner::Options;
+use plimsoll::planner::size::{parse_bytes, parse_tokens};
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// Exit codes, as shown in the help.
+const EXIT_CODES: &str = "Exit codes: 0 fits, 3 does not fit, 64 wrong usage, 65 bad input data, 69 source unavailable.";
+
+/// Will it fit? What a language model takes in memory, per engine, to the byte.
+#[derive(Debug, Parser)]
+#[command(name = "plimsoll", version, styles = STYLES, after_help = EXIT_CODES, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Whether a model fits on a device, term by term
+    Fit(Question),
+    /// Every byte of `fit` as a tree, with its formula and where the rule stands
+    Explain(Question),
+    /// The largest context that fits
+    MaxContext(Question),
+    /// The most concurrent sequences that fit
+    MaxSequences(Question),
+    /// What is in a model: parameters by part and by layer
+    Inspect(InspectArgs),
+    /// The devices that are known by name
+    Devices(DevicesArgs),
+    /// Write a completion script for a shell to standard output
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual page to standard output
+    Man,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Source {
+    /// A config.json or a directory with one, or a .gguf file (the first of a split set)
+    #[arg(value_name = "MODEL", value_hint = ValueHint::AnyPath)]
+    pub(crate) model: String,
+    /// Take an unknown architecture for a generic decoder: bounds instead of exact figures
+    #[arg(long)]
+    pub(crate) assume_generic: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    pub(crate) source: Source,
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevicesArgs {
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum OnOffAuto {
+    /// Always
+    On,
+    /// Never
+    Off,
+    /// Wherever the device can
+    Auto,
+}
+
+fn tokens(text: &str) -> Result<u64, String> {
+    parse_tokens("tokens", text).map_err(|_| plimsoll::planner::size::TOKENS_GRAMMAR.to_owned())
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    parse_bytes("memory", text).map_err(|_| plimsoll::planner::size::SIZE_GRAMMAR.to_owned())
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Question {
+    #[command(flatten)]
+    pub(crate) source: Source,
+
+    /// Whose rules: llama.cpp (the newest build followed), llama.cpp@BUILD, or ideal (the textbook)
+    #[arg(long, value_name = "ENGINE", default_value = "llama.cpp")]
+    engine: String,
+
+    /// Tokens per sequence, such as 8192 or 32k; the model's maximum when left out
+    #[arg(long, short, value_name = "N", value_parser = tokens, help_heading = "How much")]
+    context: Option<u64>,
+    /// Concurrent sequences
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "How much")]
+    sequences: u64,
+    /// The engine's whole pool of tokens instead of a context per sequence (llama.cpp: -c)
+    #[arg(long, value_name = "N", value_parser = tokens, conflicts_with = "context", help_heading = "How much")]
+    total_context: Option<u64>,
+    /// Logical batch in tokens
+    #[arg(long, value_name = "N", default_value_t = 2048, help_heading = "How much")]
+    batch: u64,
+    /// Micro-batch in tokens
+    #[arg(long, value_name = "N", default_value_t = 512, help_heading = "How much")]
+    ubatch: u64,
+
+    /// How to store weights (Q4_K_M, Q8_0, IQ4_XS, BF16 …) when the source leaves it open
+    #[arg(long, short, value_name = "TYPE", help_heading = "How stored")]
+    quant: Option<String>,
+    /// How to store cached keys and values: f16, bf16, f32, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl
+    #[arg(long, value_name = "TYPE", help_heading = "How stored")]
+    kv_type: Option<String>,
+    /// How to store cached keys
+    #[arg(long, value_name = "TYPE", conflicts_with = "kv_type", help_heading = "How stored")]
+    kv_type_k: Option<String>,
+    /// How to store cached values
+    #[arg(long, value_name = "TYPE", conflicts_with = "kv_type", help_heading = "How stored")]
+    kv_type_v: Option<String>,
+    /// Compute attention without storing its scores
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_possible_values = false,
+        help_heading = "How stored"
+    )]
+    flash_attention: OnOffAuto,
+    /// One cache shared by all sequences instead of one each
+    #[arg(long, help_heading = "How stored")]
+    kv_unified: bool,
+    /// Full-size caches for sliding-window layers
+    #[arg(long, help_heading = "How stored")]
+    swa_full: bool,
+    /// Keep processor weights in the file's layout
+    #[arg(long, help_heading = "How stored")]
+    no_repack: bool,
+    /// Load weights instead of mapping the file
+    #[arg(long, help_heading = "How stored")]
+    no_mmap: bool,
+
+    /// Where: a name such as "RTX 4090" (see `plimsoll devices`), or cpu
+    #[arg(long, short, value_name = "NAME", help_heading = "Where")]
+    device: Option<String>,
+    /// Memory of the device, such as 24GiB; alone, it describes a device without a name
+    #[arg(long, short, value_name = "SIZE", value_parser = bytes, help_heading = "Where")]
+    memory: Option<u64>,
+
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl Question {
+    /// The question in the planner's words.
+    pub(crate) fn options(&self) -> Options {
+        Options {
+            engine: Some(self.engine.clone()),
+            context: self.context,
+            sequences: Some(self.sequences),
+            total_context: self.total_context,
+            batch: Some(self.batch),
+            ubatch: Some(self.ubatch),
+            quant: self.quant.clone(),
+            kv_type: self.kv_type.clone(),
+            kv_type_k: self.kv_type_k.clone(),
+            kv_type_v: self.kv_type_v.clone(),
+            flash_attention: Some(match self.flash_attention {
+                OnOffAuto::On => FlashAttention::On,
+                OnOffAuto::Off => FlashAttention::Off,
+                OnOffAuto::Auto => FlashAttention::Auto,
+            }),
+            kv_unified: Some(self.kv_unified),
+            swa_full: Some(self.swa_full),
+            repack: Some(!self.no_repack),
+            mmap: Some(!self.no_mmap),
+            device: self.device.clone(),
+            memory: self.memory.or_else(|| self.host_memory()),
+            assume_generic: Some(self.source.assume_generic),
+        }
+    }
+
+    /// `--device cpu` without a size means this machine.
+    fn host_memory(&self) -> Option<u64> {
+        self.device.as_deref().filter(|name| name.eq_ignore_ascii_case("cpu")).and_then(|_| crate::host::memory())
+    }
+}

@@ -1,0 +1,61 @@
+//! `plimsoll explain`: every byte as a tree.
+
+use plimsoll::math::allocation::Term;
+use plimsoll::planner::response::Explain;
+use plimsoll::planner::size::long;
+
+use super::text::{BOLD, DIM, paint, width, wrap};
+use super::{certainty_text, heading, label, mark, notes, page};
+
+fn branch(lines: &mut Vec<String>, terms: &[Term], prefix: &str, width: usize) {
+    let last = terms.len().saturating_sub(1);
+    for (index, term) in terms.iter().enumerate() {
+        let (arm, stem) = if index == last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+        let below = format!("{prefix}{stem}");
+        let inner = format!("{below}{}", if term.children.is_empty() { "   " } else { "│  " });
+        let certainty = certainty_text(term);
+        let certainty = if certainty.is_empty() { certainty } else { format!(", {certainty}") };
+        lines.push(format!(
+            "{}{} {} {}{}",
+            paint(DIM, &format!("{prefix}{arm}")),
+            mark(&term.certainty),
+            paint(BOLD, &label(term, 60)),
+            long(term.bytes.get()),
+            paint(DIM, &certainty)
+        ));
+        if !term.formula.is_empty() {
+            lines.extend(wrap(&term.formula, width, &inner));
+        }
+        if !term.source.is_empty() {
+            lines.extend(wrap(&term.source, width, &inner).into_iter().map(|line| paint(DIM, &line)));
+        }
+        branch(lines, &term.children, &below, width);
+    }
+}
+
+/// The answer of `explain`.
+pub(crate) fn explain(answer: &Explain) -> String {
+    let width = width();
+    let mut lines: Vec<String> = heading(&answer.model, &answer.engine, &answer.deployment, width)
+        .into_iter()
+        .map(|line| line.trim_start().to_owned())
+        .collect();
+    for device in &answer.devices {
+        lines.push(String::new());
+        lines.push(format!("{} {}", paint(BOLD, &device.name), long(device.used.get())));
+        branch(&mut lines, &device.terms, "", width);
+    }
+    if !answer.host.terms.is_empty() {
+        lines.push(String::new());
+        lines.push(format!("{} {}", paint(BOLD, "host"), long(answer.host.used.get())));
+        branch(&mut lines, &answer.host.terms, "", width);
+    }
+    lines.push(String::new());
+    lines.push(paint(DIM, "= exact   ≤ at most   ~ measured"));
+    if !answer.notes.is_empty() {
+        lines.push(String::new());
+        lines.push(paint(BOLD, "Notes"));
+        lines.extend(notes(&answer.notes, width));
+    }
+    page(&lines)
+}

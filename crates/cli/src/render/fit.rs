@@ -1,0 +1,181 @@
+//! `plimsoll fit` for people.
+
+use plimsoll::math::allocation::Term;
+use plimsoll::planner::response::{Fit, Limit, Verdict};
+use plimsoll::planner::size::{grouped, long, short};
+
+use super::bar::{bar, fill};
+use super::text::{BAD, BOLD, DIM, GOOD, MAYBE, columns, command, flow, left, paint, right, width, wrap};
+use super::{certainty_text, heading, label, limited, mark, notes, page};
+
+/// The first line: the answer.
+fn verdict(answer: &Fit) -> String {
+    let device = answer.devices.first();
+    let name = device.map_or("the device", |device| device.name.as_str());
+    let usable = device.map_or(0, |device| device.usable.get());
+    match &answer.verdict {
+        Verdict::Fits { headroom } => {
+            format!("{} on {name}: {} of {} stay free", paint(GOOD, "Fits"), short(headroom.get()), short(usable))
+        }
+        Verdict::DoesNotFit { short_by, fits_at_best_with: Some(_), .. } => format!(
+            "{} on {name}: fits unless the bounded terms (≤) come out high, then {} short of {}",
+            paint(MAYBE, "May not fit"),
+            short(short_by.get()),
+            short(usable)
+        ),
+        Verdict::DoesNotFit { short_by, .. } => {
+            format!("{} on {name}: {} short of {}", paint(BAD, "Does not fit"), short(short_by.get()), short(usable))
+        }
+        _ => format!("no verdict for {name}"),
+    }
+}
+
+/// The columns of a breakdown.
+struct Layout {
+    label: usize,
+    short: usize,
+    bytes: usize,
+    width: usize,
+}
+
+impl Layout {
+    fn of(terms: &[&Term], width: usize) -> Self {
+        let labels = terms.iter().map(|term| columns(&label(term, 40))).max().unwrap_or(0).max(7);
+        let bytes = terms.iter().map(|term| columns(&grouped(term.bytes.get()))).max().unwrap_or(0).max(14) + 4;
+        // Glyph, mark and the gaps between columns.
+        let rest = 2 + 2 + 2 + 2 + 10 + 1 + bytes;
+        Self { label: labels.min(width.saturating_sub(rest).max(12)), short: 10, bytes, width }
+    }
+
+    fn row(&self, glyph: &str, mark: &str, name: &str, bytes: u64, remark: &str) -> String {
+        let plain_width = 2 + 2 + 2 + self.label + 1 + self.short + 1 + self.bytes;
+        let exact = format!("({} B)", grouped(bytes));
+        let mut line = format!(
+            "  {glyph} {mark} {} {} {}",
+            left(name, self.label),
+            right(&short(bytes), self.short),
+            right(&exact, self.bytes)
+        );
+        if !remark.is_empty() && plain_width + 2 + columns(remark) <= self.width {
+            line.push_str("  ");
+            line.push_str(&paint(DIM, remark));
+        }
+        line
+    }
+}
+
+fn breakdown(lines: &mut Vec<String>, layout: &Layout, terms: &[Term], with_bar: bool) {
+    for term in terms {
+        let (glyph, style) = fill(term.component);
+        let glyph = if with_bar { paint(style, &glyph.to_string()) } else { " ".to_owned() };
+        lines.push(layout.row(
+            &glyph,
+            mark(&term.certainty),
+            &label(term, layout.label),
+            term.bytes.get(),
+            &certainty_text(term),
+        ));
+    }
+}
+
+fn limit_text(limit: &Limit, unit: &str) -> String {
+    if limit.value == 0 {
+        format!("no {unit}")
+    } else {
+        format!("{} {unit} ({})", grouped(limit.value), limited(limit.limited_by))
+    }
+}
+
+fn textbook(answer: &Fit) -> Option<String> {
+    let told = answer.naive.weights.get().saturating_add(answer.naive.kv_cache.get());
+    let totals = &answer.totals;
+    let terms = [totals.weights, totals.kv_cache, totals.recurrent_state, totals.compute, totals.output];
+    let truth = terms.iter().fold(0_u64, |sum, bytes| sum.saturating_add(bytes.get()));
+    let difference = told.abs_diff(truth);
+    if difference.saturating_mul(100) < truth {
+        return None;
+    }
+    let percent = (u128::from(difference) * 100 + u128::from(truth) / 2).checked_div(u128::from(truth))?;
+    let way = if told < truth { "too little" } else { "too much" };
+    Some(format!(
+        "parameters times bits plus full-length cache: {} + {} = {}, which is {} or {percent} % {way}",
+        short(answer.naive.weights.get()),
+        short(answer.naive.kv_cache.get()),
+        short(told),
+        short(difference),
+    ))
+}
+
+/// The answer of `fit`.
+pub(crate) fn fit(answer: &Fit) -> String {
+    let width = width();
+    let mut lines = wrap_styled(&verdict(answer));
+    lines.push(String::new());
+    lines.extend(heading(&answer.model, &answer.engine, &answer.deployment, width));
+    lines.push(String::new());
+
+    let all: Vec<&Term> = answer.devices.iter().flat_map(|device| &device.terms).chain(&answer.host.terms).collect();
+    let layout = Layout::of(&all, width);
+    for device in &answer.devices {
+        lines.push(paint(BOLD, &device.name));
+        lines.push(format!("  {}", bar(&device.terms, device.usable.get(), width.saturating_sub(4))));
+        breakdown(&mut lines, &layout, &device.terms, true);
+        lines.push(layout.row(" ", " ", "used", device.used.get(), ""));
+        lines.push(paint(DIM, &layout.row(" ", " ", "usable", device.usable.get(), "")));
+    }
+    if !answer.host.terms.is_empty() {
+        lines.push(paint(BOLD, "host"));
+        breakdown(&mut lines, &layout, &answer.host.terms, false);
+    }
+    lines.extend(
+        flow(["= exact".to_owned(), "≤ at most".to_owned(), "~ measured".to_owned()].into_iter(), "   ", width, "    ")
+            .into_iter()
+            .map(|line| paint(DIM, &line)),
+    );
+
+    if let Some(text) = textbook(answer) {
+        lines.push(String::new());
+        lines.push(paint(BOLD, "Textbook"));
+        lines.extend(wrap(&text, width, "  "));
+    }
+    if let Verdict::DoesNotFit { closest, .. } = &answer.verdict {
+        lines.push(String::new());
+        lines.push(paint(BOLD, "Would fit with"));
+        if closest.is_empty() {
+            lines.push("  no single change of context, cache, weights or listed device".to_owned());
+        }
+        for change in closest {
+            let options: Vec<String> = change.options.iter().map(|option| super::text::shell(option)).collect();
+            let text = format!("{}  {}", change.change, options.join(" "));
+            lines.push(format!("  {}", super::text::cut(&text, width.saturating_sub(2))));
+        }
+    }
+    let mut reach = Vec::new();
+    reach.extend(answer.limits.max_context.as_ref().map(|limit| limit_text(limit, "tokens per sequence")));
+    reach.extend(answer.limits.max_sequences.as_ref().map(|limit| limit_text(limit, "sequences of this length")));
+    if !reach.is_empty() {
+        lines.push(String::new());
+        lines.push(paint(BOLD, "Reachable here"));
+        lines.extend(flow(reach.into_iter(), " · ", width, "  "));
+    }
+    if !answer.command.is_empty() {
+        lines.push(String::new());
+        lines.push(paint(BOLD, "Run"));
+        lines.extend(command(&answer.command, width, "  "));
+        lines.push(paint(BOLD, "Verify"));
+        let text = "add -lv 4: the server logs every buffer size (model, KV, RS, compute, output) as it allocates it";
+        lines.extend(wrap(text, width, "  "));
+    }
+    if !answer.notes.is_empty() {
+        lines.push(String::new());
+        lines.push(paint(BOLD, "Notes"));
+        lines.extend(notes(&answer.notes, width));
+    }
+    let _ = long;
+    page(&lines)
+}
+
+/// The verdict is one sentence; terminals wrap it themselves, so that its colour survives.
+fn wrap_styled(text: &str) -> Vec<String> {
+    vec![text.to_owned()]
+}

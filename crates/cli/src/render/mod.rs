@@ -1,0 +1,174 @@
+//! Answers as people read them: the verdict first, then what every byte pays for.
+
+mod bar;
+mod explain;
+mod fit;
+mod inspect;
+mod text;
+
+use plimsoll::math::allocation::{Certainty, Term, TermKind};
+use plimsoll::planner::response::{DeploymentBrief, Devices, EngineBrief, LimitedBy, ModelBrief, Reach};
+use plimsoll::planner::size::{count, grouped, long, short};
+
+pub(crate) use explain::explain;
+pub(crate) use fit::fit;
+pub(crate) use inspect::inspect;
+
+use text::{BAD, BOLD, DIM, GOOD, columns, command, cut, flow, left, paint, right, width, wrap};
+
+/// One sign for how sure a figure is.
+fn mark(certainty: &Certainty) -> &'static str {
+    match certainty {
+        Certainty::Exact => "=",
+        Certainty::Bounded { .. } => "≤",
+        _ => "~",
+    }
+}
+
+/// What a component is called on screen.
+fn component(kind: TermKind) -> &'static str {
+    match kind {
+        TermKind::Weights => "weights",
+        TermKind::KvCache => "KV cache",
+        TermKind::RecurrentState => "recurrent state",
+        TermKind::Compute => "compute",
+        TermKind::Output => "output",
+        TermKind::Draft => "draft model",
+        TermKind::Projector => "projector",
+        TermKind::DriverContext => "driver context",
+        _ => "other",
+    }
+}
+
+/// The model and the deployment in two or more lines.
+fn heading(model: &ModelBrief, engine: &EngineBrief, deployment: &DeploymentBrief, width: usize) -> Vec<String> {
+    let mut facts = vec![model.name.clone(), model.architecture.clone()];
+    facts.push(format!("{} parameters", count(model.parameters.total.get())));
+    if model.parameters.active != model.parameters.total {
+        facts.push(format!("{} active", count(model.parameters.active.get())));
+    }
+    facts.extend(model.quantization.clone());
+    let mut asked = vec![format!("{} {}", engine.name, engine.version)];
+    asked.push(format!("{} tokens", grouped(deployment.context)));
+    asked.push(format!("{} {}", deployment.sequences, if deployment.sequences == 1 { "sequence" } else { "sequences" }));
+    if deployment.kv_type_k == deployment.kv_type_v {
+        asked.push(format!("cache {}", deployment.kv_type_k));
+    } else {
+        asked.push(format!("cache {}/{}", deployment.kv_type_k, deployment.kv_type_v));
+    }
+    if matches!(deployment.flash_attention, plimsoll::math::deployment::FlashAttention::Off) {
+        asked.push("no flash attention".to_owned());
+    }
+    if deployment.kv_unified {
+        asked.push("one cache for all".to_owned());
+    }
+    let mut lines = flow(facts.into_iter(), " · ", width, "  ");
+    lines.extend(flow(asked.into_iter(), " · ", width, "  "));
+    lines
+}
+
+fn notes(notes: &[String], width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    for note in notes {
+        for (index, line) in wrap(note, width.saturating_sub(2), "    ").into_iter().enumerate() {
+            lines.push(if index == 0 { format!("  - {}", line.trim_start()) } else { line });
+        }
+    }
+    lines
+}
+
+fn limited(by: LimitedBy) -> &'static str {
+    match by {
+        LimitedBy::Memory => "memory",
+        LimitedBy::Model => "the model's own maximum",
+        _ => "the engine's maximum",
+    }
+}
+
+/// Lines of text.
+fn page(lines: &[String]) -> String {
+    let mut out = String::new();
+    for line in lines {
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// Answer of `max-context` and `max-sequences`.
+pub(crate) fn reach(answer: &Reach) -> String {
+    let width = width();
+    let device = &answer.deployment.device;
+    let mut lines = Vec::new();
+    let (value, what) = (answer.limit.value, answer.of.as_str());
+    if value == 0 {
+        let least = if what == "context" { "one token of context" } else { "one sequence" };
+        lines.push(format!("{} {device} has no room for {least}", paint(BAD, "Does not fit:")));
+    } else {
+        let unit = if what == "context" { "tokens per sequence" } else { "sequences" };
+        lines.push(format!(
+            "{} on {device}, limited by {}",
+            paint(GOOD, &format!("{} {unit}", grouped(value))),
+            limited(answer.limit.limited_by)
+        ));
+    }
+    lines.push(String::new());
+    lines.extend(heading(&answer.model, &answer.engine, &answer.deployment, width));
+    lines.push(format!("  used {} of {}", long(answer.used.get()), short(answer.usable.get())));
+    if value > 0 && !answer.command.is_empty() {
+        lines.push(String::new());
+        lines.push(paint(BOLD, "Run"));
+        lines.extend(command(&answer.command, width, "  "));
+    }
+    if !answer.notes.is_empty() {
+        lines.push(String::new());
+        lines.push(paint(BOLD, "Notes"));
+        lines.extend(notes(&answer.notes, width));
+    }
+    page(&lines)
+}
+
+/// The device list.
+pub(crate) fn devices(list: &Devices) -> String {
+    let width = width();
+    let rows: Vec<[String; 4]> = list
+        .devices
+        .iter()
+        .map(|row| {
+            [
+                row.device.name.clone(),
+                short(row.device.usable.bytes.get()),
+                short(row.device.total.bytes.get()),
+                plimsoll::math::device::backend_name(row.device.backend),
+            ]
+        })
+        .collect();
+    let name_width = rows.iter().map(|[name, ..]| columns(name)).max().unwrap_or(0);
+    let mut lines =
+        vec![paint(BOLD, &format!("{}  {}  {}  backend", left("device", name_width), right("usable", 9), right("total", 9)))];
+    for [name, usable, total, backend] in rows {
+        lines.push(format!("{}  {}  {}  {backend}", left(&name, name_width), right(&usable, 9), right(&total, 9)));
+    }
+    lines.push(String::new());
+    let text = "cpu is this machine's processor; --memory SIZE gives it, or any device, another size. \
+                --json says where each figure comes from.";
+    lines.extend(wrap(text, width, "").into_iter().map(|line| paint(DIM, &line)));
+    page(&lines)
+}
+
+/// What a bounded term says beside its figure.
+fn certainty_text(term: &Term) -> String {
+    match &term.certainty {
+        Certainty::Exact => String::new(),
+        Certainty::Bounded { low, .. } => format!("at least {}", short(low.get())),
+        Certainty::Calibrated { low, high, samples, .. } => {
+            format!("{} to {}, {samples} measurements", short(low.get()), short(high.get()))
+        }
+        _ => String::new(),
+    }
+}
+
+/// A term's label, or its component where the label says nothing.
+fn label(term: &Term, width: usize) -> String {
+    cut(if term.label.is_empty() { component(term.component) } else { &term.label }, width)
+}
