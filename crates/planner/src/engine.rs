@@ -5,15 +5,20 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use plimsoll_math::allocation::Allocation;
-use plimsoll_math::deployment::ContextRequest;
+use plimsoll_math::allocation::{Allocation, Certainty, PlaceAllocation, Term, TermKind};
+use plimsoll_math::deployment::{Backend, ContextRequest};
+use plimsoll_math::engine::llama_cpp::placement::WeightPlace;
+use plimsoll_math::engine::llama_cpp::quantize::file_tensors;
+use plimsoll_math::engine::llama_cpp::weights::weight_buffers;
+use plimsoll_math::engine::llama_cpp::{Build, FileType, LoaderFacts, memory};
 use plimsoll_math::error::MathError;
 use plimsoll_math::tensor::TensorTable;
 use plimsoll_math::units::Bytes;
 
 use crate::error::PlanError;
 use crate::model::{Basis, Model};
-use crate::request::{Effective, Options};
+use crate::request::{Effective, Engine, Options};
+use crate::size::quoted;
 
 /// What the engine makes of the numbers it is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,8 +98,13 @@ impl<'a> Question<'a> {
     /// # Errors
     /// [`PlanError`] for a name that is no file type.
     pub fn with_quant(&self, quant: &str) -> Result<Self, PlanError> {
+        let file_type =
+            FileType::parse(quant).map_err(|_| PlanError::request("quant", quoted(quant), "a file type of llama-quantize"))?;
         let mut changed = self.clone();
-        changed.quant = Some(quant.to_string());
+        let Engine::LlamaCpp(build) = self.effective.engine else { return Ok(changed) };
+        let facts = LoaderFacts::of(&self.model.spec, build)?;
+        changed.tensors = Rc::new(file_tensors(build, &facts, &self.model.tensors, file_type)?);
+        changed.quant = Some(file_type.name().to_string());
         Ok(changed)
     }
 
@@ -123,9 +133,62 @@ impl<'a> Question<'a> {
     /// # Errors
     /// [`PlanError::Math`] when the engine refuses, or does not know a mechanism.
     pub fn plan(&self) -> Result<Planned, PlanError> {
-        Err(PlanError::Math(MathError::Unsupported {
-            engine: format!("{}@{}", self.effective.engine.name(), self.effective.engine.version()),
-            mechanism: "anything yet".to_string(),
-        }))
+        match self.effective.engine {
+            Engine::LlamaCpp(build) => self.plan_llama_cpp(build),
+            Engine::Ideal => Err(PlanError::Math(MathError::Unsupported {
+                engine: format!("{}@{}", self.effective.engine.name(), self.effective.engine.version()),
+                mechanism: "anything yet".to_string(),
+            })),
+        }
+    }
+
+    fn plan_llama_cpp(&self, build: Build) -> Result<Planned, PlanError> {
+        let deployment = &self.effective.deployment;
+        let facts = LoaderFacts::of(&self.model.spec, build)?;
+        let memory = memory::memory(&self.model.spec, deployment, build)?;
+        let mut device = PlaceAllocation::default();
+        let mut host = PlaceAllocation::default();
+        for buffer in weight_buffers(build, &facts, &self.tensors, deployment)? {
+            let term = buffer.term(build, deployment.backend);
+            if buffer.place == WeightPlace::Device || deployment.backend == Backend::Cpu {
+                device.terms.push(term);
+            } else {
+                host.terms.push(term);
+            }
+        }
+        let exact = |component, label: &str, bytes| -> Result<Term, MathError> {
+            Ok(Term {
+                component,
+                label: label.to_string(),
+                bytes: Bytes::new(bytes)?,
+                certainty: Certainty::Exact,
+                formula: String::new(),
+                source: String::new(),
+                children: Vec::new(),
+            })
+        };
+        if memory.kv_cache()? > 0 {
+            device.terms.push(exact(TermKind::KvCache, "KV cache", memory.kv_cache()?)?);
+        }
+        if memory.state()? > 0 {
+            device.terms.push(exact(TermKind::RecurrentState, "recurrent state", memory.state()?)?);
+        }
+        let output = exact(TermKind::Output, "output", memory.output)?;
+        if deployment.backend == Backend::Cpu {
+            device.terms.push(output)
+        } else {
+            host.terms.push(output)
+        }
+        let resolved = memory.resolved;
+        Ok(Planned {
+            allocation: Allocation { devices: alloc::vec![device], host },
+            resolved: Resolved {
+                context_per_sequence: resolved.n_ctx_seq,
+                total_context: resolved.n_ctx,
+                batch: resolved.n_batch,
+                ubatch: resolved.n_ubatch,
+                flash_attention: resolved.flash_attention,
+            },
+        })
     }
 }

@@ -2,11 +2,11 @@
 
 use plimsoll::math::allocation::Term;
 use plimsoll::planner::response::{Fit, Limit, Verdict};
-use plimsoll::planner::size::{grouped, long, short};
+use plimsoll::planner::size::{grouped, short};
 
 use super::bar::{bar, fill};
 use super::text::{BAD, BOLD, DIM, GOOD, MAYBE, columns, command, flow, left, paint, right, width, wrap};
-use super::{certainty_text, heading, label, limited, mark, notes, page};
+use super::{certainty_text, component, heading, label, limited, mark, notes, page};
 
 /// The first line: the answer.
 fn verdict(answer: &Fit) -> String {
@@ -39,9 +39,10 @@ struct Layout {
 }
 
 impl Layout {
-    fn of(terms: &[&Term], width: usize) -> Self {
-        let labels = terms.iter().map(|term| columns(&label(term, 40))).max().unwrap_or(0).max(7);
-        let bytes = terms.iter().map(|term| columns(&grouped(term.bytes.get()))).max().unwrap_or(0).max(14) + 4;
+    fn of(places: &[&[Term]], width: usize) -> Self {
+        let terms = || places.iter().flat_map(|place| place.iter().map(move |term| (term, place)));
+        let labels = terms().map(|(term, place)| columns(&name(term, place, 40))).max().unwrap_or(0).max(7);
+        let bytes = terms().map(|(term, _)| columns(&grouped(term.bytes.get()))).max().unwrap_or(0).max(14) + 4;
         // Glyph, mark and the gaps between columns.
         let rest = 2 + 2 + 2 + 2 + 10 + 1 + bytes;
         Self { label: labels.min(width.saturating_sub(rest).max(12)), short: 10, bytes, width }
@@ -62,6 +63,12 @@ impl Layout {
         }
         line
     }
+}
+
+/// What a term is called in a place: its component, or its label where the place has several of that component.
+fn name(term: &Term, place: &[Term], width: usize) -> String {
+    let alone = place.iter().filter(|other| other.component == term.component).count() == 1;
+    if alone { component(term.component).to_owned() } else { label(term, width) }
 }
 
 fn breakdown(lines: &mut Vec<String>, layout: &Layout, terms: &[Term], with_bar: bool) {
@@ -109,13 +116,14 @@ fn textbook(answer: &Fit) -> Option<String> {
 /// The answer of `fit`.
 pub(crate) fn fit(answer: &Fit) -> String {
     let width = width();
-    let mut lines = wrap_styled(&verdict(answer));
-    lines.push(String::new());
+    // The terminal wraps this one sentence itself, so that its colour survives.
+    let mut lines = vec![verdict(answer), String::new()];
     lines.extend(heading(&answer.model, &answer.engine, &answer.deployment, width));
     lines.push(String::new());
 
-    let all: Vec<&Term> = answer.devices.iter().flat_map(|device| &device.terms).chain(&answer.host.terms).collect();
-    let layout = Layout::of(&all, width);
+    let places: Vec<&[Term]> =
+        answer.devices.iter().map(|device| device.terms.as_slice()).chain([answer.host.terms.as_slice()]).collect();
+    let layout = Layout::of(&places, width);
     for device in &answer.devices {
         lines.push(paint(BOLD, &device.name));
         lines.push(format!("  {}", bar(&device.terms, device.usable.get(), width.saturating_sub(4))));
@@ -171,11 +179,5 @@ pub(crate) fn fit(answer: &Fit) -> String {
         lines.push(paint(BOLD, "Notes"));
         lines.extend(notes(&answer.notes, width));
     }
-    let _ = long;
     page(&lines)
-}
-
-/// The verdict is one sentence; terminals wrap it themselves, so that its colour survives.
-fn wrap_styled(text: &str) -> Vec<String> {
-    vec![text.to_owned()]
 }
