@@ -12,7 +12,7 @@ use plimsoll_math::engine::llama_cpp::quantize::file_tensors;
 use plimsoll_math::engine::llama_cpp::weights::weight_buffers;
 use plimsoll_math::engine::llama_cpp::{Build, FileType, LoaderFacts, memory};
 use plimsoll_math::error::MathError;
-use plimsoll_math::tensor::TensorTable;
+use plimsoll_math::tensor::{Place, TensorTable};
 use plimsoll_math::units::Bytes;
 
 use crate::error::PlanError;
@@ -103,7 +103,10 @@ impl<'a> Question<'a> {
         let mut changed = self.clone();
         let Engine::LlamaCpp(build) = self.effective.engine else { return Ok(changed) };
         let facts = LoaderFacts::of(&self.model.spec, build)?;
-        changed.tensors = Rc::new(file_tensors(build, &facts, &self.model.tensors, file_type)?);
+        // Towers are converted into a file of their own (llama.cpp: conversion, mmproj).
+        let mut trunk = TensorTable { tensors: self.model.tensors.tensors.clone() };
+        trunk.tensors.retain(|tensor| tensor.place != Place::Tower);
+        changed.tensors = Rc::new(file_tensors(build, &facts, &trunk, file_type)?);
         changed.quant = Some(file_type.name().to_string());
         Ok(changed)
     }

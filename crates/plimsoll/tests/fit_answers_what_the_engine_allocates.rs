@@ -1,0 +1,152 @@
+//! `fit` through the config door and the header door, beside every row of the truth for one device or the processor.
+#![allow(
+    clippy::allow_attributes,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test may fail loudly"
+)]
+
+mod headers;
+
+use std::collections::BTreeMap;
+
+use headers::{fixture, rows};
+use plimsoll_ingest::hf;
+use plimsoll_math::deployment::FlashAttention;
+use plimsoll_math::error::MathError;
+use plimsoll_planner::response::{Fit, Totals};
+use plimsoll_planner::{Basis, Model, Options, PlanError};
+use serde_json::Value;
+
+/// Models whose config no row of a family reads yet; the list only shrinks.
+const NOT_YET: &[&str] = &[
+    "DeepSeek-V2-Lite",
+    "DeepSeek-V3.2",
+    "DeepSeek-V3/R1",
+    "DeepSeek-V4-Flash",
+    "GLM-4.5",
+    "Kimi-Linear-48B-A3B",
+    "LFM2-1.2B",
+    "Llama-4-Scout-17B-16E",
+    "MiniMax-M1-456B",
+    "Phi-3-mini-4k",
+    "Qwen3-Next-80B-A3B",
+    "Qwen3.5-27B",
+    "Qwen3.5-27B+MTP",
+    "Qwen3.5-35B-A3B",
+    "RWKV7-2.9B",
+    "SmolLM3-3B",
+    "bge-large-en-v1.5",
+    "command-r-35b-v01",
+    "flan-t5-xl",
+    "gemma-3n-E4B",
+    "gemma-4-26B-A4B",
+    "gpt-oss-20b",
+    "granite-3.1-1b-a400m",
+];
+
+/// What the command line would be given for a row; `None` for placements and settings of later versions.
+fn options(row: &Value) -> Option<Options> {
+    let params = &row["params"];
+    let device = match row["backend"].as_str()? {
+        "cpu" | "cpu+repack" => "cpu",
+        name if name.contains("partial") || name.starts_with("2x") => return None,
+        name => name,
+    };
+    if params["server"] == Value::Bool(false) {
+        return None;
+    }
+    let number = |key: &str| params.get(key).and_then(Value::as_u64);
+    let flag = |key: &str| params.get(key).and_then(Value::as_bool);
+    let text = |key: &str| params.get(key).and_then(Value::as_str).map(str::to_owned);
+    Some(Options {
+        engine: Some(format!("llama.cpp@{}", row["engine"].as_str()?)),
+        total_context: number("n_ctx"),
+        sequences: number("parallel"),
+        batch: number("n_batch"),
+        ubatch: number("n_ubatch"),
+        quant: Some(row["quant"].as_str()?.to_owned()),
+        kv_type_k: text("type_k"),
+        kv_type_v: text("type_v"),
+        flash_attention: Some(match params["fa"].as_str()? {
+            "on" => FlashAttention::On,
+            "off" => FlashAttention::Off,
+            _ => FlashAttention::Auto,
+        }),
+        kv_unified: flag("kv_unified"),
+        swa_full: flag("swa_full"),
+        repack: flag("extra_bufts"),
+        // The rows were measured with the weights read, not mapped.
+        mmap: Some(false),
+        device: Some(device.to_owned()),
+        memory: Some(1 << 50),
+        ..Options::default()
+    })
+}
+
+fn sum(value: &Value) -> u64 {
+    value.as_object().map_or(0, |map| map.values().map(|bytes| bytes.as_u64().unwrap()).sum())
+}
+
+/// What differs from the engine, in words; nothing when the answer is right.
+fn check(answer: Result<Fit, PlanError>, row: &Value) -> Option<String> {
+    if let Some(error) = row.get("error") {
+        return match answer {
+            Err(PlanError::Math(MathError::Refused { .. })) => None,
+            Err(other) => Some(format!("refused for another reason: {other}")),
+            Ok(_) => Some(format!("accepted what the engine refuses: {error}")),
+        };
+    }
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) => return Some(format!("refused: {error}")),
+    };
+    let Totals { weights, kv_cache, recurrent_state, output, compute } = answer.totals;
+    let mut wrong = Vec::new();
+    for (what, found, expect) in [
+        ("weights", weights.get(), sum(&row["model_bytes"])),
+        ("caches", kv_cache.get() + recurrent_state.get(), sum(&row["context_bytes"])),
+        ("output", output.get(), sum(&row["output_bytes"])),
+    ] {
+        if found != expect {
+            wrong.push(format!("{what} {found}, engine {expect}"));
+        }
+    }
+    let _ = compute;
+    (!wrong.is_empty()).then(|| wrong.join("; "))
+}
+
+fn config_model(name: &str) -> Result<Model, PlanError> {
+    let file: String = name.chars().map(|c| if "/() ".contains(c) { '_' } else { c }).collect();
+    let bytes = std::fs::read(fixture(&format!("truth/llama.cpp/configs/{file}.config.json"))).unwrap();
+    Ok(Model::new(Some(name), hf::ingest(&bytes, &hf::Options::default())?, Basis::Config))
+}
+
+#[test]
+fn through_the_config_door() {
+    let mut models: BTreeMap<String, Result<Model, PlanError>> = BTreeMap::new();
+    let mut wrong: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut right = 0;
+    for row in rows("truth/llama.cpp/truth.jsonl.gz") {
+        let Some(options) = options(&row) else { continue };
+        let name = row["model"].as_str().unwrap().to_owned();
+        let model = models.entry(name.clone()).or_insert_with(|| config_model(&name));
+        let answer = match model {
+            Ok(model) => plimsoll_planner::fit(model, &options),
+            Err(error) => Err(error.clone()),
+        };
+        match check(answer, &row) {
+            None => right += 1,
+            Some(what) => wrong.entry(name).or_default().push(format!("{} {} {} {}: {what}", row["quant"], row["engine"], row["backend"], row["params"])),
+        }
+    }
+    for (name, rows) in &wrong {
+        eprintln!("{name}: {} rows, first {}", rows.len(), rows[0]);
+    }
+    eprintln!("{right} rows right");
+    wrong.retain(|name, _| !NOT_YET.contains(&name.as_str()));
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(right > 2000, "{right}");
+}
