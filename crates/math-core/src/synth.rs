@@ -431,7 +431,7 @@ fn moe_tensors(out: &mut Builder, moe: &Moe, d_model: u64) -> Result<(), MathErr
     if let Some(shared) = &moe.shared {
         dense_tensors(out, shared, d_model, "_shexp", moe.shared_component)?;
         if moe.shared_gate {
-            out.param("ffn_gate_inp_shexp.weight", Component::SharedExperts, Shape::vector(d_model));
+            out.param("ffn_gate_inp_shexp.weight", Component::Router, Shape::vector(d_model));
         }
     }
     if let Some(beside) = &moe.beside {

@@ -9,7 +9,10 @@ pub mod llama;
 pub mod qwen;
 
 // State spaces, linear attention, latent attention.
+pub mod latent;
+pub mod linear;
 pub mod mamba;
+pub mod rwkv;
 
 // Encoders, encoder-decoders, towers.
 pub mod gemma3;
@@ -64,6 +67,9 @@ const TABLES: &[&[Family]] = &[
     qwen::FAMILIES,
     // State spaces, linear attention, latent attention.
     mamba::FAMILIES,
+    latent::FAMILIES,
+    linear::FAMILIES,
+    rwkv::FAMILIES,
     // Encoders, encoder-decoders, towers.
     gemma3::FAMILIES,
     multimodal::FAMILIES,
