@@ -137,20 +137,6 @@ impl Build {
         }
     }
 
-    /// Whether the loader of an architecture can load multi-token-prediction layers at all; the others skip them always
-    /// (`src/models/*.cpp:load_arch_tensors`).
-    #[must_use]
-    pub fn can_load_mtp(self, arch: &str) -> bool {
-        !matches!(arch, "bailingmoe2" | "exaone4" | "exaone-moe" | "glm4" | "dots3note")
-    }
-
-    /// Tensors of multi-token-prediction layers that an architecture's loader creates even when the layer is skipped,
-    /// because it forgets the flag.
-    #[must_use]
-    pub fn loads_in_mtp(self, arch: &str, base: &str) -> bool {
-        matches!((arch, base), ("never", _))
-    }
-
     /// Until b12032, Gemma 3n and Gemma 4 made the output matrix before the embedding, so that a tied one was paid
     /// twice even on the processor alone.
     #[must_use]

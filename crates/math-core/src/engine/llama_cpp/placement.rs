@@ -190,6 +190,7 @@ pub(super) fn reader(facts: &LoaderFacts, name: &str) -> (Stage, Reader) {
         "ssm_a" => Reader::Elementwise,
         "attn_sinks" => Reader::Scale,
         "time_mix_first" => Reader::Wkv6,
+        "indexer_compressor_ape" if facts.arch == "glm5-next" => Reader::Elementwise,
         "attn_rel_b" | "ffn_gate_tid2eid" | "attn_compressor_ape" | "indexer_compressor_ape" | "nextn.embed_tokens" | "d2t" => {
             Reader::GetRows
         }

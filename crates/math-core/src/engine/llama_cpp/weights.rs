@@ -163,7 +163,7 @@ fn created<'a>(
         offset = round_up(add(offset, tensor.bytes()?.get())?, 32)?;
         let (stage, read_by) = reader(facts, &tensor.name);
         has_output |= tensor.name == "output.weight";
-        if read_by == Reader::Unused || skips(build, facts, tensor, deployment.load_mtp) {
+        if read_by == Reader::Unused || skips(facts, table, tensor, deployment.load_mtp) {
             continue;
         }
         let mut place = place(backend, deployment.repack, facts, tensor, (stage, read_by));
@@ -195,10 +195,31 @@ fn created<'a>(
     Ok(created)
 }
 
+/// Architectures whose loader skips multi-token-prediction layers whatever is asked (`src/models/*.cpp`).
+const NEVER_LOADS_MTP: &[&str] = &["bailingmoe2", "exaone4", "exaone-moe", "glm4", "dots3note"];
+
 /// Whether the loader leaves a tensor of a multi-token-prediction layer out.
-fn skips(build: Build, facts: &LoaderFacts, tensor: &Tensor, load_mtp: bool) -> bool {
+fn skips(facts: &LoaderFacts, table: &TensorTable, tensor: &Tensor, load_mtp: bool) -> bool {
     let Some((layer, base)) = layer_and_base(&tensor.name) else { return false };
-    layer >= facts.n_layers && !(load_mtp && build.can_load_mtp(&facts.arch)) && !build.loads_in_mtp(&facts.arch, base)
+    if layer < facts.n_layers || (load_mtp && !NEVER_LOADS_MTP.contains(&facts.arch.as_str())) {
+        return false;
+    }
+    // DeepSeek V4's loader takes such a layer for one of the trunk when the joining projection is missing.
+    let is_trunk = facts.arch == "deepseek4" && table.get(&format!("blk.{}.nextn.eh_proj.weight", facts.n_layers)).is_none();
+    !is_trunk && !is_loaded_unasked(&facts.arch, base)
+}
+
+/// Tensors of skipped layers that are loaded all the same, because the loader leaves the flag out for them.
+fn is_loaded_unasked(arch: &str, base: &str) -> bool {
+    let head = matches!(base, "nextn.embed_tokens.weight" | "nextn.shared_head_head.weight" | "nextn.shared_head_norm.weight");
+    let feed_forward = (base.starts_with("ffn_") && !base.starts_with("ffn_norm")) || base.starts_with("exp_probs_b");
+    match arch {
+        "deepseek32" | "glm-dsa" => base == "exp_probs_b.bias",
+        "cohere2moe" => head,
+        "hy_v3" => head || feed_forward,
+        "step35" => head || feed_forward || matches!(base, "attn_q_norm.weight" | "attn_k_norm.weight" | "attn_gate.weight"),
+        _ => false,
+    }
 }
 
 fn layer_and_base(name: &str) -> Option<(u32, &str)> {
