@@ -1,6 +1,8 @@
 //! The graph allocator alone: fed with graphs that the real engine dumped, it must need exactly the bytes that the
 //! engine reserved.
 
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests fail by panicking")]
+
 use std::fs::File;
 use std::path::Path;
 
