@@ -9,8 +9,13 @@ extern crate alloc;
 pub mod error;
 pub mod gguf;
 pub mod hf;
+#[cfg(feature = "http")]
+pub mod http;
+pub mod hub;
 pub mod mlx;
 mod nearest;
+#[cfg(feature = "std")]
+pub mod resolve;
 pub mod safetensors;
 pub mod source;
 

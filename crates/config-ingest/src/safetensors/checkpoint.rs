@@ -94,8 +94,26 @@ impl Checkpoint {
     /// # Errors
     /// As [`read_header`].
     pub fn from_file(source: &dyn RangeSource, limits: &Limits, context: Context, hints: &Hints) -> Result<Self, IngestError> {
-        let header = read_header(source, limits).map_err(|error| in_file(&source.name(), error))?;
-        Self::assemble([(source.name(), header)].into(), Vec::new(), context, hints)
+        Self::from_files(&[source], limits, context, hints)
+    }
+
+    /// Reads several files that make one checkpoint without an index.
+    ///
+    /// # Errors
+    /// As [`read_header`], and [`IngestError::Field`] for a tensor that stands in two of them.
+    pub fn from_files(
+        sources: &[&dyn RangeSource],
+        limits: &Limits,
+        context: Context,
+        hints: &Hints,
+    ) -> Result<Self, IngestError> {
+        let mut headers = Vec::new();
+        for source in sources {
+            let header = read_header(*source, limits).map_err(|error| in_file(&source.name(), error))?;
+            headers.push((source.name(), header));
+        }
+        by_shard(&headers)?;
+        Self::assemble(headers, Vec::new(), context, hints)
     }
 
     /// Reads the headers of all shards of an index. All shards that cannot be opened are named in one error.
@@ -146,7 +164,8 @@ impl Checkpoint {
         Self::assemble(headers, notes, context, hints)
     }
 
-    fn assemble(
+    /// From headers that are read already.
+    pub(crate) fn assemble(
         headers: Vec<(String, Header)>,
         mut notes: Vec<String>,
         mut context: Context,
@@ -201,6 +220,20 @@ impl Checkpoint {
         Ok(TensorTable { tensors: tensors.collect::<Result<_, IngestError>>()? })
     }
 
+    /// Marks tensors that the model does not use, for reasons their names do not tell.
+    ///
+    /// # Errors
+    /// [`IngestError::Math`] when a sum leaves the exact range.
+    pub fn mark_unused(&mut self, unused: impl Fn(&StoredTensor) -> bool) -> Result<(), IngestError> {
+        for tensor in &mut self.tensors {
+            if tensor.position.counts == Counts::Parameter && unused(tensor) {
+                tensor.position.counts = Counts::Unused;
+            }
+        }
+        self.summary = layout::summary(&self.tensors, &self.parts)?;
+        Ok(())
+    }
+
     /// The number type that most plain parameters have, which a config may state wrongly.
     #[must_use]
     pub fn main_dtype(&self) -> Option<Dtype> {
@@ -245,19 +278,7 @@ fn values_shape(stored: Shape, part: &Part) -> Shape {
 
 /// Index and headers must name the same tensors in the same files.
 fn compare(index: &Index, headers: &[(String, Header)]) -> Result<(), IngestError> {
-    let mut stored: BTreeMap<&str, usize> = BTreeMap::new();
-    for (shard, (_, header)) in headers.iter().enumerate() {
-        for entry in &header.tensors {
-            if let Some(first) = stored.insert(&entry.name, shard) {
-                let name = |position: usize| headers.get(position).map(|(name, _)| shown(name)).unwrap_or_default();
-                return Err(IngestError::Field {
-                    place: format!("tensor {}", shown(&entry.name)),
-                    found: format!("the tensor in {} and in {}", name(first), name(shard)),
-                    expected: "each tensor in one shard".to_string(),
-                });
-            }
-        }
-    }
+    let stored = by_shard(headers)?;
     for (tensor, shard) in &index.weight_map {
         if stored.get(tensor.as_str()) != Some(shard) {
             let name = index.shards.get(*shard).map(|name| shown(name)).unwrap_or_default();
@@ -277,6 +298,24 @@ fn compare(index: &Index, headers: &[(String, Header)]) -> Result<(), IngestErro
             expected: "every tensor of the shards in $.weight_map".to_string(),
         }),
     }
+}
+
+/// In which shard each tensor lies; no tensor may lie in two.
+fn by_shard(headers: &[(String, Header)]) -> Result<BTreeMap<&str, usize>, IngestError> {
+    let mut stored: BTreeMap<&str, usize> = BTreeMap::new();
+    for (shard, (_, header)) in headers.iter().enumerate() {
+        for entry in &header.tensors {
+            if let Some(first) = stored.insert(&entry.name, shard) {
+                let name = |position: usize| headers.get(position).map(|(name, _)| shown(name)).unwrap_or_default();
+                return Err(IngestError::Field {
+                    place: format!("tensor {}", shown(&entry.name)),
+                    found: format!("the tensor in {} and in {}", name(first), name(shard)),
+                    expected: "each tensor in one shard".to_string(),
+                });
+            }
+        }
+    }
+    Ok(stored)
 }
 
 /// Puts the file's name before what is wrong with it.

@@ -11,6 +11,7 @@ mod index;
 mod layout;
 mod names;
 
+pub(crate) use checkpoint::pickles;
 pub use checkpoint::{Checkpoint, Context, Shard, StoredTensor};
 pub use dtype::Dtype;
 pub use header::{Entry, Header, Limits, read_header};
