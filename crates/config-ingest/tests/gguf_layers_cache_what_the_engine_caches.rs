@@ -14,7 +14,7 @@ mod support;
 
 use plimsoll_ingest::gguf::{Options, ingest};
 use plimsoll_math::spec::{KvSource, Mixer, ModelSpec, Window};
-use support::{files, gunzip, json_lines};
+use support::{File, Meta, files, fixture, gunzip, json_lines};
 
 /// One row of a cache: layer, elements of a key row, elements of a value row.
 type Row = (u64, u64, u64);
@@ -48,7 +48,9 @@ fn mixer(mixer_of_layer: &Mixer, il: u64, spec: &ModelSpec, caches: &mut Caches)
                 (KvSource::Own, _) => caches.windowed.push(row),
                 (KvSource::Layer { .. } | KvSource::NotCached, _) => {}
             }
-            caches.indexer.extend(a.indexer.iter().filter(|i| i.own).map(|i| (il, i.head_dim, 0)));
+            // MiniMax M3's indexer caches values beside its keys, one head of each.
+            let value = if spec.architecture == "minimax-m3" { a.v_head_dim } else { 0 };
+            caches.indexer.extend(a.indexer.iter().filter(|i| i.own).map(|i| (il, i.head_dim, value)));
         }
         Mixer::Mla(a) => {
             let row = if a.expanded {
@@ -57,11 +59,14 @@ fn mixer(mixer_of_layer: &Mixer, il: u64, spec: &ModelSpec, caches: &mut Caches)
                 (il, a.kv_lora_rank + a.qk_rope_head_dim, 0)
             };
             if a.window == Window::Full {
-                caches.full.push(row)
+                caches.full.push(row);
             } else {
-                caches.windowed.push(row)
+                caches.windowed.push(row);
             }
-            caches.indexer.extend(a.indexer.iter().filter(|i| i.own).map(|i| (il, i.head_dim, 0)));
+            // GLM-5-next keeps three rows an entry: raw and pooled keys and the gate between them
+            // (`llama-memory-hybrid-idx.cpp`, `indexer_kpool`).
+            let rows = if spec.architecture == "glm5-next" { 3 } else { 1 };
+            caches.indexer.extend(a.indexer.iter().filter(|i| i.own).map(|i| (il, rows * i.head_dim, 0)));
         }
         Mixer::CompressedAttention(a) => {
             caches.windowed.push((il, a.head_dim, 0));
@@ -93,17 +98,25 @@ fn mixer(mixer_of_layer: &Mixer, il: u64, spec: &ModelSpec, caches: &mut Caches)
 
 fn expected(row: &serde_json::Value) -> Caches {
     let mut caches = Caches::default();
-    for cache in row["caches"].as_array().unwrap() {
+    let listed = if row["caches"].is_array() { &row["caches"] } else { &row["memory"] };
+    for cache in listed.as_array().unwrap() {
         let tag = cache["tag"].as_str().unwrap();
-        let rows: Vec<Row> = serde_json::from_value(cache["layers"].clone()).unwrap_or_default();
+        let rows = if cache["per_layer"].is_array() { &cache["per_layer"] } else { &cache["layers"] };
+        let rows: Vec<Row> = serde_json::from_value(rows.clone()).unwrap_or_default();
         let number = |key: &str| cache[key].as_u64().unwrap();
         match tag {
-            "kv" | "attn" | "base" | "mla" | "raw.base" => caches.full.extend(rows),
-            "swa" | "raw.swa" => caches.windowed.extend(rows),
-            "lid" | "idx" => caches.indexer.extend(rows),
+            "kv" | "attn" | "attn.base" | "base" | "mla" | "dsa.mla" | "raw.base" => caches.full.extend(rows),
+            "swa" | "attn.swa" | "raw.swa" => caches.windowed.extend(rows),
+            "lid" | "dsa.lid" | "idx" => caches.indexer.extend(rows),
             "csa" => caches.compressed.extend(rows.into_iter().map(|row| (4, row))),
             "hca" => caches.compressed.extend(rows.into_iter().map(|row| (128, row))),
-            "recr" => caches.recurrent = (number("n_layers"), number("n_embd_r"), number("n_embd_s")),
+            "recr" => {
+                let n_layers = cache["n_layers"].as_u64().or_else(|| cache["layers"].as_u64()).unwrap();
+                // A cache without a layer is as good as none.
+                if n_layers > 0 {
+                    caches.recurrent = (n_layers, number("n_embd_r"), number("n_embd_s"));
+                }
+            }
             // Compressor states follow from the compressed layers.
             _ => assert_eq!(cache["kind"], "comp_state", "{tag}"),
         }
@@ -139,4 +152,78 @@ fn every_layers_rows_equal_the_engines() {
         }
     }
     assert!(checked >= 120, "only {checked} headers");
+}
+
+/// A made-up model, written as a file from its metadata and shapes.
+fn written(row: &serde_json::Value) -> Vec<u8> {
+    let mut file = File::default();
+    for (key, entry) in row["kv"].as_object().unwrap() {
+        file = file.with(key, meta(entry[0].as_str().unwrap(), &entry[1]));
+    }
+    for tensor in row["tensors"].as_array().unwrap() {
+        let dims: Vec<u64> = serde_json::from_value(tensor[1].clone()).unwrap();
+        file = file.f32_tensor(tensor[0].as_str().unwrap(), &dims);
+    }
+    file.bytes()
+}
+
+fn meta(kind: &str, value: &serde_json::Value) -> Meta {
+    let whole = || value.as_i64().unwrap();
+    match kind {
+        "u32" => Meta::U32(u32::try_from(whole()).unwrap()),
+        "i32" => Meta::I32(i32::try_from(whole()).unwrap()),
+        "f32" => Meta::F32(value.as_f64().unwrap() as f32),
+        "bool" => Meta::Bool(value.as_bool().unwrap()),
+        "str" => Meta::Text(value.as_str().unwrap().to_owned()),
+        list => {
+            let element = list.strip_prefix('a').unwrap();
+            let values: Vec<Meta> = value.as_array().unwrap().iter().map(|value| meta(element, value)).collect();
+            let id = match element {
+                "u32" => 4,
+                "i32" => 5,
+                "f32" => 6,
+                "bool" => 7,
+                "str" => 8,
+                other => panic!("{other}"),
+            };
+            Meta::List(id, values)
+        }
+    }
+}
+
+/// What differs between the caches of a file's architecture and those that the engine reports.
+fn difference(bytes: Vec<u8>, row: &serde_json::Value) -> Option<String> {
+    let file = row["file"].as_str().unwrap();
+    let (found, expected) = match ingest(&bytes, &Options::default()) {
+        Err(error) => return Some(format!("{file}: {error}")),
+        Ok(ingested) => (caches(&ingested.spec), expected(row)),
+    };
+    (found != expected).then(|| format!("{file}:\n  found    {found:?}\n  expected {expected:?}"))
+}
+
+fn check_all(rows: impl Iterator<Item = (Vec<u8>, serde_json::Value)>) -> usize {
+    let mut checked = 0;
+    let mut wrong = Vec::new();
+    for (bytes, row) in rows {
+        wrong.extend(difference(bytes, &row));
+        checked += 1;
+    }
+    assert!(wrong.is_empty(), "{} of {checked} differ:\n{}", wrong.len(), wrong.join("\n"));
+    checked
+}
+
+#[test]
+fn rows_of_the_zoo_equal_the_engines() {
+    let rows = json_lines("truth/llama.cpp/zoo_layers.jsonl.gz");
+    let measured = rows.into_iter().filter(|row| row["error"].is_null()).map(|row| {
+        let path = fixture(&format!("truth/llama.cpp/gguf-zoo/{}.gguf.header.gz", row["file"].as_str().unwrap()));
+        (gunzip(&path), row)
+    });
+    assert!(check_all(measured) >= 72);
+}
+
+#[test]
+fn rows_of_the_menagerie_equal_the_engines() {
+    let rows = json_lines("truth/llama.cpp/menagerie.jsonl.gz").into_iter();
+    assert!(check_all(rows.map(|row| (written(&row), row))) >= 247);
 }

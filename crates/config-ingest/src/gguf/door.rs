@@ -159,6 +159,10 @@ fn assemble(
             notes.push(format!("the prediction layer {il} that the metadata count has no tensors"));
         }
     }
+    let reads_another = layers.iter().zip(&hparams.kv_source);
+    if reads_another.filter(|(layer, source)| source.is_some() && matches!(layer.mixer, Mixer::Mla(_))).count() > 0 {
+        notes.push("layers that read the latents of another layer are counted as if they kept their own".to_string());
+    }
     if without_tensors > 0 {
         notes.push(format!("{without_tensors} of {} layers have no tensors in the file", hparams.n_trunk));
     }
