@@ -3,10 +3,10 @@
 use plimsoll_math::format::StorageFormat;
 use plimsoll_math::spec::{
     Attention, CompressedAttention, Dense, Embedding, Encoder, FeedForward, GatedDeltaNet, Head, Indexer, KimiDelta, KvSource,
-    Layer, LightningAttention, Mamba1, Mamba2, Mixer, Mla, ModelSpec, Moe, MtpLayer, Norm, OutputGate, Parallel, Rwkv,
-    RwkvVersion, ShortConv, Window,
+    Layer, LightningAttention, LmHead, Mamba1, Mamba2, Mixer, Mla, ModelSpec, Moe, MtpLayer, Norm, OutputGate, Parallel, Rwkv,
+    RwkvVersion, ShortConv, Weight, Window,
 };
-use plimsoll_math::tensor::Component;
+use plimsoll_math::tensor::{Component, Counts, Shape};
 use serde_json::Value;
 
 struct Metadata<'a> {
@@ -188,6 +188,7 @@ fn feed_forward(meta: &Metadata<'_>, layer: usize) -> FeedForward {
     let lead = meta.number("leading_dense_block_count").unwrap_or(0);
     let Some(n_experts) = meta.number("expert_count").filter(|_| layer as u64 >= lead) else {
         return match meta.at("feed_forward_length", layer) {
+            Some(d_ff) if d_ff > 0 && matches!(meta.arch, "bert" | "nemotron_h") => FeedForward::Dense(Dense::plain(d_ff, true)),
             Some(d_ff) if d_ff > 0 => FeedForward::Dense(Dense::gated(d_ff)),
             _ => FeedForward::None,
         };
@@ -240,6 +241,14 @@ pub(crate) fn from_metadata(row: &Value) -> ModelSpec {
     let layers: Vec<Layer> = (0..blocks - mtp).map(|index| layer(&meta, index)).collect();
     let d_model = meta.number("embedding_length").unwrap();
     let encoder = (arch == "t5").then(|| Encoder { d_model, layers: layers.clone(), norm: None, extra: Vec::new() });
+    let n_vocab = row["n_vocab"].as_u64().unwrap();
+    let per_layer = meta.number("embedding_length_per_layer_input").filter(|width| *width > 0).map(|width| Weight {
+        name: "per_layer_token_embd.weight".to_string(),
+        shape: Shape::matrix(width * blocks as u64, n_vocab),
+        component: Component::PerLayerEmbeddings,
+        counts: Counts::Parameter,
+    });
+    let per_layer = per_layer.into_iter().collect();
     ModelSpec {
         name: row["model"].as_str().map(str::to_string),
         architecture: row["hf_architecture"].as_str().unwrap().to_string(),
@@ -247,9 +256,13 @@ pub(crate) fn from_metadata(row: &Value) -> ModelSpec {
         d_model,
         max_context: meta.number("context_length").unwrap(),
         weight_dtype: StorageFormat::Bf16,
-        embedding: Embedding { n_vocab: row["n_vocab"].as_u64().unwrap(), ..Embedding::default() },
+        embedding: Embedding { n_vocab, extra: per_layer, ..Embedding::default() },
         layers,
-        head: Head { norm: Some(norm(&meta, "output_norm")), ..Head::default() },
+        head: Head {
+            norm: Some(norm(&meta, "output_norm")),
+            lm_head: if arch == "bert" { LmHead::None } else { LmHead::Tied },
+            ..Head::default()
+        },
         encoder,
         towers: Vec::new(),
         mtp: (blocks - mtp..blocks).map(|index| MtpLayer { layer: layer(&meta, index), extra: Vec::new() }).collect(),

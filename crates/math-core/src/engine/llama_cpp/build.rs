@@ -86,6 +86,16 @@ impl Build {
         }
     }
 
+    /// Copies of the embedded tokens on the host beside a device: b12032 may mix token and embedding inputs and keeps
+    /// two more (`llama-graph.cpp:build_inp_embd`).
+    #[must_use]
+    pub const fn host_embedding_copies(self) -> u64 {
+        match self {
+            Self::C0c1e57098 => 2,
+            Self::B12032 => 4,
+        }
+    }
+
     /// Rows of an indexer cache of `qwen4exp`: b12032 keeps the pooled key beside the raw one
     /// (`models/qwen4exp.cpp:load_arch_hparams`, `indexer_kpool_row`).
     #[must_use]

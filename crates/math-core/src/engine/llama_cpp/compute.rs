@@ -1,1 +1,450 @@
-//! (next)
+//! Compute buffers: bounds from the tensors that must be alive at once, and from all those that may be.
+//!
+//! The engine's graph allocator (`ggml-alloc.c`) reuses memory as soon as a tensor has no reader left, so the size is
+//! the high-water mark of one layer, not a sum over layers. The lower bound holds what one node reads and writes; the
+//! upper one also what may still wait for a reader. Bounds, not a simulation: see the notes of each mechanism.
+
+use crate::deployment::{Backend, Deployment};
+use crate::engine::llama_cpp::build::Build;
+use crate::engine::llama_cpp::cache::{CachePlan, CellRule};
+use crate::engine::llama_cpp::facts::{Facts, attention_of};
+use crate::engine::llama_cpp::recurrent::state_elements;
+use crate::engine::llama_cpp::resolve::Resolved;
+use crate::error::MathError;
+use crate::format::StorageFormat;
+use crate::spec::{FeedForward, LmHead, Mixer, ModelSpec};
+use crate::tensor::Component;
+use crate::units::{add, mul};
+
+/// A lower and an upper bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Bounds {
+    /// At least.
+    pub low: u64,
+    /// At most.
+    pub high: u64,
+}
+
+impl Bounds {
+    const fn exactly(value: u64) -> Self {
+        Self { low: value, high: value }
+    }
+    fn plus(self, other: Self) -> Result<Self, MathError> {
+        Ok(Self { low: add(self.low, other.low)?, high: add(self.high, other.high)? })
+    }
+    fn times(self, count: u64) -> Result<Self, MathError> {
+        Ok(Self { low: mul(self.low, count)?, high: mul(self.high, count)? })
+    }
+    /// The largest of two, bound by bound.
+    const fn max(self, other: Self) -> Self {
+        Self {
+            low: if self.low > other.low { self.low } else { other.low },
+            high: if self.high > other.high { self.high } else { other.high },
+        }
+    }
+}
+
+/// Compute buffers of a context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct ComputeBounds {
+    /// On the device; nothing when the processor does all the work.
+    pub device: Bounds,
+    /// On the host.
+    pub host: Bounds,
+}
+
+/// What the bounds depend on, folded from the layers: elements per token unless said otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ComputeShape {
+    build: Build,
+    d_model: u64,
+    /// Elements of a row of logits with the hidden state it is made from.
+    output: u64,
+    /// Feed-forwards and recurrent mixers.
+    linear: Bounds,
+    /// Around flash attention.
+    attention: Bounds,
+    /// Queries of all heads, widest layer.
+    queries: u64,
+    n_heads: u64,
+    v_head: u64,
+    /// State elements per sequence, largest layer.
+    state: u64,
+    /// Heads whose decay is a matrix over the tokens of a micro-batch.
+    decay_heads: u64,
+    /// Heads of a sparse-attention selector and the tokens it keeps.
+    selector: (u64, u64),
+    /// Embeddings of all layers that a token brings along.
+    per_layer_embeddings: u64,
+    /// Whether scores carry a learned bias per head (T5).
+    biased_scores: bool,
+    /// Whether the model sees all tokens of a batch at once.
+    whole_batch: bool,
+    compressed: bool,
+    has_logits: bool,
+    /// Whether attention runs beside a state space in one layer.
+    parallel: bool,
+}
+
+impl ComputeShape {
+    pub(crate) fn new(spec: &ModelSpec, facts: Facts<'_>) -> Result<Self, MathError> {
+        let d_model = spec.d_model;
+        let mut out = Self {
+            build: facts.build,
+            d_model,
+            output: add(spec.embedding.n_vocab, d_model)?,
+            linear: Bounds { low: mul(2, d_model)?, high: mul(3, d_model)? },
+            attention: Bounds::default(),
+            queries: 0,
+            n_heads: 0,
+            v_head: 0,
+            state: 0,
+            decay_heads: 0,
+            selector: (0, 0),
+            per_layer_embeddings: 0,
+            biased_scores: spec.encoder.is_some(),
+            whole_batch: !facts.has_memory(),
+            compressed: false,
+            has_logits: spec.head.lm_head != LmHead::None,
+            parallel: false,
+        };
+        for weight in &spec.embedding.extra {
+            if weight.component == Component::PerLayerEmbeddings {
+                out.per_layer_embeddings = out.per_layer_embeddings.max(weight.shape.row());
+            }
+        }
+        let mut layers: &[crate::spec::Layer] = &spec.layers;
+        for _ in 0..2 {
+            for layer in layers {
+                out.mixer(&layer.mixer, spec.d_model)?;
+            }
+            layers = spec.encoder.as_ref().map_or(&[], |encoder| &encoder.layers);
+        }
+        for layer in spec.layers.iter().chain(spec.encoder.iter().flat_map(|encoder| &encoder.layers)) {
+            out.feed_forward(&layer.feed_forward)?;
+        }
+        if out.parallel {
+            out.linear.high = add(out.linear.high, out.attention.high)?;
+        }
+        Ok(out)
+    }
+
+    fn mixer(&mut self, mixer: &Mixer, d_model: u64) -> Result<(), MathError> {
+        let residual = mul(2, d_model)?;
+        if let Some((n_r, n_s)) = state_elements(mixer, d_model)? {
+            self.state = self.state.max(add(n_s, mul(4, n_r)?)?);
+        }
+        if let Some(attention) = attention_of(mixer) {
+            let queries = mul(attention.n_heads, attention.k_head_dim)?;
+            self.heads(attention.n_heads, queries, attention.v_head_dim);
+            // Queries, keys and values before and after rope, the output, beside the residual.
+            let high = add(add(residual, d_model)?, mul(4, queries)?)?;
+            self.attention = self.attention.max(Bounds { low: add(d_model, queries)?, high });
+            if let Some(indexer) = &attention.indexer {
+                self.selector = (self.selector.0.max(indexer.n_heads), self.selector.1.max(indexer.top_k));
+            }
+        }
+        match mixer {
+            Mixer::Mla(mla) => {
+                let latent = add(mla.kv_lora_rank, mla.qk_rope_head_dim)?;
+                let plain = add(mla.qk_nope_head_dim, mla.qk_rope_head_dim)?;
+                let queries = mul(mla.n_heads, if mla.expanded { plain } else { latent })?;
+                self.heads(mla.n_heads, queries, if mla.expanded { mla.v_head_dim } else { mla.kv_lora_rank });
+                // Queries absorbed into the latent space, twice while they are joined with their rope part, beside
+                // the plain ones they come from.
+                let low = add(residual, if mla.expanded { queries } else { mul(2, queries)? })?;
+                let more = mul(mla.n_heads, add(plain, mla.kv_lora_rank)?)?;
+                let high = add(add(residual, residual)?, add(mul(2, queries)?, more)?)?;
+                self.attention = self.attention.max(Bounds { low, high });
+                if let Some(indexer) = &mla.indexer {
+                    self.selector = (self.selector.0.max(indexer.n_heads), self.selector.1.max(indexer.top_k));
+                }
+            }
+            Mixer::CompressedAttention(attention) => {
+                self.compressed = true;
+                let queries = mul(attention.n_heads, attention.head_dim)?;
+                self.heads(attention.n_heads, queries, attention.head_dim);
+                let low = add(residual, mul(2, queries)?)?;
+                let high = add(mul(8, d_model)?, mul(4, queries)?)?;
+                self.attention = self.attention.max(Bounds { low, high });
+                if let Some(indexer) = &attention.indexer {
+                    self.selector = (self.selector.0.max(indexer.n_heads), self.selector.1.max(indexer.top_k));
+                }
+            }
+            Mixer::Mamba1(mamba) => {
+                // Input projection, convolution in and out, scan output.
+                let inner = mamba.d_inner;
+                self.recurrent(residual, add(mul(2, inner)?, inner)?, mul(4, inner)?)?;
+            }
+            Mixer::Mamba2(mamba) => {
+                let conv = add(mamba.d_inner, mul(2, mul(mamba.n_groups, mamba.d_state)?)?)?;
+                let projected = add(add(mamba.d_inner, conv)?, mamba.n_heads)?;
+                self.recurrent(residual, add(projected, conv)?, add(conv, mul(2, mamba.d_inner)?)?)?;
+            }
+            Mixer::GatedDeltaNet(delta) => {
+                let values = mul(delta.n_v_heads, delta.v_head_dim)?;
+                let conv = add(values, mul(2, mul(delta.n_k_heads, delta.k_head_dim)?)?)?;
+                self.recurrent(residual, add(conv, values)?, add(mul(2, conv)?, mul(3, values)?)?)?;
+            }
+            Mixer::KimiDelta(delta) => {
+                let width = mul(delta.n_heads, delta.head_dim)?;
+                self.recurrent(residual, mul(3, width)?, mul(9, width)?)?;
+            }
+            Mixer::LightningAttention(lightning) => {
+                let width = mul(lightning.n_heads, lightning.head_dim)?;
+                self.decay_heads = self.decay_heads.max(lightning.n_heads);
+                self.recurrent(residual, mul(3, width)?, mul(8, width)?)?;
+            }
+            Mixer::Rwkv(_) => self.recurrent(0, mul(8, d_model)?, mul(14, d_model)?)?,
+            Mixer::ShortConv(_) => self.recurrent(residual, mul(3, d_model)?, mul(3, d_model)?)?,
+            Mixer::Rglru(unit) => self.recurrent(residual, mul(3, unit.d_inner)?, mul(4, unit.d_inner)?)?,
+            Mixer::Parallel(parallel) => {
+                self.parallel = true;
+                self.mixer(&parallel.state, d_model)?;
+            }
+            Mixer::Attention(_) | Mixer::None => {}
+        }
+        Ok(())
+    }
+
+    fn heads(&mut self, n_heads: u64, queries: u64, v_head: u64) {
+        self.n_heads = self.n_heads.max(n_heads);
+        self.queries = self.queries.max(queries);
+        self.v_head = self.v_head.max(v_head);
+    }
+
+    fn recurrent(&mut self, residual: u64, low: u64, more: u64) -> Result<(), MathError> {
+        let low = add(residual, low)?;
+        self.linear = self.linear.max(Bounds { low, high: add(add(low, more)?, self.d_model)? });
+        Ok(())
+    }
+
+    fn feed_forward(&mut self, feed_forward: &FeedForward) -> Result<(), MathError> {
+        let residual = mul(2, self.d_model)?;
+        match feed_forward {
+            FeedForward::Dense(dense) => {
+                // Gate, up and their product; the input waits, and so may the queries' slot.
+                let (low, high) = if dense.gated { (3, 3) } else { (1, 2) };
+                let low = add(self.d_model, mul(low, dense.d_ff)?)?;
+                let high = add(add(residual, self.d_model)?, add(self.queries, mul(high, dense.d_ff)?)?)?;
+                self.linear = self.linear.max(Bounds { low, high });
+            }
+            FeedForward::Moe(moe) => {
+                let width = moe.latent.unwrap_or(self.d_model);
+                let hidden = mul(moe.n_experts_per_token, moe.d_ff_expert)?;
+                let outputs = mul(moe.n_experts_per_token, width)?;
+                // Outputs of the experts fit where gate and up were, or come on top.
+                let beside = if outputs > mul(2, hidden)? { outputs } else { 0 };
+                let shared = moe.shared.as_ref().map_or(0, |shared| shared.d_ff);
+                let side = moe.beside.as_ref().map_or(0, |beside| beside.d_ff);
+                let low = if moe.gated { add(mul(3, hidden)?, beside)? } else { add(hidden, outputs)? };
+                let high = add(mul(3, hidden)?, add(beside, mul(3, self.d_model)?)?)?;
+                let high = add(high, add(self.queries, add(shared, moe.n_experts)?)?)?;
+                self.linear = self.linear.max(Bounds { low: add(self.d_model, low)?, high });
+                for d_ff in [shared, side] {
+                    let low = add(self.d_model, d_ff)?;
+                    let high = add(add(mul(4, self.d_model)?, self.queries)?, mul(3, d_ff)?)?;
+                    self.linear = self.linear.max(Bounds { low, high });
+                }
+            }
+            FeedForward::ChannelMix { .. } | FeedForward::None => {}
+        }
+        Ok(())
+    }
+
+    /// The bounds under the effective parameters.
+    pub(crate) fn bounds(
+        &self,
+        caches: &[CachePlan],
+        resolved: &Resolved,
+        deployment: &Deployment,
+    ) -> Result<ComputeBounds, MathError> {
+        let tokens = resolved.graph_tokens;
+        let outputs = tokens.min(resolved.n_outputs_max.max(resolved.n_seq_max));
+        let element = mul(4, tokens)?;
+        let mut masks = 0;
+        let mut cells: u64 = 0;
+        let mut indexes = 0;
+        let mut copies = Bounds::default();
+        for cache in caches {
+            let own = cache.cells(resolved, deployment.swa_full)?;
+            let selector = matches!(cache.tag, "lid" | "idx" | "dsa.lid");
+            if !selector && cache.cells != CellRule::None {
+                let share = if self.compressed { add(cells, own)? } else { cells.max(own) };
+                cells = share;
+                masks = add(masks, mul(own, mul(tokens, if resolved.flash_attention { 2 } else { 4 })?)?)?;
+                if !resolved.flash_attention {
+                    let v_dim = cache.groups.iter().filter_map(|group| group.v_dim).max().unwrap_or(0);
+                    indexes = add(indexes, mul(8, mul(v_dim, tokens)?)?)?;
+                }
+            }
+            let rows = mul(own, cache.streams(resolved))?;
+            let each = self.f16_copies(cache, rows, resolved, deployment)?;
+            copies = copies.max(each);
+        }
+        if self.whole_batch {
+            cells = tokens;
+            masks = mul(tokens, mul(tokens, if resolved.flash_attention { 2 } else { 4 })?)?;
+        }
+        // Positions, cache slots, output rows, and room for what is rounded up.
+        let inputs = Bounds { low: mul(4, tokens)?, high: add(mul(64, tokens)?, add(mul(4, outputs)?, 1 << 16)?)? };
+        let inputs = inputs.plus(Bounds { low: masks, high: add(masks, indexes)? })?;
+        let rotation: u64 = match self.build {
+            Build::C0c1e57098 => 1 << 21,
+            Build::B12032 => 0,
+        };
+        let mut work = self.linear.times(element)?;
+        let states = mul(4, mul(self.state, resolved.n_seq_max)?)?;
+        work.high = add(work.high, mul(2, states)?)?;
+        if self.n_heads > 0 {
+            work = work.max(self.attention_bounds(cells, element, resolved, deployment)?);
+            // In layers whose attention and feed-forward read the same input, one waits for the other.
+            // Metal reorders nodes to run side by side (`ggml-metal-common.cpp:ggml_graph_optimize`), which keeps about
+            // two steps' tensors alive.
+            let steps = if deployment.backend == Backend::Metal { 2 } else { 1 };
+            work = Bounds { low: work.low.max(copies.low), high: add(mul(steps, work.high)?, copies.high)? };
+        }
+        if self.decay_heads > 0 {
+            let matrix = mul(4, mul(self.decay_heads, mul(tokens, tokens)?)?)?;
+            let decay = Bounds { low: matrix, high: add(mul(5, matrix)?, work.high)? };
+            work = work.max(decay);
+        }
+        // Nothing of the layers is left when logits are made, masks included.
+        let logits = if self.has_logits { mul(4, mul(outputs, self.output)?)? } else { 0 };
+        work.high = work.high.max(add(logits, mul(element, mul(2, self.d_model)?)?)?);
+        if self.per_layer_embeddings > 0 {
+            let extra = add(self.per_layer_embeddings, mul(8, self.d_model)?)?;
+            work.high = add(work.high, mul(element, extra)?)?;
+        }
+        let embedding = mul(element, self.d_model)?;
+        let mut whole = inputs.plus(work)?;
+        whole.high = add(whole.high, rotation)?;
+        whole.low = whole.low.max(logits);
+        Ok(match deployment.backend {
+            Backend::Cpu => {
+                whole.high = add(whole.high, mul(2, embedding)?)?;
+                ComputeBounds { device: Bounds::default(), host: whole }
+            }
+            Backend::Cuda { .. } | Backend::Metal => {
+                if self.build == Build::B12032 {
+                    whole.high = add(whole.high, mul(2, embedding)?)?;
+                }
+                ComputeBounds { device: whole, host: self.host_bounds(masks, indexes, inputs, resolved, deployment)? }
+            }
+        })
+    }
+
+    /// Flash attention on CUDA works on F16: other formats are copied, one layer at a time; Metal copies always
+    /// (`ggml-cuda/fattn.cu`, `ggml-metal-ops.cpp`: the node's extra allocation).
+    fn f16_copies(
+        &self,
+        cache: &CachePlan,
+        rows: u64,
+        resolved: &Resolved,
+        deployment: &Deployment,
+    ) -> Result<Bounds, MathError> {
+        if !resolved.flash_attention || self.n_heads == 0 {
+            return Ok(Bounds::default());
+        }
+        let (k, v) = (deployment.kv_type_k, deployment.kv_type_v);
+        let mut widest = Bounds::default();
+        for group in &cache.groups {
+            let width = match deployment.backend {
+                Backend::Cpu => Bounds::default(),
+                Backend::Cuda { .. } => {
+                    let k = if k == StorageFormat::F16 { 0 } else { group.k_dim };
+                    let v = if v == StorageFormat::F16 { 0 } else { group.v_dim.unwrap_or(0) };
+                    Bounds::exactly(add(k, v)?)
+                }
+                // A latent is keys and values in one: it may be copied as both.
+                Backend::Metal => Bounds {
+                    low: add(group.k_dim, group.v_dim.unwrap_or(0))?,
+                    high: add(group.k_dim, group.v_dim.unwrap_or(group.k_dim))?,
+                },
+            };
+            widest = widest.max(width);
+        }
+        widest.times(mul(2, rows)?)
+    }
+
+    fn attention_bounds(
+        &self,
+        cells: u64,
+        element: u64,
+        resolved: &Resolved,
+        deployment: &Deployment,
+    ) -> Result<Bounds, MathError> {
+        let mut work = self.attention.times(element)?;
+        let tokens = resolved.graph_tokens;
+        if !resolved.flash_attention {
+            let scores = mul(4, mul(cells, mul(tokens, self.n_heads)?)?)?;
+            let (low, high) = match (self.biased_scores, self.compressed) {
+                (true, _) => (1, 4),
+                (false, true) => (1, 3),
+                (false, false) => (1, 1),
+            };
+            let more = mul(element, add(mul(2, self.d_model)?, mul(2, self.queries)?)?)?;
+            work = work.max(Bounds { low: mul(low, scores)?, high: add(mul(high, scores)?, more)? });
+            work.high = work.high.max(add(mul(high, scores)?, work.high)?);
+        } else if self.biased_scores {
+            let scores = mul(4, mul(cells, mul(tokens, self.n_heads)?)?)?;
+            work.high = add(work.high, mul(4, scores)?)?;
+        }
+        if deployment.backend == Backend::Metal && resolved.flash_attention {
+            // Partial results of 32 workgroups of 32 queries.
+            let partial = mul(mul(32 * 32, self.n_heads)?, mul(4, add(self.v_head, 2)?)?)?;
+            work.high = add(work.high, add(partial, mul(element, mul(4, self.d_model)?)?)?)?;
+        }
+        let (heads, top) = self.selector;
+        if heads > 0 {
+            // Scores of the selector's heads over the tokens it may choose from, and its sorted choice.
+            let scored = if resolved.flash_attention { cells.min(mul(4, top)?) } else { cells };
+            let extra = add(mul(heads, scored)?, add(mul(6, cells)?, mul(8, self.d_model)?)?)?;
+            work.high = add(work.high, mul(element, extra)?)?;
+        }
+        Ok(work)
+    }
+
+    /// The host's side of a device: inputs and their copies in the scheduler (`ggml-backend.cpp`).
+    fn host_bounds(
+        &self,
+        masks: u64,
+        indexes: u64,
+        inputs: Bounds,
+        resolved: &Resolved,
+        deployment: &Deployment,
+    ) -> Result<Bounds, MathError> {
+        let tokens = resolved.graph_tokens;
+        let embedding = mul(4, mul(tokens, self.d_model)?)?;
+        // The streams of hyper-connections are expanded on the device, not copied.
+        let copies = if self.compressed { 2 } else { self.build.host_embedding_copies() };
+        let low = add(masks, mul(copies, embedding)?)?;
+        let mut high = add(add(low, indexes)?, inputs.high.saturating_sub(add(masks, indexes)?))?;
+        high = add(high, mul(2, indexes)?)?;
+        if self.build == Build::C0c1e57098 && (deployment.kv_type_k.is_quantized() || deployment.kv_type_v.is_quantized()) {
+            high = add(high, 1 << 22)?;
+        }
+        if self.per_layer_embeddings > 0 {
+            high = add(high, mul(mul(4, tokens)?, mul(2, self.per_layer_embeddings)?)?)?;
+        }
+        if self.decay_heads > 0 {
+            high = add(high, mul(8, mul(self.decay_heads, mul(tokens, tokens)?)?)?)?;
+        }
+        if self.whole_batch || self.biased_scores {
+            high = add(high, add(mul(6, embedding)?, mul(5, masks)?)?)?;
+        }
+        if self.compressed || self.selector.0 > 0 {
+            high = add(high, add(mul(12, embedding)?, mul(8, masks)?)?)?;
+        }
+        Ok(Bounds { low: if self.whole_batch { mul(copies, embedding)? } else { low }, high })
+    }
+}
+
+/// Bounds as one figure and its certainty: exact figures have equal bounds.
+impl From<u64> for Bounds {
+    fn from(value: u64) -> Self {
+        Self::exactly(value)
+    }
+}

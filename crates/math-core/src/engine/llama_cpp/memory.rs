@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use crate::deployment::Deployment;
 use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::cache::{BufferRules, CacheBytes, CachePlan, cache_plans};
+use crate::engine::llama_cpp::compute::{ComputeBounds, ComputeShape};
 use crate::engine::llama_cpp::facts::Facts;
 use crate::engine::llama_cpp::recurrent::{CompressorPlan, RecurrentBytes, RecurrentPlan, compressor_plans, recurrent_plan};
 use crate::engine::llama_cpp::refuse;
@@ -64,6 +65,8 @@ pub struct Memory {
     pub compressors: Vec<u64>,
     /// Bytes of the output buffer.
     pub output: u64,
+    /// Bounds of the compute buffers.
+    pub compute: ComputeBounds,
 }
 
 impl Memory {
@@ -106,5 +109,6 @@ pub fn memory(spec: &ModelSpec, deployment: &Deployment, build: Build) -> Result
     let recurrent = plan.recurrent.as_ref().map(|state| state.bytes(&resolved, rules)).transpose()?;
     let compressors = plan.compressors.iter().map(|state| state.bytes(&resolved, rules)).collect::<Result<Vec<_>, _>>()?;
     let output = mul(4, mul(resolved.n_seq_max, plan.output_row)?)?;
-    Ok(Memory { resolved, plan, caches, recurrent, compressors, output })
+    let compute = ComputeShape::new(spec, facts)?.bounds(&plan.caches, &resolved, deployment)?;
+    Ok(Memory { resolved, plan, caches, recurrent, compressors, output, compute })
 }
