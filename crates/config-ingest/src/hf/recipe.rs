@@ -8,7 +8,8 @@ use alloc::vec::Vec;
 
 use plimsoll_math::format::StorageFormat;
 use plimsoll_math::spec::{
-    Attention, Dense, Embedding, FeedForward, Head, Layer, LmHead, Mixer, ModelSpec, Moe, Norm, QkNorm, Weight, Window,
+    Attention, AttentionBias, Dense, Embedding, FeedForward, Head, Layer, LmHead, Mixer, ModelSpec, Moe, Norm, QkNorm, Weight,
+    Window,
 };
 use plimsoll_math::tensor::{Component, Counts, Shape};
 
@@ -71,6 +72,13 @@ impl Dims {
     #[must_use]
     pub fn read(r: &Reader<'_>) -> Self {
         Self { d_ff: r.need(D_FF), ..Self::without_ff(r) }
+    }
+    /// Reads all of them; the feed-forward is four times as wide as the hidden state unless the config says.
+    #[must_use]
+    pub fn read_times_four(r: &Reader<'_>) -> Self {
+        let dims = Self::without_ff(r);
+        let d_ff = r.opt_below(D_FF, r.limits().width).unwrap_or_else(|| dims.d_model.saturating_mul(4));
+        Self { d_ff, ..dims }
     }
     /// Reads all but the feed-forward's width, which some families compute.
     #[must_use]
@@ -139,6 +147,17 @@ pub fn sandwich_norms(d_model: u64) -> Vec<Norm> {
 #[must_use]
 pub fn one_norm(d_model: u64, bias: bool) -> Vec<Norm> {
     vec![Norm { name: "attn_norm".to_owned(), width: d_model, bias }]
+}
+
+/// `attention_bias` for queries, keys, values and the output.
+#[must_use]
+pub fn bias_on_all(r: &Reader<'_>, otherwise: bool) -> AttentionBias {
+    if r.flag(&["attention_bias"], otherwise) { AttentionBias::ALL } else { AttentionBias::NONE }
+}
+/// `attention_bias` for queries, keys and values.
+#[must_use]
+pub fn bias_on_qkv(r: &Reader<'_>, otherwise: bool) -> AttentionBias {
+    if r.flag(&["attention_bias"], otherwise) { AttentionBias::QKV } else { AttentionBias::NONE }
 }
 
 /// Norms on queries and keys, per head.
@@ -231,6 +250,15 @@ pub fn moe_after_dense(r: &Reader<'_>, n_layers: u64) -> Vec<bool> {
             let period = r.opt(&["moe_layer_freq"]).unwrap_or(1).max(1);
             (0..n_layers).map(|index| index >= first && index % period == 0).collect()
         }
+    }
+}
+/// Which layers have experts, by `mlp_layer_types` (`dense` or `sparse`), else by the older keys of
+/// [`moe_after_dense`].
+#[must_use]
+pub fn moe_by_types(r: &Reader<'_>, n_layers: u64) -> Vec<bool> {
+    match r.texts(&["mlp_layer_types"]) {
+        Some(types) => per_layer(r, "mlp_layer_types", Some(types), n_layers).into_iter().map(|kind| kind != "dense").collect(),
+        None => moe_after_dense(r, n_layers),
     }
 }
 /// Which layers have experts, by `decoder_sparse_step` and `mlp_only_layers`.
@@ -379,6 +407,13 @@ pub fn n_labels(r: &Reader<'_>) -> u64 {
         _ => None,
     };
     r.keep(r.root.u64(&["num_labels"])).or(listed).unwrap_or(2).min(r.limits().vocab)
+}
+
+/// A decoder whose layers are all alike.
+#[must_use]
+pub fn uniform(r: &Reader<'_>, dims: &Dims, mixer: Mixer, feed_forward: FeedForward, norms: Vec<Norm>) -> ModelSpec {
+    let layer = layer(mixer, feed_forward, norms);
+    decoder(r, dims, dims.layers().map(|_| layer.clone()).collect())
 }
 
 /// A decoder: embeddings, layers, a last norm without bias, and the head that the class names.

@@ -4,8 +4,13 @@
 //! in [`TABLES`].
 
 // Attention in every layer.
+pub mod cohere;
 pub mod gemma;
+pub mod glm;
+pub mod granite;
 pub mod llama;
+pub mod olmo;
+pub mod phi;
 pub mod qwen;
 
 // State spaces, linear attention, latent attention.
@@ -62,8 +67,13 @@ impl Family {
 /// Every table.
 const TABLES: &[&[Family]] = &[
     // Attention in every layer.
+    cohere::FAMILIES,
     gemma::FAMILIES,
+    glm::FAMILIES,
+    granite::FAMILIES,
     llama::FAMILIES,
+    olmo::FAMILIES,
+    phi::FAMILIES,
     qwen::FAMILIES,
     // State spaces, linear attention, latent attention.
     mamba::FAMILIES,
