@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use plimsoll::ingest::error::IngestError;
-use plimsoll::ingest::hf;
+use plimsoll::ingest::source::FileSource;
+use plimsoll::ingest::{gguf, hf};
 use plimsoll::planner::{Basis, Model, PlanError};
 
 fn unavailable(path: &Path, error: &std::io::Error) -> PlanError {
@@ -20,6 +21,17 @@ fn unavailable(path: &Path, error: &std::io::Error) -> PlanError {
 pub(crate) fn open(text: &str, assume_generic: bool) -> Result<Model, PlanError> {
     let path = Path::new(text);
     let path = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
+    if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
+        let options = gguf::Options { assume_generic, ..gguf::Options::default() };
+        let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
+        let ingested = gguf::ingest_set(&FileSource::open(&path)?, &options, |sibling| {
+            Ok(Box::new(FileSource::open(folder.join(sibling))?))
+        })?;
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        let mut model = Model::new(stem.as_deref(), ingested, Basis::Gguf);
+        model.reference = Some(text.to_owned());
+        return Ok(model);
+    }
     let bytes = fs::read(&path).map_err(|error| unavailable(&path, &error))?;
     let options = hf::Options { assume_generic, ..hf::Options::default() };
     let ingested = hf::ingest(&bytes, &options)?;

@@ -65,7 +65,12 @@ impl<'a> Question<'a> {
     /// [`PlanError`] for options that cannot be.
     pub fn new(model: &'a Model, options: &Options) -> Result<Self, PlanError> {
         let mut effective = options.effective()?;
-        effective.deployment.embeddings = model.is_embedder();
+        if model.is_embedder() && matches!(effective.engine, Engine::LlamaCpp(_)) {
+            effective.notes.push(format!(
+                "planned as llama-server starts without --embeddings; with it, the output buffer holds {} B more per sequence",
+                model.spec.d_model.saturating_mul(4)
+            ));
+        }
         if matches!(effective.deployment.context, ContextRequest::ModelMaximum) && model.spec.max_context == 0 {
             return Err(PlanError::request(
                 "context",

@@ -370,8 +370,10 @@ fn closest(question: &Question<'_>, planned: &Planned) -> Result<Vec<Change>, Pl
         }
     }
     if device.kind == DeviceKind::Gpu {
-        let mut larger: Vec<Device> =
-            Device::all()?.into_iter().filter(|other| other.usable.bytes > device.usable.bytes).collect();
+        let mut larger: Vec<Device> = Device::all()?
+            .into_iter()
+            .filter(|other| other.unified == device.unified && other.usable.bytes > device.usable.bytes)
+            .collect();
         larger.sort_by_key(|other| other.usable.bytes);
         for other in larger {
             let mut changed = question.clone();

@@ -4,9 +4,10 @@ use alloc::collections::BTreeMap;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
+use plimsoll_math::engine::llama_cpp::recurrent::state_elements;
 use plimsoll_math::spec::{Attention, FeedForward, KvSource, Layer, Mixer};
 use plimsoll_math::tensor::{Component, Counts, Place};
-use plimsoll_math::units::{Bytes, Params};
+use plimsoll_math::units::{Bytes, Params, add, mul};
 
 use crate::error::PlanError;
 use crate::model::Model;
@@ -69,6 +70,7 @@ fn brief(index: u32, layer: &Layer, model: &Model) -> Result<LayerBrief, PlanErr
     let (kv_dim_k, kv_dim_v, window) = cached(&layer.mixer);
     let parameters =
         model.tensors.params_where(|tensor| tensor.counts == Counts::Parameter && tensor.place == Place::Layer(index))?;
+    let (convolution, recurrence) = state_elements(&layer.mixer, model.spec.d_model)?.unwrap_or((0, 0));
     Ok(LayerBrief {
         index,
         mixer: mixer_name(&layer.mixer).to_string(),
@@ -77,7 +79,7 @@ fn brief(index: u32, layer: &Layer, model: &Model) -> Result<LayerBrief, PlanErr
         kv_dim_k,
         kv_dim_v,
         window,
-        state_bytes: Bytes::ZERO,
+        state_bytes: Bytes::new(mul(4, add(convolution, recurrence)?)?)?,
     })
 }
 

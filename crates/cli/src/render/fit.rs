@@ -78,7 +78,7 @@ fn breakdown(lines: &mut Vec<String>, layout: &Layout, terms: &[Term], with_bar:
         lines.push(layout.row(
             &glyph,
             mark(&term.certainty),
-            &label(term, layout.label),
+            &name(term, terms, layout.label),
             term.bytes.get(),
             &certainty_text(term),
         ));
@@ -105,7 +105,7 @@ fn textbook(answer: &Fit) -> Option<String> {
     let percent = (u128::from(difference) * 100 + u128::from(truth) / 2).checked_div(u128::from(truth))?;
     let way = if told < truth { "too little" } else { "too much" };
     Some(format!(
-        "parameters times bits plus full-length cache: {} + {} = {}, which is {} or {percent} % {way}",
+        "parameters times bits plus full-length cache: {} + {} = {}, which is {} ({percent} %) {way}",
         short(answer.naive.weights.get()),
         short(answer.naive.kv_cache.get()),
         short(told),
@@ -158,15 +158,18 @@ pub(crate) fn fit(answer: &Fit) -> String {
             lines.push(format!("  {}", super::text::cut(&text, width.saturating_sub(2))));
         }
     }
-    let mut reach = Vec::new();
-    reach.extend(answer.limits.max_context.as_ref().map(|limit| limit_text(limit, "tokens per sequence")));
-    reach.extend(answer.limits.max_sequences.as_ref().map(|limit| limit_text(limit, "sequences of this length")));
+    let fits = matches!(answer.verdict, Verdict::Fits { .. });
+    let limits = [(answer.limits.max_context, "tokens per sequence"), (answer.limits.max_sequences, "sequences of this length")];
+    let reach: Vec<String> = limits
+        .iter()
+        .filter_map(|(limit, unit)| limit.filter(|limit| limit.value > 0).map(|limit| limit_text(&limit, unit)))
+        .collect();
     if !reach.is_empty() {
         lines.push(String::new());
         lines.push(paint(BOLD, "Reachable here"));
         lines.extend(flow(reach.into_iter(), " · ", width, "  "));
     }
-    if !answer.command.is_empty() {
+    if fits && !answer.command.is_empty() {
         lines.push(String::new());
         lines.push(paint(BOLD, "Run"));
         lines.extend(command(&answer.command, width, "  "));
