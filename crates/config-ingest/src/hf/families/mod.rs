@@ -18,6 +18,7 @@ pub mod latent;
 pub mod linear;
 pub mod mamba;
 pub mod rwkv;
+pub mod sparse;
 
 // Encoders, encoder-decoders, towers.
 pub mod gemma3;
@@ -80,6 +81,7 @@ const TABLES: &[&[Family]] = &[
     latent::FAMILIES,
     linear::FAMILIES,
     rwkv::FAMILIES,
+    sparse::FAMILIES,
     // Encoders, encoder-decoders, towers.
     gemma3::FAMILIES,
     multimodal::FAMILIES,
