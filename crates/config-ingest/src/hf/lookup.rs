@@ -94,6 +94,12 @@ pub(super) fn build_nested(
     run(row, config, outer.root.clone(), outer.shared, &outer.class, outer.head, tied)
 }
 
+/// The language model that a wrapper's own object describes.
+pub(super) fn build_here(outer: &Reader<'_>, model_type: &str, tied: Option<bool>) -> Result<ModelSpec, IngestError> {
+    let row = by_type(model_type).ok_or_else(|| unknown(None, Some(model_type)))?;
+    run(row, outer.config.clone(), outer.root.clone(), outer.shared, &outer.class, outer.head, tied)
+}
+
 fn run(
     row: &'static Family,
     config: Config<'_>,

@@ -229,6 +229,14 @@ impl<'a> Reader<'a> {
         lookup::build_nested(nested, self, otherwise, tied)
     }
 
+    /// The language model of a wrapper whose config holds it flat: this object, read by the row of `model_type`.
+    ///
+    /// # Errors
+    /// [`IngestError`] when the model is unknown.
+    pub fn language_model_here(&self, model_type: &str, tied: Option<bool>) -> Result<ModelSpec, IngestError> {
+        lookup::build_here(self, model_type, tied)
+    }
+
     /// The shown name, if the config holds one.
     #[must_use]
     pub fn name(&self) -> Option<String> {

@@ -86,7 +86,7 @@ pub(in crate::hf) fn windows(r: &Reader<'_>, n_layers: u64) -> Vec<Window> {
     }
 }
 
-fn qwen2(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+pub(super) fn qwen2(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let dims = Dims::read(r);
     let mut attention = dims.attention();
     attention.bias = AttentionBias::QKV;
@@ -116,7 +116,7 @@ fn qwen2_moe(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     Ok(spec)
 }
 
-fn qwen3(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+pub(super) fn qwen3(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let dims = Dims::read(r);
     let mut attention = dims.attention();
     attention.qk_norm = recipe::qk_norm_per_head(dims.head_dim);
@@ -130,7 +130,7 @@ fn qwen3(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     Ok(spec)
 }
 
-fn qwen3_moe(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+pub(super) fn qwen3_moe(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let dims = Dims::read(r);
     let (n_experts, top_k) = recipe::expert_counts(r);
     let moe = recipe::experts(n_experts, top_k, r.need(&["moe_intermediate_size"]));
