@@ -1,8 +1,10 @@
 //! Project tasks. `cargo xtask test` is what a contributor runs and what CI runs.
 
+mod accuracy;
 mod arrow;
 mod run;
 mod steps;
+mod truth;
 mod wasm;
 
 use std::process::ExitCode;
@@ -13,6 +15,8 @@ Usage: cargo xtask TASK
   test             everything that must hold: format, lints, tests, wasm32, docs, dependency rules
   test --quick     tests and lints only
   wasm             compile the core, the planner and the parsers for wasm32
+  accuracy         rewrite docs/accuracy.md and the README's table from the fixtures
+  accuracy --check say whether they are up to date
   bench            criterion benches, ours beside the registry's peers
   fuzz [SECONDS]   run every fuzz target for SECONDS (default 60)
   deny             licences, sources and duplicate versions of all dependencies
@@ -25,6 +29,8 @@ fn main() -> ExitCode {
         ["test"] => steps::test(false),
         ["test", "--quick"] => steps::test(true),
         ["wasm"] => wasm::check(),
+        ["accuracy"] => accuracy::run(false),
+        ["accuracy", "--check"] => accuracy::run(true),
         ["bench"] => steps::bench(),
         ["fuzz"] => steps::fuzz("60"),
         ["fuzz", seconds] => steps::fuzz(seconds),
