@@ -1,13 +1,7 @@
 //! Bounds of compute buffers against every measured row of a single device or the processor alone: the truth lies
 //! inside each of them.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::as_conversions,
-    reason = "a test stops at the first surprise"
-)]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::as_conversions, reason = "a test stops at the first surprise")]
 
 use std::collections::BTreeMap;
 
@@ -17,10 +11,12 @@ use plimsoll_math::spec::ModelSpec;
 use serde_json::Value;
 
 mod support;
+#[path = "support/truth.rs"]
+mod truth;
 
 /// A row's measured buffers beside our bounds: the device's, then the host's.
 fn check(row: &Value, spec: &ModelSpec) -> Vec<(&'static str, u64, Bounds)> {
-    let (deployment, build) = support::request(row).unwrap();
+    let (deployment, build) = truth::request(row).unwrap();
     let memory = memory(spec, &deployment, build).unwrap();
     let measured = row["compute_bytes"].as_object().unwrap();
     measured
@@ -40,13 +36,13 @@ fn compute_bounds_contain_the_engine() {
         .collect();
     let (mut wrong, mut widths) = (Vec::new(), Vec::new());
     for row in support::rows("truth/llama.cpp/truth.jsonl.gz") {
-        if support::request(&row).is_none() || row.get("error").is_some() {
+        if truth::request(&row).is_none() || row.get("error").is_some() {
             continue;
         }
         for (place, truth, Bounds { low, high }) in check(&row, &specs[row["model"].as_str().unwrap()]) {
             widths.push((high - low) * 1000 / truth);
             if truth < low || truth > high {
-                wrong.push(format!("{place}: {low} <= {truth} <= {high} {}", support::describe(&row)));
+                wrong.push(format!("{place}: {low} <= {truth} <= {high} {}", truth::describe(&row)));
             }
         }
     }

@@ -17,6 +17,13 @@ use plimsoll_math::spec::ModelSpec;
 use serde_json::{Value, json};
 
 mod support;
+#[path = "support/truth.rs"]
+mod truth;
+
+/// Sum of a row's bytes over buffers (`context_bytes`, `output_bytes`, ...).
+fn total(row: &Value, key: &str) -> u64 {
+    row[key].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum()
+}
 
 /// The engine's table of caches, as the row has it.
 fn table(memory: &Memory) -> Vec<Value> {
@@ -65,7 +72,7 @@ fn measured(row: &Value) -> Vec<Value> {
 
 /// What is wrong with our answer to a row, `None` when nothing is.
 fn check(row: &Value, spec: &ModelSpec) -> Option<String> {
-    let (deployment, build) = support::request(row)?;
+    let (deployment, build) = truth::request(row)?;
     let answer = memory(spec, &deployment, build);
     if let Some(error) = row.get("error") {
         return match answer {
@@ -98,8 +105,8 @@ fn check(row: &Value, spec: &ModelSpec) -> Option<String> {
         return Some(format!("caches {table:?}\n    the engine {measured:?}"));
     }
     for (what, ours, theirs) in [
-        ("context", memory.context().unwrap(), support::total(row, "context_bytes")),
-        ("output", memory.output, support::total(row, "output_bytes")),
+        ("context", memory.context().unwrap(), total(row, "context_bytes")),
+        ("output", memory.output, total(row, "output_bytes")),
     ] {
         if ours != theirs {
             return Some(format!("{what}: {ours}, the engine {theirs}, off by {}", i128::from(ours) - i128::from(theirs)));
@@ -116,13 +123,13 @@ fn context_bytes_equal_the_engine() {
         .collect();
     let (mut checked, mut refused, mut wrong) = (0, 0, Vec::new());
     for row in support::rows("truth/llama.cpp/truth.jsonl.gz") {
-        if support::request(&row).is_none() {
+        if truth::request(&row).is_none() {
             continue;
         }
         checked += 1;
         refused += usize::from(row.get("error").is_some());
         let spec = &specs[row["model"].as_str().unwrap()];
-        wrong.extend(check(&row, spec).map(|what| format!("{}\n  {what}", support::describe(&row))));
+        wrong.extend(check(&row, spec).map(|what| format!("{}\n  {what}", truth::describe(&row))));
     }
     assert!(checked > 4900 && refused > 150, "only {checked} rows, {refused} refusals");
     let shown = wrong.iter().take(30).cloned().collect::<Vec<_>>().join("\n");

@@ -113,9 +113,17 @@ impl BufferRules {
     /// Bytes of a tensor of `rows` rows of `row` elements as the device allocates it.
     pub(crate) fn tensor_bytes(self, format: StorageFormat, row: u64, rows: u64) -> Result<u64, MathError> {
         let bytes = mul(format.row_bytes(row)?.get(), rows)?;
-        let rest = row % self.row_pad;
-        let extra = if format.is_quantized() && rest != 0 && rows > 0 { format.row_bytes(self.row_pad - rest)?.get() } else { 0 };
+        let extra = if rows > 0 { self.row_extra(format, row)? } else { 0 };
         round_up(add(bytes, extra)?, self.alignment)
+    }
+    /// What a quantised tensor's row is padded by.
+    fn row_extra(self, format: StorageFormat, row: u64) -> Result<u64, MathError> {
+        let rest = row % self.row_pad;
+        if format.is_quantized() && rest != 0 { Ok(format.row_bytes(self.row_pad - rest)?.get()) } else { Ok(0) }
+    }
+    /// What the device adds to a tensor whose rows are aligned already.
+    pub(crate) fn row_padding(self, format: StorageFormat, row: u64) -> Result<u64, MathError> {
+        round_up(self.row_extra(format, row)?, self.alignment)
     }
 }
 

@@ -1,1 +1,178 @@
-//! (next)
+//! The compiled estimate: everything that does not vary with context and sequences folded into integers.
+//!
+//! An admission check asks the same model thousands of times. [`Estimator::bytes`] answers without allocating and to
+//! the byte what [`crate::engine::llama_cpp::allocate::allocate`] explains.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::deployment::{Backend, ContextRequest, Deployment};
+use crate::engine::llama_cpp::build::Build;
+use crate::engine::llama_cpp::cache::{BufferRules, CachePlan};
+use crate::engine::llama_cpp::compute::{Bounds, ComputeShape};
+use crate::engine::llama_cpp::facts::Facts;
+use crate::engine::llama_cpp::loader_facts::LoaderFacts;
+use crate::engine::llama_cpp::memory::MemoryPlan;
+use crate::engine::llama_cpp::recurrent::{CompressorPlan, RecurrentPlan};
+use crate::engine::llama_cpp::refuse::{self, Refusals};
+use crate::engine::llama_cpp::resolve::{ResolveFacts, Resolved, resolve_with};
+use crate::engine::llama_cpp::weights::weight_buffers;
+use crate::error::MathError;
+use crate::spec::ModelSpec;
+use crate::tensor::TensorTable;
+use crate::units::{add, mul};
+
+/// What a context takes, in sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Estimate {
+    /// The effective parameters.
+    pub resolved: Resolved,
+    /// Bytes on the device, the upper bound of its compute buffer included; 0 when the processor does all the work.
+    pub device: u64,
+    /// Bytes on the host, likewise.
+    pub host: u64,
+    /// Caches of past tokens.
+    pub kv_cache: u64,
+    /// Recurrent and compressor states.
+    pub recurrent_state: u64,
+    /// Output buffer.
+    pub output: u64,
+    /// Compute buffer of the device.
+    pub device_compute: Bounds,
+    /// Compute buffer of the host.
+    pub host_compute: Bounds,
+}
+
+/// A model, its weights, a build and a deployment, compiled.
+#[derive(Debug, Clone)]
+pub struct Estimator {
+    deployment: Deployment,
+    facts: ResolveFacts,
+    rules: BufferRules,
+    refusals: Refusals,
+    device_weights: u64,
+    host_weights: u64,
+    caches: Vec<FoldedCache>,
+    plans: Vec<CachePlan>,
+    recurrent: Option<RecurrentPlan>,
+    compressors: Vec<CompressorPlan>,
+    output_row: u64,
+    compute: ComputeShape,
+}
+
+/// A cache as two numbers. Cells are multiples of 256, so that rows of a tensor never need padding and what the device
+/// adds to a tensor is a constant.
+#[derive(Debug, Clone, Copy)]
+struct FoldedCache {
+    /// Bytes of a cell over all layers.
+    per_row: u64,
+    /// Rotation matrices and what the device adds to quantised tensors.
+    constant: u64,
+}
+
+impl FoldedCache {
+    fn new(plan: &CachePlan, deployment: &Deployment, rules: BufferRules) -> Result<Self, MathError> {
+        let mut out = Self { per_row: plan.bytes_per_cell(deployment)?, constant: 0 };
+        for group in &plan.groups {
+            let tensors = [
+                (deployment.kv_type_k, Some(group.k_dim), plan.k_rotation),
+                (deployment.kv_type_v, group.v_dim, plan.v_rotation),
+            ];
+            for (format, width, side) in tensors {
+                if let Some(width) = width {
+                    let matrix = mul(4, mul(side, side)?)?;
+                    out.constant = add(out.constant, mul(group.layers, add(rules.row_padding(format, width)?, matrix)?)?)?;
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+impl Estimator {
+    /// Compiles. Context and sequences of `deployment` are ignored.
+    ///
+    /// # Errors
+    /// What no context or number of sequences could cure: as [`crate::engine::llama_cpp::allocate::allocate`].
+    pub fn new(spec: &ModelSpec, table: &TensorTable, build: Build, deployment: &Deployment) -> Result<Self, MathError> {
+        let facts = Facts::new(spec, build)?;
+        let resolve_facts = ResolveFacts::new(spec, facts);
+        let rules = BufferRules::of(deployment.backend);
+        // Flash attention depends on neither context nor sequences: any that the batch holds will do to ask.
+        let probe = resolve_with(&resolve_facts, deployment, ContextRequest::Total(256), 1)?;
+        let refusals = Refusals::new(spec, facts, deployment, &probe)?;
+        let plan = MemoryPlan::new(spec, facts, deployment, probe.flash_attention)?;
+        let (mut device_weights, mut host_weights) = (0, 0);
+        for buffer in weight_buffers(build, &LoaderFacts::of(spec, build)?, table, deployment)? {
+            if buffer.place.is_device() && deployment.backend != Backend::Cpu {
+                device_weights = add(device_weights, buffer.bytes.get())?;
+            } else {
+                host_weights = add(host_weights, buffer.bytes.get())?;
+            }
+        }
+        let caches = plan.caches.iter().map(|cache| FoldedCache::new(cache, deployment, rules)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
+            deployment: deployment.clone(),
+            facts: resolve_facts,
+            rules,
+            refusals,
+            device_weights,
+            host_weights,
+            caches,
+            plans: plan.caches,
+            recurrent: plan.recurrent,
+            compressors: plan.compressors,
+            output_row: plan.output_row,
+            compute: ComputeShape::new(spec, facts)?,
+        })
+    }
+
+    /// What `sequences` sequences in the asked context take.
+    ///
+    /// # Errors
+    /// [`MathError::Refused`] where the engine refuses, [`MathError::Overflow`], [`MathError::Invalid`].
+    pub fn bytes(&self, context: ContextRequest, sequences: u64) -> Result<Estimate, MathError> {
+        let resolved = resolve_with(&self.facts, &self.deployment, context, sequences)?;
+        self.refusals.check(&resolved)?;
+        let mut kv_cache: u64 = 0;
+        for (folded, plan) in self.caches.iter().zip(&self.plans) {
+            let rows = mul(plan.cells(&resolved, self.deployment.swa_full)?, plan.streams(&resolved))?;
+            kv_cache = add(kv_cache, add(mul(folded.per_row, rows)?, folded.constant)?)?;
+        }
+        let mut recurrent_state = match &self.recurrent {
+            Some(plan) => plan.bytes(&resolved, self.rules)?.allocated,
+            None => 0,
+        };
+        for plan in &self.compressors {
+            recurrent_state = add(recurrent_state, plan.bytes(&resolved, self.rules)?)?;
+        }
+        let output = mul(4, mul(resolved.n_seq_max, self.output_row)?)?;
+        let compute = self.compute.bounds(&self.plans, &resolved, &self.deployment)?;
+        let context = add(kv_cache, recurrent_state)?;
+        let (on_device, on_host) = if self.deployment.backend == Backend::Cpu { (0, context) } else { (context, 0) };
+        Ok(Estimate {
+            resolved,
+            device: add(add(self.device_weights, on_device)?, compute.device.high)?,
+            host: add(add(self.host_weights, on_host)?, add(output, compute.host.high)?)?,
+            kv_cache,
+            recurrent_state,
+            output,
+            device_compute: compute.device,
+            host_compute: compute.host,
+        })
+    }
+}
+
+impl Refusals {
+    /// Refuses what depends on the effective parameters.
+    ///
+    /// # Errors
+    /// [`MathError::Refused`].
+    fn check(&self, resolved: &Resolved) -> Result<(), MathError> {
+        match self.reason(resolved) {
+            None => Ok(()),
+            Some(reason) => Err(refuse::refused(self.build, String::from(reason))),
+        }
+    }
+}

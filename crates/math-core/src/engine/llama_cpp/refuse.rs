@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 
 use crate::deployment::Deployment;
+use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::facts::{Facts, attention_of};
 use crate::engine::llama_cpp::nodes::node_budget;
 use crate::engine::llama_cpp::resolve::Resolved;
@@ -12,14 +13,91 @@ use crate::format::StorageFormat;
 use crate::spec::{Mixer, ModelSpec};
 use crate::units::add;
 
+/// What a model cannot do under some effective parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Refusals {
+    pub(crate) build: Build,
+    /// The relative position bias of a T5 has no stream dimension (`models/t5.cpp`).
+    one_stream_only: bool,
+    /// The third reserve graph is built with one sequence, over a micro-batch that its streams then divide
+    /// (`llama-context.cpp:sched_reserve`, TAG_RESERVE_DIAG_DECAY).
+    micro_batch_divides_into_streams: bool,
+    /// Whether the graph overflows the scheduler's table with one stream, and with several.
+    table_overflows: [bool; 2],
+}
+
+/// The engine's refusal.
+pub(crate) fn refused(build: Build, reason: String) -> MathError {
+    MathError::Refused { engine: build.engine().to_string(), reason }
+}
+
+impl Refusals {
+    /// Refuses at once what no context or number of sequences could cure, and keeps the rest.
+    ///
+    /// # Errors
+    /// [`MathError::Refused`] with the engine's reason.
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        facts: Facts<'_>,
+        deployment: &Deployment,
+        resolved: &Resolved,
+    ) -> Result<Self, MathError> {
+        let (k, v) = (deployment.kv_type_k, deployment.kv_type_v);
+        if k != v && spec.layers.iter().any(|layer| keeps_latents(&layer.mixer)) {
+            let reason = format!("model does not support different K ({k}) and V ({v}) cache types");
+            return Err(refused(facts.build, reason));
+        }
+        if resolved.flash_attention {
+            for (which, format, keys) in [("K", k, true), ("V", v, false)] {
+                if let Some(reason) = block_mismatch(spec, facts, which, format, keys)? {
+                    return Err(refused(facts.build, reason));
+                }
+            }
+        }
+        let mut table_overflows = [false; 2];
+        for (overflows, streams) in table_overflows.iter_mut().zip([1, 2]) {
+            let several = Resolved { streams, ..*resolved };
+            *overflows = node_budget(spec, facts, deployment, &several)?.is_some_and(|budget| budget.needed > budget.slots);
+        }
+        Ok(Self {
+            build: facts.build,
+            one_stream_only: facts.arch == "t5",
+            micro_batch_divides_into_streams: matches!(facts.arch, "kimi-linear" | "minimax-01"),
+            table_overflows,
+        })
+    }
+
+    /// Why the engine does not start with these parameters.
+    pub(crate) fn reason(&self, resolved: &Resolved) -> Option<&'static str> {
+        let several = resolved.streams > 1;
+        let [one, many] = self.table_overflows;
+        if self.one_stream_only && several {
+            Some("a T5 aborts with more than one stream: use a unified cache")
+        } else if if several { many } else { one } {
+            Some("the graph has more tensors than the scheduler's table has room for: it aborts at start")
+        } else if self.micro_batch_divides_into_streams && !resolved.n_ctx.min(resolved.n_ubatch).is_multiple_of(resolved.streams)
+        {
+            Some("the model aborts when the micro-batch is not a multiple of the streams")
+        } else {
+            None
+        }
+    }
+}
+
 /// Refuses what the engine refuses.
 ///
 /// # Errors
 /// [`MathError::Refused`] with the engine's reason.
 pub(crate) fn check(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment, resolved: &Resolved) -> Result<(), MathError> {
-    let refused = |reason: String| Err(MathError::Refused { engine: facts.build.engine().to_string(), reason });
-    let (k, v) = (deployment.kv_type_k, deployment.kv_type_v);
-    let latent = spec.layers.iter().any(|layer| match &layer.mixer {
+    match Refusals::new(spec, facts, deployment, resolved)?.reason(resolved) {
+        None => Ok(()),
+        Some(reason) => Err(refused(facts.build, reason.to_string())),
+    }
+}
+
+/// Whether a layer caches one vector for keys and values.
+const fn keeps_latents(mixer: &Mixer) -> bool {
+    match mixer {
         Mixer::Mla(mla) => !mla.expanded,
         Mixer::CompressedAttention(_) => true,
         Mixer::Attention(_)
@@ -33,37 +111,7 @@ pub(crate) fn check(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment,
         | Mixer::Rglru(_)
         | Mixer::Parallel(_)
         | Mixer::None => false,
-    });
-    if latent && k != v {
-        return refused(format!("model does not support different K ({k}) and V ({v}) cache types"));
     }
-    if resolved.flash_attention {
-        for (which, format, width) in [("K", k, true), ("V", v, false)] {
-            if let Some(reason) = block_mismatch(spec, facts, which, format, width)? {
-                return refused(reason);
-            }
-        }
-    }
-    // The relative position bias of a T5 has no stream dimension (`models/t5.cpp`).
-    if facts.arch == "t5" && resolved.streams > 1 {
-        return refused("a T5 aborts with more than one stream: use a unified cache".to_string());
-    }
-    if let Some(budget) = node_budget(spec, facts, deployment, resolved)?.filter(|budget| budget.needed > budget.slots) {
-        return refused(format!(
-            "the graph has {} tensors, the scheduler's table has room for {}: it aborts at start",
-            budget.needed, budget.slots
-        ));
-    }
-    // The third reserve graph is built with one sequence, over a micro-batch that its streams then divide
-    // (`llama-context.cpp:sched_reserve`, TAG_RESERVE_DIAG_DECAY).
-    let tokens = resolved.n_ctx.min(resolved.n_ubatch);
-    if matches!(facts.arch, "kimi-linear" | "minimax-01") && !tokens.is_multiple_of(resolved.streams) {
-        return refused(format!(
-            "{} aborts when the micro-batch ({tokens}) is not a multiple of the streams ({})",
-            facts.arch, resolved.streams
-        ));
-    }
-    Ok(())
 }
 
 /// Flash attention reads whole blocks of every head (`llama-context.cpp:llama_init_from_model`).
