@@ -102,7 +102,9 @@ fn expected(row: &serde_json::Value) -> Caches {
     for cache in listed.as_array().unwrap() {
         let tag = cache["tag"].as_str().unwrap();
         let rows = if cache["per_layer"].is_array() { &cache["per_layer"] } else { &cache["layers"] };
-        let rows: Vec<Row> = serde_json::from_value(rows.clone()).unwrap_or_default();
+        let mut rows: Vec<Row> = serde_json::from_value(rows.clone()).unwrap_or_default();
+        // A layer without key-value heads has rows of no elements.
+        rows.retain(|row| row.1 > 0);
         let number = |key: &str| cache[key].as_u64().unwrap();
         match tag {
             "kv" | "attn" | "attn.base" | "base" | "mla" | "dsa.mla" | "raw.base" => caches.full.extend(rows),
@@ -225,5 +227,5 @@ fn rows_of_the_zoo_equal_the_engines() {
 #[test]
 fn rows_of_the_menagerie_equal_the_engines() {
     let rows = json_lines("truth/llama.cpp/menagerie.jsonl.gz").into_iter();
-    assert!(check_all(rows.map(|row| (written(&row), row))) >= 247);
+    assert!(check_all(rows.map(|row| (written(&row), row))) >= 280);
 }
