@@ -20,6 +20,7 @@ use super::keys::Keys;
 use super::layers::{Builder, LayerTensors};
 use super::limits::Limits;
 use super::reader::{Header, TensorInfo};
+use super::value::printable;
 use super::{file_type, names, split};
 use crate::Ingested;
 use crate::error::IngestError;
@@ -66,11 +67,15 @@ pub fn ingest_set(
 /// As [`ingest`].
 pub fn from_header(header: Header, options: &Options) -> Result<Ingested, IngestError> {
     let mut notes = header.notes.clone();
-    let architecture = architecture(&header)?;
+    // Keys were made printable as they were read, so the prefix still fits them.
+    let architecture = &printable(architecture(&header)?);
     let (row, generic) = match arch::find(architecture) {
         Some(row) => (row, false),
         None if options.assume_generic => {
-            notes.push(format!("{architecture} is unknown: read as a generic decoder, so every figure is a rough estimate"));
+            notes.push(format!(
+                "{} is unknown: read as a generic decoder, so every figure is a rough estimate",
+                printable(architecture)
+            ));
             (&arch::GENERIC, true)
         }
         None => return Err(unknown(architecture)),
@@ -111,7 +116,7 @@ fn architecture(header: &Header) -> Result<&str, IngestError> {
         _ => return Ok(architecture),
     };
     Err(IngestError::UnsupportedSource {
-        found: format!("a GGUF file of {architecture}"),
+        found: format!("a GGUF file of {}", printable(architecture)),
         why: format!("it is {what}, not a language model; use the model's own file"),
     })
 }
@@ -182,7 +187,7 @@ fn assemble(
     let encoder = encoder(builder, by_place, norm("enc.output_norm"))?;
     let is_encoder_decoder = encoder.is_some() && by_place.keys().any(|place| matches!(place, Place::Layer(_)));
     Ok(ModelSpec {
-        name: header.get("general.name").and_then(super::Value::as_text).map(ToString::to_string),
+        name: header.get("general.name").and_then(super::Value::as_text).map(printable),
         architecture: keys.architecture.to_string(),
         llama_cpp_arch: (!arch.name.is_empty()).then(|| arch.name.to_string()),
         d_model: hparams.d_model,

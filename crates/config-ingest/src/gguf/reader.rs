@@ -13,7 +13,7 @@ use plimsoll_math::units::round_up;
 use super::FORMAT;
 use super::cursor::Cursor;
 use super::limits::Limits;
-use super::value::{ByteOrder, ElementType, Value};
+use super::value::{ByteOrder, ElementType, Value, printable};
 use crate::error::IngestError;
 use crate::source::RangeSource;
 
@@ -276,7 +276,7 @@ fn metadata(
     for index in 0..n {
         let start = cursor.position;
         let what = format!("the key of metadata entry {index}");
-        let key = utf8(cursor.text(limits.name_bytes, &what)?, &what, notes);
+        let key = printable(&utf8(cursor.text(limits.name_bytes, &what)?, &what, notes));
         if key.is_empty() {
             let problem = format!("{what} is empty");
             return Err(IngestError::Malformed { format: FORMAT, offset: start, problem });
@@ -413,7 +413,7 @@ fn alignment(metadata: &BTreeMap<String, Value>) -> Result<u64, IngestError> {
 
 fn tensor_info(cursor: &mut Cursor<'_>, limits: &Limits, index: u64, notes: &mut Vec<String>) -> Result<TensorInfo, IngestError> {
     let what = format!("the name of tensor {index}");
-    let name = utf8(cursor.text(limits.name_bytes, &what)?, &what, notes);
+    let name = printable(&utf8(cursor.text(limits.name_bytes, &what)?, &what, notes));
     let what = format!("the description of tensor {name}");
     let n_dims = cursor.u32(&what)?;
     let mut shape = [1_u64; 4];

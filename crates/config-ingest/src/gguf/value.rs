@@ -138,9 +138,19 @@ impl Value {
             Self::Bool(value) => format!("{value}"),
             Self::Text(text) => {
                 let short: String = text.chars().take(60).collect();
-                if short.len() < text.len() { format!("\"{short}…\"") } else { format!("\"{short}\"") }
+                let rest = if short.len() < text.len() { "…" } else { "" };
+                format!("\"{}{rest}\"", printable(&short))
             }
             Self::Array { element, len, .. } => format!("a list of {len} {element:?}"),
         }
     }
+}
+
+/// `text` without characters that would move a terminal's cursor or break a line: they are spelled out.
+pub(super) fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if letter.is_control() { out.extend(letter.escape_unicode()) } else { out.push(letter) }
+    }
+    out
 }
