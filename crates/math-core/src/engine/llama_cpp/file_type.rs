@@ -145,7 +145,10 @@ impl FileType {
         let exact = Self::ALL.iter().copied().find(|file_type| file_type.name() == name);
         let alias = || ALIASES.iter().find(|(alias, _)| *alias == name).map(|&(_, file_type)| file_type);
         exact.or_else(alias).ok_or_else(|| {
-            let nearest = Self::ALL.iter().copied().min_by_key(|file_type| distance(file_type.name(), &name));
+            // Underscores are what people forget first: the letters alone count as well.
+            let letters = |name: &str| name.replace('_', "");
+            let far = |known: &str| distance(known, &name).saturating_add(distance(&letters(known), &letters(&name)));
+            let nearest = Self::ALL.iter().copied().min_by_key(|file_type| far(file_type.name()));
             invalid(match nearest {
                 Some(nearest) => format!("a file type of llama-quantize; the nearest is {nearest}"),
                 None => "a file type of llama-quantize".to_string(),
