@@ -8,6 +8,8 @@
     reason = "a test may fail loudly, and not every test file uses every helper"
 )]
 
+pub mod server;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -39,7 +41,7 @@ impl Scratch {
         fs::write(path, bytes).unwrap();
     }
     /// A safetensors file: its data is a hole.
-    pub fn safetensors(&self, name: &str, tensors: &[(String, &str, Vec<u64>)]) {
+    pub fn safetensors(&self, name: &str, tensors: &[Made]) {
         let (head, length) = safetensors(tensors);
         let path = self.0.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -55,8 +57,11 @@ impl Drop for Scratch {
     }
 }
 
+/// Name, number type, shape.
+pub type Made = (String, &'static str, Vec<u64>);
+
 /// The header of a file with these tensors, and the length of the whole.
-pub fn safetensors(tensors: &[(String, &str, Vec<u64>)]) -> (Vec<u8>, u64) {
+pub fn safetensors(tensors: &[Made]) -> (Vec<u8>, u64) {
     let mut end = 0;
     let rows: Vec<String> = tensors
         .iter()
@@ -75,7 +80,7 @@ pub fn safetensors(tensors: &[(String, &str, Vec<u64>)]) -> (Vec<u8>, u64) {
 }
 
 /// A small Llama: its config, and its tensors as Hugging Face names them.
-pub fn llama(n_layers: u64, tied: bool) -> (String, Vec<(String, &'static str, Vec<u64>)>) {
+pub fn llama(n_layers: u64, tied: bool) -> (String, Vec<Made>) {
     let config = format!(
         r#"{{"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":64,"intermediate_size":160,
             "num_hidden_layers":{n_layers},"num_attention_heads":4,"num_key_value_heads":2,"vocab_size":1000,
@@ -104,7 +109,7 @@ pub fn llama(n_layers: u64, tied: bool) -> (String, Vec<(String, &'static str, V
 }
 
 /// An index of shards.
-pub fn index(shards: &[(&str, &[(String, &'static str, Vec<u64>)])], total_size: &str) -> String {
+pub fn index(shards: &[(&str, &[Made])], total_size: &str) -> String {
     let rows: Vec<String> = shards
         .iter()
         .flat_map(|(shard, tensors)| tensors.iter().map(move |(name, ..)| format!(r#""{name}":"{shard}""#)))
