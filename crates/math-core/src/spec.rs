@@ -102,6 +102,8 @@ pub enum QkvLayout {
     ValueIsKey,
     /// Only a query matrix: keys and values are read from another layer and have no weights anywhere.
     QueryOnly,
+    /// None of these: every matrix, the output's too, is in [`Attention::extra`] (experts as queries).
+    Listed,
 }
 
 /// Which attention projections have a bias.

@@ -230,6 +230,7 @@ fn attention_tensors(out: &mut Builder, name: &str, attention: &Attention, d_mod
         QkvLayout::Fused => {
             out.linear(&format!("{name}_qkv"), component, d_input, add(q_out, add(k_width, v_width)?)?, bias.q);
         }
+        QkvLayout::Listed => {}
         QkvLayout::Split | QkvLayout::ValueIsKey | QkvLayout::QueryOnly => {
             out.linear(&format!("{name}_q"), component, d_input, q_out, bias.q);
             let keys = (attention.layout != QkvLayout::QueryOnly).then_some(("k", k_width, bias.k));
@@ -245,7 +246,9 @@ fn attention_tensors(out: &mut Builder, name: &str, attention: &Attention, d_mod
     // T5's converter shortens the name in both of its stacks (`gguf-py` constants, `LLM_TENSOR_DEC_ATTN_OUT`).
     let is_two_stacks = out.prefix.starts_with("enc.") || out.prefix.starts_with("dec.");
     let output = if name == "attn" && !is_two_stacks { "attn_output".to_string() } else { format!("{name}_o") };
-    out.linear(&output, component, mul(attention.n_heads, attention.v_head_dim)?, d_output, bias.o);
+    if attention.layout != QkvLayout::Listed {
+        out.linear(&output, component, mul(attention.n_heads, attention.v_head_dim)?, d_output, bias.o);
+    }
     for (which, [width, heads], counts) in
         [("q_norm", attention.qk_norm.q, Counts::Parameter), ("k_norm", attention.qk_norm.k, kv_counts)]
     {

@@ -15,14 +15,7 @@ use crate::hf::recipe::{self, Alternation, Dims};
 pub const FAMILIES: &[Family] = &[
     Family::new(
         &["llama", "code_llama", "cwm_llama", "aquila", "yi", "reflection"],
-        &[
-            "LlamaForCausalLM",
-            "LLaMAForCausalLM",
-            "AquilaForCausalLM",
-            "YiForCausalLM",
-            "InternLMForCausalLM",
-            "LlamaBidirectionalModel",
-        ],
+        &["LlamaForCausalLM", "LLaMAForCausalLM", "AquilaForCausalLM", "YiForCausalLM", "LlamaBidirectionalModel"],
         Some("llama"),
         r#"{"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
             "num_attention_heads": 32, "max_position_embeddings": 2048}"#,

@@ -4,11 +4,14 @@
 //! in [`TABLES`].
 
 // Attention in every layer.
+pub mod asia;
 pub mod cohere;
 pub mod gemma;
 pub mod glm;
+pub mod gpt;
 pub mod granite;
 pub mod llama;
+pub mod moe;
 pub mod olmo;
 pub mod phi;
 pub mod qwen;
@@ -68,11 +71,14 @@ impl Family {
 /// Every table.
 const TABLES: &[&[Family]] = &[
     // Attention in every layer.
+    asia::FAMILIES,
     cohere::FAMILIES,
     gemma::FAMILIES,
     glm::FAMILIES,
+    gpt::FAMILIES,
     granite::FAMILIES,
     llama::FAMILIES,
+    moe::FAMILIES,
     olmo::FAMILIES,
     phi::FAMILIES,
     qwen::FAMILIES,

@@ -87,7 +87,7 @@ pub(crate) fn node_budget(
 const fn attention_nodes(attention: &Attention, resolved: &Resolved) -> u64 {
     let projections = match attention.layout {
         QkvLayout::Fused => 26,
-        QkvLayout::Split | QkvLayout::ValueIsKey | QkvLayout::QueryOnly => 27,
+        QkvLayout::Split | QkvLayout::ValueIsKey | QkvLayout::QueryOnly | QkvLayout::Listed => 27,
     };
     let streams = match (resolved.streams > 1, resolved.flash_attention) {
         (false, _) => 0,
