@@ -24,8 +24,11 @@ pub mod rwkv;
 pub mod sparse;
 
 // Encoders, encoder-decoders, towers.
+pub mod bert;
 pub mod gemma3;
+pub mod modernbert;
 pub mod multimodal;
+pub mod seq2seq;
 
 use plimsoll_math::spec::ModelSpec;
 
@@ -89,7 +92,10 @@ const TABLES: &[&[Family]] = &[
     rwkv::FAMILIES,
     sparse::FAMILIES,
     // Encoders, encoder-decoders, towers.
+    bert::FAMILIES,
     gemma3::FAMILIES,
+    modernbert::FAMILIES,
+    seq2seq::FAMILIES,
     multimodal::FAMILIES,
 ];
 
