@@ -79,7 +79,7 @@ impl<'a> Question<'a> {
             ));
         }
         let question = Self { model, effective, quant: None, notes: Vec::new(), tensors: Rc::new(model.tensors.clone()) };
-        match (model.basis, options.quant.as_deref()) {
+        match (model.basis, options.quant.as_deref().or(model.asked_quant.as_deref())) {
             (Basis::Gguf, None) => Ok(question),
             (Basis::Gguf, Some(_)) => Err(PlanError::request(
                 "quant",

@@ -34,6 +34,8 @@ pub struct Model {
     pub tensors: TensorTable,
     /// How the source stores weights, where it says more than a number type.
     pub quantization: Option<String>,
+    /// A file type that the model's name asked for (`org/name:Q4_K_M`), used where the request names none.
+    pub asked_quant: Option<String>,
     /// What was unusual.
     pub notes: Vec<String>,
     /// What the tensors were made from.
@@ -57,6 +59,7 @@ impl Model {
             spec: ingested.spec,
             tensors: ingested.tensors,
             quantization: ingested.quantization,
+            asked_quant: None,
             notes: ingested.notes,
             basis,
             reference: None,

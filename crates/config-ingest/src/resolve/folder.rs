@@ -245,7 +245,8 @@ fn open_gguf(folder: &dyn Folder, path: &str, options: &Options) -> Result<Opene
     let ingested = gguf::ingest_set(source.as_ref(), &settings, |name| {
         folder.source(&beside.map_or_else(|| name.to_string(), |below| format!("{below}/{name}")))
     })?;
-    let name = ingested.spec.name.clone().or_else(|| folder.title());
+    let file = path.rsplit('/').next().unwrap_or(path);
+    let name = file.strip_suffix(".gguf").map(ToString::to_string).or_else(|| folder.title());
     let reference = folder.address(path);
     Ok(Opened { ingested, door: Door::Gguf, name, reference, checkpoint: None, quantization: None })
 }
@@ -285,7 +286,7 @@ fn open_config(
     let file = path.rsplit('/').next().unwrap_or(path);
     let name = match file.strip_suffix(".config.json") {
         Some(stem) => Some(stem.to_string()),
-        None => ingested.spec.name.clone().or_else(|| folder.title()),
+        None => folder.title().or_else(|| ingested.spec.name.clone()),
     };
     let door = if checkpoint.is_some() { Door::Checkpoint } else { Door::Config };
     let reference = if file == "config.json" && !path.contains('/') { folder.name() } else { folder.address(path) };
