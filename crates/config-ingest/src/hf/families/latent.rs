@@ -4,7 +4,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use plimsoll_math::spec::{Dense, FeedForward, Indexer, Layer, Mixer, Mla, ModelSpec, Moe, MtpLayer, OutputGate, Window};
+use plimsoll_math::spec::{Dense, FeedForward, Indexer, Layer, Mixer, Mla, ModelSpec, Moe, MtpLayer, OutputGate, Weight, Window};
 use plimsoll_math::tensor::{Component, Counts, Shape};
 
 use super::Family;
@@ -290,9 +290,14 @@ fn deepseek_v3(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
 
 fn axk1(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let mut spec = deepseek_v3(r)?;
-    // A norm behind the feed-forward as well.
+    // A norm behind the experts; checkpoints hold one behind dense feed-forwards too, where it is not used.
+    let d_model = spec.d_model;
     for layer in &mut spec.layers {
-        layer.norms.push(recipe::norm("post_ffw_norm", spec.d_model));
+        let counts = match layer.feed_forward {
+            FeedForward::Moe(_) => Counts::Parameter,
+            _ => Counts::Unused,
+        };
+        layer.extra.push(Weight { counts, ..weight("post_ffw_norm.weight", Shape::vector(d_model), Component::Norms) });
     }
     Ok(spec)
 }

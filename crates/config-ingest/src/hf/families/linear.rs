@@ -317,7 +317,8 @@ fn kimi_linear(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
 
 fn bailing_hybrid(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let dims = Dims { d_ff: r.need(recipe::D_FF), ..latent::dims(r) };
-    let head_dim = r.need(&["head_dim"]);
+    // Once saved by transformers, the linear layers' head dimension has a name of its own.
+    let head_dim = r.opt_below(&["linear_head_dim"], r.limits().width).unwrap_or_else(|| r.need(&["head_dim"]));
     let width = dims.n_heads.saturating_mul(head_dim);
     let linear_weight = |name: &str, shape| weight(name, shape, Component::SsmLinear);
     let linear = Mixer::KimiDelta(KimiDelta {

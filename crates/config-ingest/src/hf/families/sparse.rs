@@ -295,7 +295,7 @@ fn zaya(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let (first, second) = (r.need(&["cca_time0"]), r.need(&["cca_time1"]));
     let mut attention = dims.attention();
     if r.flag(&["attention_bias"], false) {
-        attention.bias = AttentionBias::QKV;
+        attention.bias = AttentionBias::ALL;
     }
     let conv = |name: &str, shape| weight(name, shape, Component::SsmLinear);
     attention.extra = vec![
@@ -355,6 +355,9 @@ fn zaya(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
         })
         .collect();
     let mut spec = recipe::decoder(r, &dims, layers);
+    if r.flag(&["lm_head_bias"], false) {
+        spec.head.extra.push(weight("output.bias", Shape::vector(dims.n_vocab), Component::LmHead));
+    }
     for name in ["input_hidden_scale", "input_hidden_bias"] {
         spec.embedding.extra.push(weight(name, Shape::vector(d_model), Component::Other));
     }
