@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use plimsoll_math::spec::{
     AttentionBias, CompressedAttention, Dense, FeedForward, Indexer, KimiDelta, Layer, Mixer, ModelSpec, Moe, MtpLayer,
-    OutputGate, Weight, Window,
+    OutputGate, Tower, Weight, Window,
 };
 use plimsoll_math::tensor::{Component, Counts, Shape};
 
@@ -16,6 +16,7 @@ use super::mamba::nextn;
 use crate::error::IngestError;
 use crate::hf::reader::Reader;
 use crate::hf::recipe::{self, Dims, weight};
+use crate::hf::towers;
 
 /// The rows.
 pub const FAMILIES: &[Family] = &[
@@ -40,6 +41,22 @@ pub const FAMILIES: &[Family] = &[
         build: minimax_m3,
     },
     Family {
+        model_types: &["minimax_m3_vl"],
+        architectures: &["MiniMaxM3SparseForConditionalGeneration"],
+        llama_cpp: None,
+        is_wrapper: true,
+        defaults: r#"{"text_config": {}, "projector_hidden_size": 6144, "tie_word_embeddings": false}"#,
+        build: minimax_m3_nested,
+    },
+    Family {
+        model_types: &["minimax_m3"],
+        architectures: &["MiniMaxM3ForCausalLM"],
+        llama_cpp: Some("minimax-m3"),
+        is_wrapper: false,
+        defaults: M3_DEFAULTS,
+        build: minimax_m3_flat,
+    },
+    Family {
         model_types: &["zaya"],
         architectures: &["ZayaForCausalLM"],
         llama_cpp: None,
@@ -51,17 +68,17 @@ pub const FAMILIES: &[Family] = &[
         build: zaya,
     },
     Family {
-        model_types: &["kimi_k3_text"],
-        architectures: &[],
+        model_types: &["kimi_k3"],
+        architectures: &["KimiK3ForConditionalGeneration"],
         llama_cpp: Some("kimi-k3"),
-        is_wrapper: false,
-        defaults: r#"{"tie_word_embeddings": false}"#,
+        is_wrapper: true,
+        defaults: r#"{"text_config": {"tie_word_embeddings": false}}"#,
         build: kimi_k3,
     },
 ];
 
 /// MiniMaxM3VLTextConfig's values.
-pub(super) const M3_DEFAULTS: &str = r#"{"vocab_size": 200064, "hidden_size": 6144, "intermediate_size": 3072,
+const M3_DEFAULTS: &str = r#"{"vocab_size": 200064, "hidden_size": 6144, "intermediate_size": 3072,
     "num_hidden_layers": 60, "num_attention_heads": 64, "num_key_value_heads": 4, "head_dim": 128,
     "max_position_embeddings": 524288, "num_experts_per_tok": 4, "num_local_experts": 128,
     "dense_intermediate_size": 12288, "shared_intermediate_size": 3072, "index_n_heads": 4, "index_head_dim": 128,
@@ -235,8 +252,35 @@ fn hyper_head(prefix: &str, d_model: u64, streams: u64) -> [Weight; 3] {
     ]
 }
 
+/// MiniMax M3's vision tower and its projector: each patch first, then the patches of a square together.
+fn minimax_m3_eye(r: &Reader<'_>, d_model: u64) -> Result<Tower, IngestError> {
+    let mut eye = towers::read_as(r, &["vision_config"], "minimax_m3_vl_vision")?;
+    let hidden = r.opt_below(&["projector_hidden_size"], r.limits().width).unwrap_or(d_model);
+    let (d_eye, square) = (eye.d_model(), eye.d_output.saturating_mul(hidden));
+    eye.mlp("mm", [d_eye, hidden, hidden], true).mlp("mm.merge", [square, hidden, d_model], true);
+    Ok(eye.tower)
+}
+
+fn minimax_m3_nested(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+    let tied = r.keep(r.config.bool(&["tie_word_embeddings"]));
+    let mut spec = r.language_model(&["text_config"], "minimax_m3_vl_text", tied)?;
+    spec.towers.push(minimax_m3_eye(r, spec.d_model)?);
+    Ok(spec)
+}
+
+/// A copy of the config with the language model's keys at the top and no word of the tower, which the model has all
+/// the same.
+fn minimax_m3_flat(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+    let mut spec = minimax_m3(r)?;
+    if !r.has(&["vision_config"]) {
+        r.note("$.vision_config: missing; MiniMax M3 has a vision tower, counted at its published size");
+    }
+    spec.towers.push(minimax_m3_eye(r, spec.d_model)?);
+    Ok(spec)
+}
+
 /// MiniMax M3's language model.
-pub(super) fn minimax_m3(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+fn minimax_m3(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let dims = Dims::read(r);
     let sparse = r.child(&["sparse_attention_config"]);
     let size = |inner: &str, outer: &str| {
@@ -365,8 +409,15 @@ fn zaya(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
 }
 
 /// Kimi K3's language model: Kimi Linear with full-rank gates, latent experts, and residuals that attend to earlier
-/// layers.
-pub(super) fn kimi_k3(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+/// layers. Its nested config calls itself Kimi Linear, whose row would miss all three.
+fn kimi_k3(outer: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+    let Some(r) = outer.child(&["text_config"]) else {
+        return Err(outer.config.missing(&["text_config"], "an object"));
+    };
+    if outer.has(&["vision_config"]) {
+        outer.note("$.vision_config: the vision tower is not counted, as llama.cpp's converter leaves it out too");
+    }
+    let r = &r;
     let dims = Dims { d_ff: r.need(recipe::D_FF), ..latent::dims(r) };
     let d_model = dims.d_model;
     let limits = r.limits();

@@ -5,6 +5,7 @@
 
 mod conformer;
 mod draft;
+mod minimax;
 mod mobilenet;
 mod qwen;
 mod vit;
@@ -30,7 +31,7 @@ pub struct Row {
     pub build: fn(&Reader<'_>) -> Draft,
 }
 
-const ROWS: &[&[Row]] = &[vit::ROWS, qwen::ROWS, conformer::ROWS, mobilenet::ROWS];
+const ROWS: &[&[Row]] = &[vit::ROWS, qwen::ROWS, conformer::ROWS, mobilenet::ROWS, minimax::ROWS];
 
 /// Every row.
 pub fn all() -> impl Iterator<Item = &'static Row> {
