@@ -17,6 +17,7 @@ pub mod phi;
 pub mod qwen;
 
 // State spaces, linear attention, latent attention.
+pub mod deepseek_vl;
 pub mod latent;
 pub mod linear;
 pub mod mamba;
@@ -87,6 +88,7 @@ const TABLES: &[&[Family]] = &[
     qwen::FAMILIES,
     // State spaces, linear attention, latent attention.
     mamba::FAMILIES,
+    deepseek_vl::FAMILIES,
     latent::FAMILIES,
     linear::FAMILIES,
     rwkv::FAMILIES,
