@@ -423,11 +423,12 @@ fn falcon(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let parallel = new || r.flag(&["parallel_attn"], true);
     let two_norms = new && r.opt(&["num_ln_in_parallel_attn"]).unwrap_or(2) == 2;
     for layer in &mut spec.layers {
-        layer.norms = match (parallel, two_norms) {
-            (true, true) => ["attn_norm", "attn_norm_2"].map(|name| recipe::layer_norm(name, dims.d_model)).to_vec(),
-            (true, false) => recipe::one_norm(dims.d_model, true),
-            (false, _) => recipe::pre_norms(dims.d_model, true),
-        };
+        layer.norms = if parallel { recipe::one_norm(dims.d_model, true) } else { recipe::pre_norms(dims.d_model, true) };
+        // The second norm is read by attention alone and counts to it.
+        if two_norms && let Mixer::Attention(attention) = &mut layer.mixer {
+            let own = |name| recipe::weight(name, Shape::vector(dims.d_model), Component::Attention);
+            attention.extra.extend([own("attn_norm_2.weight"), own("attn_norm_2.bias")]);
+        }
     }
     if spec.head.lm_head == LmHead::Tied {
         let shape = Shape::matrix(dims.d_model, dims.n_vocab);

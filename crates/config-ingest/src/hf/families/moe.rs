@@ -302,10 +302,12 @@ fn bailing_v1(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     Ok(stack(r, &dims, has_experts, &moe, |_| attention.clone(), &recipe::pre_norms(dims.d_model, false)))
 }
 
-/// A gate on the attention output, norms around both halves; the router's correction is a parameter.
+/// A gate on the attention output, norms around both halves; the experts' correction is a parameter of the
+/// feed-forward, not of the router.
 fn afmoe(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let dims = Dims::read(r);
-    let moe = Moe { correction_bias: Some(Counts::Parameter), ..experts_and_shared(r, &["num_shared_experts"]) };
+    let mut moe = experts_and_shared(r, &["num_shared_experts"]);
+    moe.extra.push(recipe::weight("exp_probs_b.bias", Shape::vector(moe.n_experts), Component::Mlp));
     let mut attention = dims.attention();
     attention.bias = recipe::bias_on_all(r, false);
     attention.qk_norm = recipe::qk_norm_per_head(dims.head_dim);
