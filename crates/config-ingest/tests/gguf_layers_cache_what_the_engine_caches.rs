@@ -14,7 +14,7 @@ mod support;
 
 use plimsoll_ingest::gguf::{Options, ingest};
 use plimsoll_math::spec::{KvSource, Mixer, ModelSpec, Window};
-use support::{File, Meta, files, fixture, gunzip, json_lines};
+use support::{files, fixture, gunzip, json_lines, written};
 
 /// One row of a cache: layer, elements of a key row, elements of a value row.
 type Row = (u64, u64, u64);
@@ -154,43 +154,6 @@ fn every_layers_rows_equal_the_engines() {
         }
     }
     assert!(checked >= 120, "only {checked} headers");
-}
-
-/// A made-up model, written as a file from its metadata and shapes.
-fn written(row: &serde_json::Value) -> Vec<u8> {
-    let mut file = File::default();
-    for (key, entry) in row["kv"].as_object().unwrap() {
-        file = file.with(key, meta(entry[0].as_str().unwrap(), &entry[1]));
-    }
-    for tensor in row["tensors"].as_array().unwrap() {
-        let dims: Vec<u64> = serde_json::from_value(tensor[1].clone()).unwrap();
-        file = file.f32_tensor(tensor[0].as_str().unwrap(), &dims);
-    }
-    file.bytes()
-}
-
-fn meta(kind: &str, value: &serde_json::Value) -> Meta {
-    let whole = || value.as_i64().unwrap();
-    match kind {
-        "u32" => Meta::U32(u32::try_from(whole()).unwrap()),
-        "i32" => Meta::I32(i32::try_from(whole()).unwrap()),
-        "f32" => Meta::F32(value.as_f64().unwrap() as f32),
-        "bool" => Meta::Bool(value.as_bool().unwrap()),
-        "str" => Meta::Text(value.as_str().unwrap().to_owned()),
-        list => {
-            let element = list.strip_prefix('a').unwrap();
-            let values: Vec<Meta> = value.as_array().unwrap().iter().map(|value| meta(element, value)).collect();
-            let id = match element {
-                "u32" => 4,
-                "i32" => 5,
-                "f32" => 6,
-                "bool" => 7,
-                "str" => 8,
-                other => panic!("{other}"),
-            };
-            Meta::List(id, values)
-        }
-    }
 }
 
 /// What differs between the caches of a file's architecture and those that the engine reports.

@@ -326,7 +326,7 @@ pub(crate) fn cache_plans(
     spec: &ModelSpec,
     facts: Facts<'_>,
     deployment: &Deployment,
-    flash_attention: bool,
+    transposed: bool,
 ) -> Result<Vec<CachePlan>, MathError> {
     if !facts.has_memory() || facts.is_recurrent_only() {
         return Ok(Vec::new());
@@ -334,7 +334,7 @@ pub(crate) fn cache_plans(
     if spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::CompressedAttention(_))) {
         return compressed_plans(spec, facts, deployment);
     }
-    let transposed = if flash_attention { None } else { Some(widest_values(spec)?) };
+    let transposed = if transposed { Some(widest_values(spec)?) } else { None };
     let mut layers = Vec::new();
     for layer in cached_layers(spec, facts) {
         layers.extend(cached(layer, facts, transposed)?);

@@ -97,12 +97,12 @@ impl Estimator {
     /// What no context or number of sequences could cure: as [`crate::engine::llama_cpp::allocate::allocate`].
     pub fn new(spec: &ModelSpec, table: &TensorTable, build: Build, deployment: &Deployment) -> Result<Self, MathError> {
         let facts = Facts::new(spec, build)?;
-        let resolve_facts = ResolveFacts::new(spec, facts);
+        let resolve_facts = ResolveFacts::new(spec, facts, deployment)?;
         let rules = BufferRules::of(deployment.backend);
         // Flash attention depends on neither context nor sequences: any that the batch holds will do to ask.
         let probe = resolve_with(&resolve_facts, deployment, ContextRequest::Total(256), 1)?;
         let refusals = Refusals::new(spec, facts, deployment, &probe)?;
-        let plan = MemoryPlan::new(spec, facts, deployment, probe.flash_attention)?;
+        let plan = MemoryPlan::new(spec, facts, deployment, resolve_facts.transposes_values(deployment))?;
         let (mut device_weights, mut host_weights) = (0, 0);
         for buffer in weight_buffers(build, &LoaderFacts::of(spec, build)?, table, deployment)? {
             if buffer.place.is_device() && deployment.backend != Backend::Cpu {

@@ -20,7 +20,7 @@ const KNOWN: &[&str] = &[
     "gemma4-assistant", "gemma-embedding", "starcoder2", "mamba", "mamba2", "maple", "jamba", "falcon-h1", "xverse",
     "command-r", "cohere2", "cohere2moe", "dbrx", "olmo", "olmo2", "olmoe", "muse-glimmer", "openelm", "arctic",
     "deepseek", "deepseek2", "deepseek2-ocr", "deepseek32", "deepseek4", "chatglm", "glm4", "glm4moe", "glm-dsa",
-    "bitnet", "t5", "t5encoder", "jais", "jais2", "nemotron", "nemotron_h", "nemotron_h_moe", "exaone", "exaone4",
+    "bitnet", "t5", "t5encoder", "eagle3", "dflash", "jais", "jais2", "nemotron", "nemotron_h", "nemotron_h_moe", "exaone", "exaone4",
     "exaone-moe", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "granite", "granitemoe", "granitehybrid", "graniteswitch",
     "granite_swa", "chameleon", "wavtokenizer-dec", "plm", "bailingmoe", "bailingmoe2", "bailingmoe3", "dots1",
     "dots3note", "arcee", "afmoe", "laguna", "ernie4_5", "ernie4_5-moe", "hunyuan-moe", "hunyuan-dense", "hunyuan_vl",
@@ -92,7 +92,13 @@ const CACHES_MTP_LAYERS: &[&str] = &[
 /// Architectures with an encoder: every batch row may be an output (`llama-model.cpp:llama_model_has_encoder`).
 #[rustfmt::skip]
 const WITH_ENCODER: &[&str] = &[
-    "t5", "t5encoder",
+    "t5", "t5encoder", "eagle3", "dflash",
+];
+
+/// Architectures whose scores are biased by distance (`hparams.f_max_alibi_bias`).
+#[rustfmt::skip]
+const WITH_ALIBI: &[&str] = &[
+    "bloom", "mpt", "refact", "jais", "jina-bert-v2",
 ];
 
 /// Diffusion models attend to all tokens, so the batch is not limited by the context.
@@ -153,6 +159,9 @@ impl<'a> Facts<'a> {
     }
     pub(crate) fn has_encoder(self) -> bool {
         WITH_ENCODER.contains(&self.arch)
+    }
+    pub(crate) fn has_alibi(self) -> bool {
+        WITH_ALIBI.contains(&self.arch)
     }
     pub(crate) fn is_causal(self, spec: &ModelSpec) -> bool {
         spec.causal && !DIFFUSION.contains(&self.arch)

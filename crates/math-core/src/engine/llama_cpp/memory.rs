@@ -28,14 +28,9 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    pub(crate) fn new(
-        spec: &ModelSpec,
-        facts: Facts<'_>,
-        deployment: &Deployment,
-        flash_attention: bool,
-    ) -> Result<Self, MathError> {
+    pub(crate) fn new(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment, transposed: bool) -> Result<Self, MathError> {
         Ok(Self {
-            caches: cache_plans(spec, facts, deployment, flash_attention)?,
+            caches: cache_plans(spec, facts, deployment, transposed)?,
             recurrent: recurrent_plan(spec, facts)?,
             compressors: compressor_plans(spec)?,
             output_row: output_row(spec, facts, deployment)?,
@@ -101,9 +96,10 @@ impl Memory {
 /// with.
 pub fn memory(spec: &ModelSpec, deployment: &Deployment, build: Build) -> Result<Memory, MathError> {
     let facts = Facts::new(spec, build)?;
-    let resolved = resolve_with(&ResolveFacts::new(spec, facts), deployment, deployment.context, deployment.sequences)?;
+    let asked = ResolveFacts::new(spec, facts, deployment)?;
+    let resolved = resolve_with(&asked, deployment, deployment.context, deployment.sequences)?;
     refuse::check(spec, facts, deployment, &resolved)?;
-    let plan = MemoryPlan::new(spec, facts, deployment, resolved.flash_attention)?;
+    let plan = MemoryPlan::new(spec, facts, deployment, asked.transposes_values(deployment))?;
     let rules = BufferRules::of(deployment.backend);
     let caches = plan.caches.iter().map(|cache| cache.bytes(&resolved, deployment, rules)).collect::<Result<Vec<_>, _>>()?;
     let recurrent = plan.recurrent.as_ref().map(|state| state.bytes(&resolved, rules)).transpose()?;

@@ -59,10 +59,14 @@ impl Refusals {
             let several = Resolved { streams, ..*resolved };
             *overflows = node_budget(spec, facts, deployment, &several)?.is_some_and(|budget| budget.needed > budget.slots);
         }
+        // Attention then yields a few tokens too few to be added to the residual; the last layer only adds the rows that
+        // are asked for.
+        let before_last = spec.layers.split_last().map_or(&[][..], |(_, before)| before);
         Ok(Self {
             build: facts.build,
             one_stream_only: facts.arch == "t5",
-            micro_batch_divides_into_streams: matches!(facts.arch, "kimi-linear" | "minimax-01"),
+            micro_batch_divides_into_streams: matches!(facts.arch, "kimi-linear" | "minimax-01")
+                && before_last.iter().any(|layer| matches!(layer.mixer, Mixer::Attention(_) | Mixer::Mla(_))),
             table_overflows,
         })
     }

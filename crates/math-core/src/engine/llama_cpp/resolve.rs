@@ -6,6 +6,7 @@ use alloc::string::ToString;
 use crate::deployment::{ContextRequest, Deployment, FlashAttention};
 use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::facts::Facts;
+use crate::engine::llama_cpp::flash::runs_fused;
 use crate::error::MathError;
 use crate::spec::ModelSpec;
 use crate::units::{add, mul, round_up};
@@ -53,18 +54,37 @@ pub(crate) struct ResolveFacts {
     pub(crate) has_encoder: bool,
     pub(crate) rolls_back: bool,
     pub(crate) forbids_flash_attention: bool,
+    /// Whether the device runs the model's attention fused.
+    pub(crate) runs_fused: bool,
 }
 
 impl ResolveFacts {
-    pub(crate) fn new(spec: &ModelSpec, facts: Facts<'_>) -> Self {
-        Self {
+    pub(crate) fn new(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment) -> Result<Self, MathError> {
+        Ok(Self {
             build: facts.build,
             max_context: spec.max_context,
             causal: facts.is_causal(spec),
             has_encoder: facts.has_encoder(),
             rolls_back: facts.rolls_back(),
             forbids_flash_attention: facts.forbids_flash_attention(),
+            runs_fused: runs_fused(spec, facts, deployment)?,
+        })
+    }
+
+    /// Flash attention as the engine goes into the constructor with it: what cannot be is off, quantised values need
+    /// it (`llama-context.cpp:llama_init_from_model`).
+    pub(crate) const fn wanted(&self, deployment: &Deployment) -> FlashAttention {
+        match deployment.flash_attention {
+            _ if self.forbids_flash_attention => FlashAttention::Off,
+            FlashAttention::Auto if deployment.kv_type_v.is_quantized() => FlashAttention::On,
+            asked => asked,
         }
+    }
+
+    /// Whether values are cached transposed. That is decided before `auto` is: a cache made for flash attention stays
+    /// as it is when the device then turns out not to have it.
+    pub(crate) const fn transposes_values(&self, deployment: &Deployment) -> bool {
+        matches!(self.wanted(deployment), FlashAttention::Off)
     }
 }
 
@@ -75,7 +95,7 @@ impl ResolveFacts {
 /// does not start, [`MathError::Invalid`] for a request outside the engine's 32-bit range.
 pub fn resolve(spec: &ModelSpec, deployment: &Deployment, build: Build) -> Result<Resolved, MathError> {
     let facts = Facts::new(spec, build)?;
-    resolve_with(&ResolveFacts::new(spec, facts), deployment, deployment.context, deployment.sequences)
+    resolve_with(&ResolveFacts::new(spec, facts, deployment)?, deployment, deployment.context, deployment.sequences)
 }
 
 pub(crate) fn resolve_with(
@@ -135,7 +155,7 @@ pub(crate) fn resolve_with(
         return Err(refused("GGML_ASSERT(n_outputs_max <= cparams.n_outputs_max): the batch holds fewer tokens than sequences"));
     }
     let quantized_v = deployment.kv_type_v.is_quantized();
-    let wanted = if facts.forbids_flash_attention { FlashAttention::Off } else { deployment.flash_attention };
+    let wanted = facts.wanted(deployment);
     if quantized_v && wanted == FlashAttention::Off {
         return Err(refused("quantized V cache requires flash_attn to be enabled"));
     }
@@ -150,7 +170,11 @@ pub(crate) fn resolve_with(
         n_rs_seq: if facts.rolls_back && deployment.load_mtp { deployment.draft_tokens } else { 0 },
         graph_tokens: round_up(tokens.max(n_seq_max), n_seq_max)?,
         streams: if deployment.kv_unified { 1 } else { n_seq_max },
-        flash_attention: wanted != FlashAttention::Off,
+        flash_attention: match wanted {
+            FlashAttention::On => true,
+            FlashAttention::Auto => facts.runs_fused,
+            FlashAttention::Off => false,
+        },
         kv_unified: deployment.kv_unified,
     })
 }

@@ -1,0 +1,112 @@
+//! Whether a device has a flash-attention kernel for a model: what `--flash-attn auto` decides.
+//!
+//! The engine builds the graph with the fused node and looks where the scheduler put it: on another processor than its
+//! layer means no (`llama-context.cpp:resolve_fused_ops`).
+
+use crate::deployment::{Backend, Deployment};
+use crate::engine::llama_cpp::facts::{Facts, attention_of};
+use crate::error::MathError;
+use crate::format::StorageFormat;
+use crate::spec::{Mixer, ModelSpec};
+use crate::units::add;
+
+/// Heads of one attention layer.
+#[derive(Debug, Clone, Copy)]
+struct Heads {
+    k: u64,
+    v: u64,
+    /// Query heads per key head.
+    shared: u64,
+}
+
+/// Whether every attention layer of the model runs fused on the device.
+pub(crate) fn runs_fused(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment) -> Result<bool, MathError> {
+    let formats = (deployment.kv_type_k, deployment.kv_type_v);
+    for layer in &spec.layers {
+        let heads = match &layer.mixer {
+            Mixer::Mla(mla) if mla.expanded => {
+                Heads { k: add(mla.qk_nope_head_dim, mla.qk_rope_head_dim)?, v: mla.v_head_dim, shared: 1 }
+            }
+            Mixer::Mla(mla) => {
+                Heads { k: add(mla.kv_lora_rank, mla.qk_rope_head_dim)?, v: mla.kv_lora_rank, shared: mla.n_heads }
+            }
+            Mixer::CompressedAttention(attention) => {
+                Heads { k: attention.head_dim, v: attention.head_dim, shared: attention.n_heads }
+            }
+            Mixer::Attention(_)
+            | Mixer::Parallel(_)
+            | Mixer::Mamba1(_)
+            | Mixer::Mamba2(_)
+            | Mixer::GatedDeltaNet(_)
+            | Mixer::KimiDelta(_)
+            | Mixer::LightningAttention(_)
+            | Mixer::Rwkv(_)
+            | Mixer::ShortConv(_)
+            | Mixer::Rglru(_)
+            | Mixer::None => match attention_of(&layer.mixer) {
+                Some(attention) if attention.n_kv_heads > 0 => {
+                    Heads { k: attention.k_head_dim, v: attention.v_head_dim, shared: attention.n_heads / attention.n_kv_heads }
+                }
+                Some(_) | None => continue,
+            },
+        };
+        // Models without a cache attend to fresh keys and values, which are cast to F16.
+        let formats = if facts.has_memory() { formats } else { (StorageFormat::F16, StorageFormat::F16) };
+        let supported = match deployment.backend {
+            Backend::Cpu => true,
+            Backend::Cuda { .. } => on_cuda(heads, formats, facts.has_memory() && !facts.has_alibi()),
+            Backend::Metal => on_metal(heads, formats),
+        };
+        if !supported {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// `ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel`. `groups`: whether query heads that share a key head may be
+/// worked on together, which needs a cache of whole 256 cells and no ALiBi.
+fn on_cuda(heads: Heads, (k, v): (StorageFormat, StorageFormat), groups: bool) -> bool {
+    let grouped = groups && heads.shared >= 2;
+    let sizes = match heads.k {
+        40 | 64 | 72 | 80 | 96 | 112 | 128 | 256 => heads.v == heads.k,
+        192 => heads.v == 128 && grouped && heads.shared.is_multiple_of(8),
+        320 => heads.v == 256 && grouped && heads.shared.is_multiple_of(32),
+        512 => heads.v == 512 && grouped,
+        576 => heads.v == 512 && grouped,
+        _ => false,
+    };
+    let known = |format| {
+        matches!(
+            format,
+            StorageFormat::F32
+                | StorageFormat::F16
+                | StorageFormat::Bf16
+                | StorageFormat::Q4_0
+                | StorageFormat::Q4_1
+                | StorageFormat::Q5_0
+                | StorageFormat::Q5_1
+                | StorageFormat::Q8_0
+        )
+    };
+    sizes && known(k) && known(v)
+}
+
+/// `ggml-metal-device.m:ggml_metal_device_supports_op`.
+fn on_metal(heads: Heads, (k, v): (StorageFormat, StorageFormat)) -> bool {
+    let sizes = matches!(heads.k, 32 | 40 | 48 | 64 | 72 | 80 | 96 | 112 | 128 | 192 | 256 | 320 | 512 | 576)
+        && heads.k >= heads.v
+        && (heads.k != 72 || heads.v == 72);
+    let known = matches!(
+        k,
+        StorageFormat::F32
+            | StorageFormat::F16
+            | StorageFormat::Bf16
+            | StorageFormat::Q4_0
+            | StorageFormat::Q4_1
+            | StorageFormat::Q5_0
+            | StorageFormat::Q5_1
+            | StorageFormat::Q8_0
+    );
+    sizes && k == v && known
+}
