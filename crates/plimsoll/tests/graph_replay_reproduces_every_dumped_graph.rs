@@ -7,7 +7,7 @@ use std::fs::File;
 use std::path::Path;
 
 use flate2::read::GzDecoder;
-use plimsoll_math::engine::llama_cpp::graph::replay::{BufferKind, Graph, GraphTensor, Layout, buffer_bytes};
+use plimsoll_math::engine::llama_cpp::graph::replay::{BufferKind, Graph, GraphTensor, Layout, Sources, buffer_bytes};
 use serde_json::Value;
 
 /// Operations that may write over an input (`ggml-alloc.c:ggml_op_can_inplace`).
@@ -73,14 +73,23 @@ fn graph(dump: &Value) -> (Graph, Vec<BufferKind>, Vec<String>) {
             });
             let operation = tensor["opn"].as_str().unwrap();
             let flags = tensor["flags"].as_u64().unwrap();
+            let bytes = numbers(&tensor["alloc"]);
             GraphTensor {
                 layout: Layout {
                     type_id: u32::try_from(type_id).unwrap(),
                     dims: numbers(&tensor["ne"]).try_into().unwrap(),
                     strides: numbers(&tensor["nb"]).try_into().unwrap(),
                 },
-                bytes: numbers(&tensor["alloc"]),
-                sources: tensor["src"].as_array().unwrap().iter().map(index).collect(),
+                bytes: *bytes.iter().min().unwrap(),
+                extra: bytes
+                    .iter()
+                    .enumerate()
+                    .max_by_key(|(_, bytes)| **bytes)
+                    .map(|(on, most)| (on, most - bytes.iter().min().unwrap())),
+                sources: tensor["src"].as_array().unwrap().iter().fold(Sources::default(), |mut all, source| {
+                    all.push(index(source)).unwrap();
+                    all
+                }),
                 view_of: tensor["view_src"].as_u64().map(|base| usize::try_from(base).unwrap()),
                 is_operation: operation != "NONE",
                 may_overwrite: MAY_OVERWRITE.contains(&operation),

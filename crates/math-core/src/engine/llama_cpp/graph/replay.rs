@@ -21,15 +21,42 @@ pub struct Layout {
     pub strides: [u64; 4],
 }
 
+/// The tensors that one is computed from; at most ten (`ggml.h:GGML_MAX_SRC`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sources {
+    items: [u32; 10],
+    count: u8,
+}
+
+impl Sources {
+    /// Adds one.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`] above ten, or for an index beyond `u32`.
+    pub fn push(&mut self, index: usize) -> Result<(), MathError> {
+        let full = MathError::Overflow { quantity: "sources of a graph tensor" };
+        let slot = self.items.get_mut(usize::from(self.count)).ok_or(full.clone())?;
+        *slot = u32::try_from(index).map_err(|_| full)?;
+        self.count = self.count.saturating_add(1);
+        Ok(())
+    }
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        self.items.iter().take(usize::from(self.count)).map(|index| usize::try_from(*index).unwrap_or(usize::MAX))
+    }
+}
+
 /// A tensor of the graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GraphTensor {
     /// Type, dimensions and strides.
     pub layout: Layout,
-    /// Bytes it takes in each buffer, padding of the device included and alignment not.
-    pub bytes: Vec<u64>,
+    /// Bytes of its elements.
+    pub bytes: u64,
+    /// Bytes that one kind of buffer adds for the operation's own use: the buffer and the bytes.
+    pub extra: Option<(usize, u64)>,
     /// The tensors it is computed from.
-    pub sources: Vec<usize>,
+    pub sources: Sources,
     /// The tensor whose memory it shows.
     pub view_of: Option<usize>,
     /// Whether it is computed at all; weights, caches and inputs are not.
@@ -237,7 +264,7 @@ pub fn buffer_bytes(graph: &Graph, kinds: &[BufferKind]) -> Result<Vec<u64>, Mat
         if tensor.is_input {
             replay.place(node, buffer)?;
         }
-        for &source in &tensor.sources {
+        for source in tensor.sources.iter() {
             let state = replay.state(source)?;
             state.readers = state.readers.saturating_add(1);
             if replay.tensor(source)?.is_input {
@@ -247,11 +274,11 @@ pub fn buffer_bytes(graph: &Graph, kinds: &[BufferKind]) -> Result<Vec<u64>, Mat
     }
     for &(node, buffer) in &graph.nodes {
         let tensor = replay.tensor(node)?;
-        for &source in &tensor.sources {
+        for source in tensor.sources.iter() {
             replay.place(source, buffer)?;
         }
         replay.place(node, buffer)?;
-        for &source in &tensor.sources {
+        for source in tensor.sources.iter() {
             replay.done_reading(source)?;
         }
     }
@@ -277,7 +304,10 @@ impl<'a> Replay<'a> {
         self.pools.get_mut(buffer).ok_or_else(|| no_such("buffer"))
     }
     fn bytes(tensor: &GraphTensor, buffer: usize) -> Result<u64, MathError> {
-        tensor.bytes.get(buffer).copied().ok_or_else(|| no_such("buffer"))
+        match tensor.extra {
+            Some((on, extra)) if on == buffer => add(tensor.bytes, extra),
+            Some(_) | None => Ok(tensor.bytes),
+        }
     }
 
     /// Gives a tensor memory (`ggml_gallocr_allocate_node`), unless it has some or shows another's.
@@ -287,7 +317,7 @@ impl<'a> Replay<'a> {
             return Ok(());
         }
         if tensor.may_overwrite {
-            for &parent in &tensor.sources {
+            for parent in tensor.sources.iter() {
                 if self.overwrite(index, parent)? {
                     return Ok(());
                 }

@@ -1,0 +1,318 @@
+//! Graphs of decoders whose layers are attention and a feed-forward (`src/models/*.cpp`), one row of facts per
+//! architecture for what the model's mechanisms do not say.
+
+use alloc::vec::Vec;
+
+use super::ops::Node;
+use super::parts::{Activation, Attend, CacheInputs, NormKind, Parts, Routing, Store};
+use crate::error::MathError;
+use crate::spec::{Attention, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, OutputGate, QkvLayout};
+use crate::units::mul;
+
+/// What an architecture's graph does where its mechanisms leave a choice.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    /// Names in GGUF files.
+    pub(super) archs: &'static [&'static str],
+    pub(super) norm: NormKind,
+    pub(super) activation: Activation,
+    /// Embeddings are scaled.
+    pub(super) scales_embedding: bool,
+    /// Queries are scaled before attention rather than inside it.
+    pub(super) scales_queries: bool,
+    /// Both halves are scaled before they join the residual.
+    pub(super) scales_residual: bool,
+    /// Logits are scaled.
+    pub(super) scales_logits: bool,
+    /// Attention scores go through a soft cap.
+    pub(super) caps_scores: bool,
+    /// Logits go through a soft cap.
+    pub(super) caps_logits: bool,
+    /// Both halves read the same norm and join the residual together.
+    pub(super) parallel: bool,
+    /// Rows of logits are chosen after the last layer instead of inside it.
+    pub(super) chooses_late: bool,
+    /// Layers without rotary embedding: every so many, 0 for none.
+    pub(super) no_rope_every: u64,
+    /// Norms of queries and keys come after the rotary embedding and have no weights (Llama 4).
+    pub(super) bare_qk_norm: bool,
+    /// How experts are chosen.
+    pub(super) routing: Routing,
+}
+
+const SOFTMAX: Routing = Routing {
+    softmax_after: false,
+    normed: true,
+    scaled: false,
+    choose_on_logits: false,
+    weighted_first: false,
+    groups: 0,
+};
+
+const PLAIN: Row = Row {
+    archs: &[],
+    norm: NormKind::Rms,
+    activation: Activation::Glu,
+    scales_embedding: false,
+    scales_queries: false,
+    scales_residual: false,
+    scales_logits: false,
+    caps_scores: false,
+    caps_logits: false,
+    parallel: false,
+    chooses_late: false,
+    no_rope_every: 0,
+    bare_qk_norm: false,
+    routing: SOFTMAX,
+};
+
+const ROWS: &[Row] = &[
+    Row { archs: &["llama", "qwen2", "qwen3", "qwen3moe", "mistral3"], ..PLAIN },
+    Row { archs: &["smollm3"], no_rope_every: 4, ..PLAIN },
+    Row { archs: &["phi3"], scales_queries: true, ..PLAIN },
+    Row { archs: &["gemma2"], scales_embedding: true, scales_queries: true, caps_scores: true, caps_logits: true, ..PLAIN },
+    Row { archs: &["gemma3"], scales_embedding: true, scales_queries: true, ..PLAIN },
+    Row { archs: &["gpt-oss"], chooses_late: true, routing: Routing { softmax_after: true, normed: false, ..SOFTMAX }, ..PLAIN },
+    Row { archs: &["command-r"], norm: NormKind::Layer, parallel: true, scales_logits: true, ..PLAIN },
+    Row { archs: &["glm4moe"], routing: Routing { scaled: true, ..SOFTMAX }, ..PLAIN },
+    Row { archs: &["granite", "granitemoe"], scales_embedding: true, scales_residual: true, scales_logits: true, ..PLAIN },
+    Row {
+        archs: &["llama4"],
+        no_rope_every: 4,
+        bare_qk_norm: true,
+        routing: Routing { normed: false, choose_on_logits: true, weighted_first: true, ..SOFTMAX },
+        ..PLAIN
+    },
+];
+
+/// The row of an architecture, where its graph is known.
+pub(super) fn row(arch: &str) -> Option<&'static Row> {
+    ROWS.iter().find(|row| row.archs.contains(&arch))
+}
+
+/// The caches of a decoder: full-length, and for sliding-window layers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Caches {
+    /// Cells of the window cache; `None` when there is one cache for all layers.
+    pub(super) window_cells: Option<u64>,
+    /// Widest row of values, of the full and of the window cache.
+    pub(super) v_widths: [u64; 2],
+    /// Sides of the matrices that rotate keys and values, of the full and of the window cache; 0 for none.
+    pub(super) rotations: [[u64; 2]; 2],
+}
+
+/// Which layers have windows that the engine honours.
+type HasWindow<'a> = &'a dyn Fn(&Attention) -> bool;
+
+/// Builds the whole graph; `false` when some layer is none of this file's.
+pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, row: &Row, caches: &Caches, window: HasWindow<'_>) -> Result<bool, MathError> {
+    let fits = |layer: &Layer| {
+        matches!(&layer.mixer, Mixer::Attention(attention)
+            if attention.gate == OutputGate::None && attention.indexer.is_none() && matches!(attention.kv_source, KvSource::Own)
+                && attention.layout != QkvLayout::QueryOnly && attention.layout != QkvLayout::ValueIsKey)
+            && matches!(&layer.feed_forward, FeedForward::Dense(_) | FeedForward::Moe(_))
+            && layer.cross_attention.is_none()
+            && layer.extra.is_empty()
+    };
+    if !spec.layers.iter().all(fits) || spec.encoder.is_some() || spec.embedding.n_positions > 0 {
+        return Ok(false);
+    }
+    let mut current = parts.embed(spec.d_model, spec.embedding.n_vocab)?;
+    if row.scales_embedding {
+        current = parts.scale(current)?;
+    }
+    let positions = parts.positions(1)?;
+    let [full_rotation, window_rotation] = caches.rotations;
+    let [full_width, window_width] = caches.v_widths;
+    let full = parts.cache_inputs(parts.setting.cells, Some(full_width), full_rotation)?;
+    let sliding = match caches.window_cells {
+        Some(cells) => Some(parts.cache_inputs(cells, Some(window_width), window_rotation)?),
+        None => None,
+    };
+    let factors = spec.embedding.extra.iter().find(|weight| weight.name.starts_with("rope_f"));
+    let factors = match factors {
+        Some(weight) => Some(parts.weight(&[weight.shape.row()])?),
+        None => None,
+    };
+    let attention_scale =
+        if row.bare_qk_norm { Some(parts.graph.input(Parts::F32, [1, 1, parts.setting.tokens, 1])?) } else { None };
+    let rows = parts.output_rows()?;
+    let last = spec.layers.len().saturating_sub(1);
+    let mut trunk = Trunk { row, positions, factors, attention_scale, rows, full, sliding, caches: *caches, window };
+    for (index, layer) in spec.layers.iter().enumerate() {
+        let chooses = index == last && !row.chooses_late;
+        current = trunk.layer(parts, layer, spec.d_model, index, current, chooses)?;
+    }
+    if row.chooses_late {
+        current = parts.graph.get_rows(current, rows)?;
+    }
+    let norm_bias = spec.head.norm.as_ref().is_some_and(|norm| norm.bias);
+    current = parts.norm(current, row.norm, norm_bias, false)?;
+    parts.graph.output(current)?;
+    let outputs = spec.head.n_outputs.unwrap_or(spec.embedding.n_vocab);
+    current = parts.linear_bias(current, outputs, spec.head.lm_head == LmHead::Own { bias: true })?;
+    if row.scales_logits {
+        current = parts.scale(current)?;
+    }
+    if row.caps_logits {
+        for _ in 0..3 {
+            current = parts.scale(current)?;
+        }
+    }
+    parts.graph.output(current)?;
+    parts.graph.expand(current)?;
+    Ok(true)
+}
+
+struct Trunk<'a> {
+    row: &'a Row,
+    positions: Node,
+    factors: Option<Node>,
+    attention_scale: Option<Node>,
+    rows: Node,
+    full: CacheInputs,
+    sliding: Option<CacheInputs>,
+    caches: Caches,
+    window: HasWindow<'a>,
+}
+
+fn has_norm(layer: &Layer, name: &str) -> Option<bool> {
+    layer.norms.iter().find(|norm| norm.name == name).map(|norm| norm.bias)
+}
+
+impl Trunk<'_> {
+    fn layer(&mut self, parts: &mut Parts, layer: &Layer, d_model: u64, index: usize, input: Node, chooses: bool) -> Result<Node, MathError> {
+        let row = self.row;
+        let Mixer::Attention(attention) = &layer.mixer else { return Ok(input) };
+        let mut normed = input;
+        if let Some(bias) = has_norm(layer, "attn_norm") {
+            normed = parts.norm(input, row.norm, bias, true)?;
+        }
+        let mut mixed = self.attention(parts, attention, d_model, index, normed)?;
+        let mut residual = input;
+        if chooses {
+            mixed = parts.graph.get_rows(mixed, self.rows)?;
+            residual = parts.graph.get_rows(residual, self.rows)?;
+        }
+        if row.parallel {
+            if chooses {
+                normed = parts.graph.get_rows(normed, self.rows)?;
+            }
+            let fed = self.feed_forward(parts, layer, d_model, normed)?;
+            let with_residual = parts.graph.elementwise(fed, &[residual])?;
+            return parts.graph.elementwise(with_residual, &[mixed]);
+        }
+        let sandwich = has_norm(layer, "ffn_norm").is_some();
+        if sandwich && let Some(bias) = has_norm(layer, "post_attention_norm") {
+            mixed = parts.norm(mixed, row.norm, bias, true)?;
+        }
+        if row.scales_residual {
+            mixed = parts.scale(mixed)?;
+        }
+        let joined = parts.graph.elementwise(mixed, &[residual])?;
+        // A layer without `ffn_norm` names the norm before its feed-forward `post_attention_norm`.
+        let before = has_norm(layer, "ffn_norm").or_else(|| has_norm(layer, "post_attention_norm"));
+        let normed = match before {
+            Some(bias) => parts.norm(joined, row.norm, bias, true)?,
+            None => joined,
+        };
+        let mut fed = self.feed_forward(parts, layer, d_model, normed)?;
+        if let Some(bias) = has_norm(layer, "post_ffw_norm") {
+            fed = parts.norm(fed, row.norm, bias, false)?;
+        }
+        if row.scales_residual {
+            fed = parts.scale(fed)?;
+        }
+        parts.graph.elementwise(fed, &[joined])
+    }
+
+    fn feed_forward(&self, parts: &mut Parts, layer: &Layer, d_model: u64, x: Node) -> Result<Node, MathError> {
+        match &layer.feed_forward {
+            FeedForward::Dense(dense) => parts.feed_forward(x, dense, d_model, self.row.activation),
+            FeedForward::Moe(moe) => {
+                let routed = parts.experts(x, moe, self.row.routing, self.row.activation)?;
+                match &moe.shared {
+                    Some(shared) => {
+                        let shared = parts.feed_forward(x, shared, d_model, self.row.activation)?;
+                        parts.graph.elementwise(routed, &[shared])
+                    }
+                    None => Ok(routed),
+                }
+            }
+            FeedForward::ChannelMix { .. } | FeedForward::None => Ok(x),
+        }
+    }
+
+    fn attention(&self, parts: &mut Parts, attention: &Attention, d_model: u64, index: usize, x: Node) -> Result<Node, MathError> {
+        let row = self.row;
+        let tokens = parts.setting.tokens;
+        let [mut q, mut k, v] = self.queries_keys_values(parts, attention, x, tokens)?;
+        let [q_norm, _] = attention.qk_norm.q;
+        if q_norm > 0 {
+            q = parts.norm(q, row.norm, attention.qk_norm.bias, true)?;
+            k = parts.norm(k, row.norm, attention.qk_norm.bias, true)?;
+        }
+        let number = u64::try_from(index).unwrap_or(u64::MAX).saturating_add(1);
+        let rotates = row.no_rope_every == 0 || !number.is_multiple_of(row.no_rope_every);
+        if rotates {
+            q = parts.graph.rope(q, self.positions, self.factors)?;
+            k = parts.graph.rope(k, self.positions, self.factors)?;
+            if row.bare_qk_norm {
+                q = parts.bare_norm(q, NormKind::Rms)?;
+                k = parts.bare_norm(k, NormKind::Rms)?;
+            }
+        } else if let Some(scale) = self.attention_scale {
+            q = parts.graph.elementwise(q, &[scale])?;
+        }
+        if row.scales_queries {
+            q = parts.scale(q)?;
+        }
+        let sinks = if attention.sinks { Some(parts.weight(&[attention.n_heads])?) } else { None };
+        let (inputs, v_width) = match (&self.sliding, (self.window)(attention)) {
+            (Some(sliding), true) => (sliding, self.caches.v_widths[1]),
+            _ => (&self.full, self.caches.v_widths[0]),
+        };
+        let attend = Attend {
+            q,
+            store: Store::Own { k, v },
+            n_kv_heads: attention.n_kv_heads,
+            k_head: attention.k_head_dim,
+            v_head: attention.v_head_dim,
+            v_width,
+            sinks,
+            soft_cap: row.caps_scores,
+        };
+        let attended = parts.attend(inputs, &attend)?;
+        parts.linear_bias(attended, d_model, attention.bias.o)
+    }
+
+    /// Projections (`build_qkv`), each `[head, heads, tokens]`.
+    fn queries_keys_values(&self, parts: &mut Parts, attention: &Attention, x: Node, tokens: u64) -> Result<[Node; 3], MathError> {
+        let shapes = [
+            (attention.k_head_dim, attention.n_heads, attention.bias.q),
+            (attention.k_head_dim, attention.n_kv_heads, attention.bias.k),
+            (attention.v_head_dim, attention.n_kv_heads, attention.bias.v),
+        ];
+        let mut out: Vec<Node> = Vec::new();
+        if attention.layout == QkvLayout::Fused {
+            let mut width = 0_u64;
+            for (head, heads, _) in shapes {
+                width = width.saturating_add(mul(head, heads)?);
+            }
+            let fused = parts.linear_bias(x, width, attention.bias.q)?;
+            let row = mul(4, width)?;
+            for (head, heads, _) in shapes {
+                out.push(parts.graph.view_3d(fused, [head, heads, tokens], mul(4, head)?, row)?);
+            }
+        } else {
+            for (head, heads, bias) in shapes {
+                let flat = parts.linear_bias(x, mul(head, heads)?, bias)?;
+                out.push(parts.graph.reshape(flat, [head, heads, tokens, 1])?);
+            }
+        }
+        match out.as_slice() {
+            [q, k, v] => Ok([*q, *k, *v]),
+            _ => Err(MathError::Overflow { quantity: "projections" }),
+        }
+    }
+}

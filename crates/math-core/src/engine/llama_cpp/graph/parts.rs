@@ -1,0 +1,527 @@
+//! The parts that graphs are made of: norms, attention over a cache, feed-forwards, experts
+//! (`src/llama-graph.cpp:llm_graph_context`).
+
+use super::ops::{Builder, Node};
+use crate::error::MathError;
+use crate::format::StorageFormat;
+use crate::spec::{Dense, Moe};
+use crate::units::{add, mul, round_up};
+
+/// One graph to be reserved: its tokens and sequences, and where things are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Setting {
+    /// Tokens of the micro-batch.
+    pub(super) tokens: u64,
+    /// Rows that the output matrix is applied to.
+    pub(super) outputs: u64,
+    /// Streams of the caches that this graph reads.
+    pub(super) streams: u64,
+    /// Cells of a stream of the full-length cache.
+    pub(super) cells: u64,
+    /// Format of cached keys.
+    pub(super) k_format: StorageFormat,
+    /// Format of cached values.
+    pub(super) v_format: StorageFormat,
+    /// Flash attention.
+    pub(super) flash: bool,
+    /// The backend of layers and output: 0, the device if there is one.
+    pub(super) device: usize,
+    /// The backend of the input layer: the processor.
+    pub(super) host: usize,
+    /// Whether the device is CUDA: its flash attention keeps copies of caches in other formats than f16.
+    pub(super) copies_kv: bool,
+}
+
+/// What attention over one cache reads besides the cache.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CacheInputs {
+    pub(super) cells: u64,
+    pub(super) k_rows: Node,
+    pub(super) v_rows: Option<Node>,
+    pub(super) mask: Node,
+    pub(super) k_rotation: Option<Node>,
+    pub(super) v_rotation: Option<Node>,
+}
+
+/// A graph under construction with its setting.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) graph: Builder,
+    pub(super) setting: Setting,
+}
+
+/// How a norm is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NormKind {
+    /// Root mean square: elementwise to the allocator.
+    Rms,
+    /// Mean and variance: never in place.
+    Layer,
+}
+
+/// What a feed-forward does between its projections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Activation {
+    /// Gate and up in one operation (SwiGLU, GeGLU, ReGLU).
+    Glu,
+    /// One elementwise operation.
+    Single,
+    /// Two of them (squared ReLU).
+    Squared,
+}
+
+/// How router logits become weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Routing {
+    /// Softmax over the chosen logits only, after choosing.
+    pub(super) softmax_after: bool,
+    /// Chosen weights are divided by their sum.
+    pub(super) normed: bool,
+    /// Weights are scaled by a constant.
+    pub(super) scaled: bool,
+    /// The choice is made on raw logits (Llama 4).
+    pub(super) choose_on_logits: bool,
+    /// Weights are applied before the experts (Llama 4).
+    pub(super) weighted_first: bool,
+    /// Groups of experts of which some are chosen first, and how many.
+    pub(super) groups: u64,
+}
+
+impl Parts {
+    pub(super) const F32: StorageFormat = StorageFormat::F32;
+
+    pub(super) fn weight(&mut self, dims: &[u64]) -> Result<Node, MathError> {
+        let mut all = [1; 4];
+        for (slot, n) in all.iter_mut().zip(dims) {
+            *slot = *n;
+        }
+        self.graph.weight(Self::F32, all, self.setting.device)
+    }
+    pub(super) fn host_weight(&mut self, n0: u64, n1: u64) -> Result<Node, MathError> {
+        self.graph.weight(Self::F32, [n0, n1, 1, 1], self.setting.host)
+    }
+    pub(super) fn linear(&mut self, x: Node, width: u64) -> Result<Node, MathError> {
+        let [n_in, ..] = self.graph.dims(x)?;
+        let matrix = self.weight(&[n_in, width])?;
+        self.graph.mul_mat(matrix, x)
+    }
+    pub(super) fn bias(&mut self, x: Node) -> Result<Node, MathError> {
+        let [width, ..] = self.graph.dims(x)?;
+        let vector = self.weight(&[width])?;
+        self.graph.elementwise(x, &[vector])
+    }
+    /// A projection, with its bias if it has one.
+    pub(super) fn linear_bias(&mut self, x: Node, width: u64, bias: bool) -> Result<Node, MathError> {
+        let y = self.linear(x, width)?;
+        if bias { self.bias(y) } else { Ok(y) }
+    }
+    /// A norm with weights (`build_norm`). Inside a layer the engine pins it to the layer's device.
+    pub(super) fn norm(&mut self, x: Node, kind: NormKind, bias: bool, in_layer: bool) -> Result<Node, MathError> {
+        let normed = self.bare_norm(x, kind)?;
+        if in_layer {
+            self.graph.pin(normed, self.setting.device)?;
+        }
+        let [width, ..] = self.graph.dims(x)?;
+        let weights = self.weight(&[width])?;
+        let scaled = self.graph.elementwise(normed, &[weights])?;
+        if bias { self.bias(scaled) } else { Ok(scaled) }
+    }
+    /// A norm without weights.
+    pub(super) fn bare_norm(&mut self, x: Node, kind: NormKind) -> Result<Node, MathError> {
+        match kind {
+            NormKind::Rms => self.graph.elementwise(x, &[]),
+            NormKind::Layer => self.graph.same_shape(x, &[]),
+        }
+    }
+    pub(super) fn scale(&mut self, x: Node) -> Result<Node, MathError> {
+        self.graph.elementwise(x, &[])
+    }
+
+    /// Token embeddings (`build_inp_embd`); the input for embeddings is there whether it is used or not.
+    pub(super) fn embed(&mut self, width: u64, vocabulary: u64) -> Result<Node, MathError> {
+        let tokens = self.graph.input(StorageFormat::I32, [self.setting.tokens, 1, 1, 1])?;
+        let direct = self.graph.input(Self::F32, [width, self.setting.tokens, 1, 1])?;
+        let table = self.host_weight(width, vocabulary)?;
+        let rows = self.graph.get_rows(table, tokens)?;
+        self.graph.expand(rows)?;
+        self.graph.expand(direct)?;
+        Ok(rows)
+    }
+    pub(super) fn positions(&mut self, per_token: u64) -> Result<Node, MathError> {
+        self.graph.input(StorageFormat::I32, [mul(self.setting.tokens, per_token)?, 1, 1, 1])
+    }
+    pub(super) fn output_rows(&mut self) -> Result<Node, MathError> {
+        self.graph.input(StorageFormat::I32, [self.setting.outputs, 1, 1, 1])
+    }
+    fn row_numbers(&mut self, rows: u64) -> Result<Node, MathError> {
+        self.graph.input(StorageFormat::I64, [rows, 1, 1, 1])
+    }
+    /// Inputs of attention over a cache of `cells` (`build_attn_inp_kv`): `v_width` is the widest row of values, which
+    /// are stored element by element without flash attention; `None` when the cache keeps no values.
+    pub(super) fn cache_inputs(&mut self, cells: u64, v_width: Option<u64>, rotations: [u64; 2]) -> Result<CacheInputs, MathError> {
+        let Setting { tokens, streams, flash, .. } = self.setting;
+        let k_rows = self.row_numbers(tokens)?;
+        let v_rows = match v_width {
+            None => None,
+            Some(_) if flash => Some(self.row_numbers(tokens)?),
+            Some(width) => Some(self.row_numbers(mul(tokens, width)?)?),
+        };
+        let format = if flash { StorageFormat::F16 } else { Self::F32 };
+        let mask = self.graph.input(format, [cells, tokens / streams.max(1), 1, streams])?;
+        let mut rotation = [None, None];
+        for (slot, side) in rotation.iter_mut().zip(rotations) {
+            if side > 0 {
+                *slot = Some(self.graph.input(Self::F32, [side, side, 1, 1])?);
+            }
+        }
+        let [k_rotation, v_rotation] = rotation;
+        Ok(CacheInputs { cells, k_rows, v_rows, mask, k_rotation, v_rotation })
+    }
+    /// Product with a Hadamard matrix (`llama-impl.h:llama_mul_mat_hadamard`).
+    fn rotate(&mut self, x: Node, rotation: Node) -> Result<Node, MathError> {
+        let dims = self.graph.dims(x)?;
+        let [side, ..] = self.graph.dims(rotation)?;
+        let elements = dims.iter().try_fold(1, |product, n| mul(product, *n))?;
+        let flat = [side, elements / side.max(1), 1, 1];
+        let rows = if self.is_contiguous(x)? { self.graph.reshape(x, flat)? } else { self.graph.cont(x, flat)? };
+        let rotated = self.graph.mul_mat(rotation, rows)?;
+        self.graph.reshape(rotated, dims)
+    }
+    pub(super) fn is_contiguous(&self, x: Node) -> Result<bool, MathError> {
+        let (dims, strides) = (self.graph.dims(x)?, self.graph.strides(x)?);
+        let mut expected = self.graph.format(x)?.block_bytes();
+        for (n, stride) in dims.iter().zip(strides) {
+            if *n != 1 && stride != expected {
+                return Ok(false);
+            }
+            expected = mul(expected, *n)?;
+        }
+        Ok(true)
+    }
+
+    /// Attention over a cache (`build_attn`, `build_attn_mha`): `q`, `k`, `v` are `[head, heads, tokens]`. Without
+    /// `k` and `v` the layer reads what another layer `source` wrote. Returns `[heads * v_head, tokens]`.
+    pub(super) fn attend(&mut self, inputs: &CacheInputs, attention: &Attend) -> Result<Node, MathError> {
+        let Setting { streams, k_format, v_format, flash, device, .. } = self.setting;
+        let Attend { mut q, store, n_kv_heads, k_head, v_head, v_width, sinks, soft_cap } = *attention;
+        let k_dim = mul(n_kv_heads, k_head)?;
+        let v_dim = mul(n_kv_heads, v_head)?;
+        let cells = inputs.cells;
+        let k_cache = match store {
+            Store::Own { .. } => self.graph.cache(k_format, [k_dim, cells, streams, 1], device)?,
+            Store::Of { k_cache, .. } => k_cache,
+        };
+        let v_cache = match store {
+            Store::Own { .. } => self.graph.cache(v_format, [if flash { v_dim } else { v_width }, cells, streams, 1], device)?,
+            Store::Of { v_cache, .. } => v_cache,
+        };
+        if let Some(rotation) = inputs.k_rotation {
+            q = self.rotate(q, rotation)?;
+        }
+        if let Store::Own { mut k, mut v } = store {
+            if let Some(rotation) = inputs.k_rotation {
+                k = self.rotate(k, rotation)?;
+            }
+            if let Some(rotation) = inputs.v_rotation {
+                v = self.rotate(v, rotation)?;
+            }
+            self.graph.expand(q)?;
+            self.graph.expand(v)?;
+            self.graph.expand(k)?;
+            let stored = self.store_rows(k, k_cache, inputs.k_rows)?;
+            self.graph.expand(stored)?;
+            if let Some(rows) = inputs.v_rows {
+                let stored = if flash { self.store_rows(v, v_cache, rows)? } else { self.store_elements(v, v_cache, rows, v_width)? };
+                self.graph.expand(stored)?;
+            }
+        } else {
+            self.graph.expand(q)?;
+        }
+        let row = |format: StorageFormat, n: u64| format.row_bytes(n).map(crate::units::Bytes::get);
+        let k_row = row(k_format, k_dim)?;
+        let k = self.graph.view(
+            k_cache,
+            [k_head, n_kv_heads, cells, streams],
+            [row(k_format, k_head)?, k_row, mul(k_row, cells)?],
+        )?;
+        let v = if flash {
+            let v_row = row(v_format, v_dim)?;
+            self.graph.view(v_cache, [v_head, n_kv_heads, cells, streams], [row(v_format, v_head)?, v_row, mul(v_row, cells)?])?
+        } else {
+            let column = row(v_format, cells)?;
+            self.graph.view(
+                v_cache,
+                [cells, n_kv_heads, v_head, streams],
+                [mul(column, v_head)?, column, mul(column, v_width)?],
+            )?
+        };
+        let out = self.attend_views(q, k, v, inputs.mask, sinks, soft_cap, None)?;
+        match inputs.v_rotation {
+            Some(rotation) => self.rotate(out, rotation),
+            None => Ok(out),
+        }
+    }
+
+    /// The products of attention over views of a cache (`build_attn_mha`). With `expand_values` the result is still
+    /// latent and is multiplied by a stack of matrices, one per head, to heads of that width.
+    #[expect(clippy::too_many_arguments, reason = "the engine's function has as many, and none is optional in practice")]
+    pub(super) fn attend_views(
+        &mut self,
+        q: Node,
+        k: Node,
+        v: Node,
+        mask: Node,
+        sinks: Option<Node>,
+        soft_cap: bool,
+        expand_values: Option<Node>,
+    ) -> Result<Node, MathError> {
+        let Setting { streams, flash, copies_kv, device, .. } = self.setting;
+        let ([q0, q1, q2, _], [_, s1, s2, _]) = (self.graph.dims(q)?, self.graph.strides(q)?);
+        let per_stream = q2 / streams.max(1);
+        let q = self.graph.view(q, [q0, q1, per_stream, streams], [s1, s2, mul(s2, per_stream)?])?;
+        let q = self.graph.permute(q, [0, 2, 1, 3])?;
+        let k = self.graph.permute(k, [0, 2, 1, 3])?;
+        let v = self.graph.permute(v, [0, 2, 1, 3])?;
+        let out = if flash {
+            let attended = self.graph.flash_attention(q, k, v, Some(mask), sinks)?;
+            if copies_kv {
+                self.add_copies(attended, k, v, device)?;
+            }
+            let mut current = attended;
+            if let Some(matrices) = expand_values {
+                let flipped = self.graph.permute(attended, [0, 2, 1, 3])?;
+                let expanded = self.graph.mul_mat(matrices, flipped)?;
+                let back = self.graph.permute(expanded, [0, 2, 1, 3])?;
+                let dims = self.graph.dims(back)?;
+                current = self.graph.cont(back, dims)?;
+            }
+            let [a, b, c, d] = self.graph.dims(current)?;
+            self.graph.reshape(current, [mul(a, b)?, mul(c, d)?, 1, 1])?
+        } else {
+            let mut scores = self.graph.mul_mat(k, q)?;
+            if soft_cap {
+                for _ in 0..3 {
+                    scores = self.scale(scores)?;
+                }
+            }
+            let mut sources = alloc::vec![mask];
+            sources.extend(sinks);
+            let weights = self.graph.elementwise(scores, &sources)?;
+            let mut attended = self.graph.mul_mat(v, weights)?;
+            if let Some(matrices) = expand_values {
+                attended = self.graph.mul_mat(matrices, attended)?;
+            }
+            let merged = self.graph.permute(attended, [0, 2, 1, 3])?;
+            let [a, b, c, d] = self.graph.dims(merged)?;
+            self.graph.cont(merged, [mul(a, b)?, mul(c, d)?, 1, 1])?
+        };
+        self.graph.expand(out)?;
+        Ok(out)
+    }
+
+    /// CUDA's flash attention keeps f16 copies of keys and values that are stored otherwise behind its result
+    /// (`ggml-cuda/fattn-common.cuh:ggml_cuda_flash_attn_ext_get_f16_extra_data`). One or two tokens take a kernel that
+    /// reads the common formats directly.
+    fn add_copies(&mut self, attended: Node, k: Node, v: Node, device: usize) -> Result<(), MathError> {
+        let bytes = self.graph.bytes(attended)?;
+        let mut end = bytes;
+        for tensor in [k, v] {
+            if self.graph.format(tensor)? != StorageFormat::F16 && !(tensor == v && self.graph.same_memory(k, v)?) {
+                let elements = self.graph.dims(tensor)?.iter().try_fold(1, |product, n| mul(product, *n))?;
+                end = add(round_up(end, 128)?, mul(2, elements)?)?;
+            }
+        }
+        if end > bytes {
+            self.graph.add_extra(attended, device, end.saturating_sub(bytes))?;
+        }
+        Ok(())
+    }
+
+    /// Writes rows into a cache (`llama-kv-cache.cpp:cpy_k`, and `cpy_v` with flash attention).
+    pub(super) fn store_rows(&mut self, x: Node, cache: Node, rows: Node) -> Result<Node, MathError> {
+        let ([n0, n1, tokens, _], [_, _, s2, _]) = (self.graph.dims(x)?, self.graph.strides(x)?);
+        let merged = self.graph.view_2d(x, mul(n0, n1)?, tokens, s2)?;
+        let [width, cells, streams, _] = self.graph.dims(cache)?;
+        let cache =
+            if streams > 1 { self.graph.reshape(cache, [width, mul(cells, streams)?, 1, 1])? } else { cache };
+        self.graph.set_rows(cache, merged, rows)
+    }
+
+    /// Writes values element by element into a transposed cache (`cpy_v` without flash attention).
+    fn store_elements(&mut self, v: Node, cache: Node, rows: Node, v_width: u64) -> Result<Node, MathError> {
+        let ([n0, n1, tokens, _], [_, _, s2, _]) = (self.graph.dims(v)?, self.graph.strides(v)?);
+        let width = mul(n0, n1)?;
+        let flat = [width, tokens, 1, 1];
+        let mut merged = if mul(4, width)? == s2 { self.graph.reshape(v, flat)? } else { self.graph.cont(v, flat)? };
+        if width < v_width {
+            merged = self.graph.other(Self::F32, [v_width, tokens, 1, 1], &[merged])?;
+        }
+        let count = |dims: [u64; 4]| dims.iter().try_fold(1, |product, n| mul(product, *n));
+        let cells = count(self.graph.dims(cache)?)?;
+        let column = self.graph.reshape(cache, [1, cells, 1, 1])?;
+        let elements = count(self.graph.dims(merged)?)?;
+        let single = self.graph.reshape(merged, [1, elements, 1, 1])?;
+        self.graph.set_rows(column, single, rows)
+    }
+
+    /// A feed-forward (`build_ffn`).
+    pub(super) fn feed_forward(&mut self, x: Node, dense: &Dense, d_model: u64, activation: Activation) -> Result<Node, MathError> {
+        let hidden = if dense.gated && dense.fused_gate_up {
+            let both = self.linear_bias(x, mul(2, dense.d_ff)?, dense.up_bias)?;
+            self.graph.glu_halves(both)?
+        } else {
+            let up = self.linear_bias(x, dense.d_ff, dense.up_bias)?;
+            if dense.gated {
+                let gate = self.linear_bias(x, dense.d_ff, dense.up_bias)?;
+                self.graph.glu(gate, up)?
+            } else {
+                let once = self.scale(up)?;
+                if activation == Activation::Squared { self.scale(once)? } else { once }
+            }
+        };
+        self.linear_bias(hidden, d_model, dense.down_bias)
+    }
+
+    /// Routed experts (`build_moe_ffn`); shared ones are added by the caller.
+    pub(super) fn experts(&mut self, x: Node, moe: &Moe, routing: Routing, activation: Activation) -> Result<Node, MathError> {
+        let [width, tokens, ..] = self.graph.dims(x)?;
+        let (n_experts, chosen) = (moe.n_experts, moe.n_experts_per_token);
+        let logits = self.linear_bias(x, n_experts, moe.router_bias)?;
+        let probabilities = if routing.softmax_after { logits } else { self.scale(logits)? };
+        let mut selection = probabilities;
+        if moe.correction_bias.is_some() {
+            selection = self.bias(probabilities)?;
+        }
+        if routing.choose_on_logits {
+            selection = logits;
+        }
+        if routing.groups > 1 {
+            selection = self.choose_groups(selection, n_experts, tokens, routing)?;
+        }
+        let ids = self.graph.argsort_top_k(selection, chosen)?;
+        let rows = self.graph.reshape(probabilities, [1, n_experts, tokens, 1])?;
+        let mut weights = self.graph.get_rows(rows, ids)?;
+        if routing.softmax_after {
+            let flat = self.graph.reshape(weights, [chosen, tokens, 1, 1])?;
+            let soft = self.scale(flat)?;
+            weights = self.graph.reshape(soft, [1, chosen, tokens, 1])?;
+        }
+        if routing.normed {
+            let flat = self.graph.reshape(weights, [chosen, tokens, 1, 1])?;
+            let sum = self.graph.sum_rows(flat)?;
+            let limited = self.graph.clamp(sum)?;
+            let divided = self.graph.elementwise(flat, &[limited])?;
+            weights = self.graph.reshape(divided, [1, chosen, tokens, 1])?;
+        }
+        if routing.scaled {
+            weights = self.scale(weights)?;
+        }
+        self.graph.expand(weights)?;
+        let mut input = self.graph.reshape(x, [width, 1, tokens, 1])?;
+        if routing.weighted_first {
+            let repeated = self.graph.other(Self::F32, [width, chosen, tokens, 1], &[input])?;
+            input = self.graph.elementwise(repeated, &[weights])?;
+        }
+        let d_ff = moe.d_ff_expert;
+        let hidden = if moe.gated && moe.fused_gate_up {
+            let both = self.expert_matrix(input, ids, mul(2, d_ff)?, moe)?;
+            let [_, s1, s2, _] = self.graph.strides(both)?;
+            let gate = self.graph.view_3d(both, [d_ff, chosen, tokens], s1, s2)?;
+            let up = self.graph.view_3d(both, [d_ff, chosen, tokens], s1, s2)?;
+            self.graph.glu(gate, up)?
+        } else {
+            let up = self.expert_matrix(input, ids, d_ff, moe)?;
+            if moe.gated {
+                let gate = self.expert_matrix(input, ids, d_ff, moe)?;
+                self.graph.glu(gate, up)?
+            } else {
+                let once = self.scale(up)?;
+                if activation == Activation::Squared { self.scale(once)? } else { once }
+            }
+        };
+        let mut out = self.expert_matrix(hidden, ids, width, moe)?;
+        if !routing.weighted_first {
+            out = self.graph.elementwise(out, &[weights])?;
+        }
+        self.graph.expand(out)?;
+        let [_, _, s2, _] = self.graph.strides(out)?;
+        let mut views = alloc::vec::Vec::new();
+        for _ in 0..chosen {
+            let view = self.graph.view_2d(out, width, tokens, s2)?;
+            self.graph.expand(view)?;
+            views.push(view);
+        }
+        let mut views = views.into_iter();
+        let Some(mut total) = views.next() else { return Ok(out) };
+        if chosen == 1 {
+            return self.graph.cont(total, [width, tokens, 1, 1]);
+        }
+        for view in views {
+            total = self.graph.elementwise(total, &[view])?;
+            self.graph.expand(total)?;
+        }
+        Ok(total)
+    }
+
+    /// Limits the choice to the best groups of experts (DeepSeek V3).
+    fn choose_groups(&mut self, selection: Node, n_experts: u64, tokens: u64, routing: Routing) -> Result<Node, MathError> {
+        let groups = routing.groups;
+        let each = n_experts / groups;
+        let grouped = self.graph.reshape(selection, [each, groups, tokens, 1])?;
+        let best = self.graph.argsort_top_k(grouped, 2)?;
+        let single = self.graph.reshape(grouped, [1, each, groups, tokens])?;
+        let scores = self.graph.get_rows(single, best)?;
+        let pairs = self.graph.reshape(scores, [2, groups, tokens, 1])?;
+        let sums = self.graph.sum_rows(pairs)?;
+        let flat = self.graph.reshape(sums, [groups, tokens, 1, 1])?;
+        let kept = self.graph.argsort_top_k(flat, (groups / 2).max(1))?;
+        let rows = self.graph.get_rows(grouped, kept)?;
+        let filled = self.graph.elementwise(grouped, &[])?;
+        let masked = self.graph.set_rows(filled, rows, kept)?;
+        self.graph.reshape(masked, [n_experts, tokens, 1, 1])
+    }
+
+    fn expert_matrix(&mut self, x: Node, ids: Node, width: u64, moe: &Moe) -> Result<Node, MathError> {
+        let [n_in, ..] = self.graph.dims(x)?;
+        let stack = self.weight(&[n_in, width, moe.n_experts])?;
+        let y = self.graph.mul_mat_id(stack, x, ids)?;
+        if moe.expert_bias {
+            let biases = self.weight(&[width, moe.n_experts])?;
+            return self.graph.elementwise(y, &[biases, ids]);
+        }
+        Ok(y)
+    }
+}
+
+/// What an attention layer brings to [`Parts::attend`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attend {
+    pub(super) q: Node,
+    pub(super) store: Store,
+    pub(super) n_kv_heads: u64,
+    pub(super) k_head: u64,
+    pub(super) v_head: u64,
+    /// Widest row of values over all layers of the cache.
+    pub(super) v_width: u64,
+    pub(super) sinks: Option<Node>,
+    pub(super) soft_cap: bool,
+}
+
+/// Whose keys and values are read.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Store {
+    /// Those of this layer, written first.
+    Own {
+        /// Keys.
+        k: Node,
+        /// Values.
+        v: Node,
+    },
+    /// Those of another layer.
+    Of {
+        /// Its keys.
+        k_cache: Node,
+        /// Its values.
+        v_cache: Node,
+    },
+}
