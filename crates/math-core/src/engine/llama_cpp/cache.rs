@@ -61,6 +61,8 @@ pub struct CachePlan {
     pub k_rotation: u64,
     /// Side of the rotation matrix of values, 0 for none.
     pub v_rotation: u64,
+    /// Sides of the matrices that rotate keys and values, whichever buffer they are in; 0 for none.
+    pub rotations: [u64; 2],
 }
 
 /// What a cache costs.
@@ -364,9 +366,11 @@ pub(crate) fn cache_plans(
         for cached in &chosen {
             push_group(&mut groups, cached.k_dim, cached.v_dim);
         }
-        let (k_rotation, v_rotation) = kept_rotations(facts.build, rotations(&chosen, first, deployment));
+        let rotating = rotations(&chosen, first, deployment);
+        let (k_rotation, v_rotation) = kept_rotations(facts.build, rotating);
         let cells = if groups.is_empty() { CellRule::None } else { cells };
-        plans.push(CachePlan { tag, label, cells, always_streams: false, groups, k_rotation, v_rotation });
+        let rotations = [rotating.0, rotating.1];
+        plans.push(CachePlan { tag, label, cells, always_streams: false, groups, k_rotation, v_rotation, rotations });
     };
     if windowed {
         let window = layers.iter().find_map(|cached| cached.window).unwrap_or(0);
@@ -451,7 +455,16 @@ fn indexer_plan(
     let v = if keeps_values && deployment.kv_type_v.is_quantized() && first.1.is_multiple_of(64) { 64 } else { 0 };
     let (k_rotation, v_rotation) = kept_rotations(facts.build, (k, v));
     let tag = if windowed { "dsa.lid" } else { facts.indexer_tag() };
-    Ok(CachePlan { tag, label: "selector keys", cells: CellRule::Context, always_streams: false, groups, k_rotation, v_rotation })
+    Ok(CachePlan {
+        tag,
+        label: "selector keys",
+        cells: CellRule::Context,
+        always_streams: false,
+        groups,
+        k_rotation,
+        v_rotation,
+        rotations: [k, v],
+    })
 }
 
 /// DeepSeek V4: raw tokens in a window, compressed entries at two ratios, the selector's keys
@@ -486,7 +499,7 @@ fn compressed_plans(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment)
         let k = if rotates { rotation_side(width) } else { 0 };
         let (k_rotation, v_rotation) = kept_rotations(facts.build, (k, 0));
         let cells = if groups.is_empty() { CellRule::None } else { cells };
-        CachePlan { tag, label, cells, always_streams: true, groups, k_rotation, v_rotation }
+        CachePlan { tag, label, cells, always_streams: true, groups, k_rotation, v_rotation, rotations: [k, 0] }
     };
     let [(_, csa, lid), (_, hca, _)] = compressed;
     Ok(Vec::from([

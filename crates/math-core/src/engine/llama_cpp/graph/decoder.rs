@@ -40,14 +40,8 @@ pub(super) struct Row {
     pub(super) routing: Routing,
 }
 
-const SOFTMAX: Routing = Routing {
-    softmax_after: false,
-    normed: true,
-    scaled: false,
-    choose_on_logits: false,
-    weighted_first: false,
-    groups: 0,
-};
+const SOFTMAX: Routing =
+    Routing { softmax_after: false, normed: true, scaled: false, choose_on_logits: false, weighted_first: false, groups: 0 };
 
 const PLAIN: Row = Row {
     archs: &[],
@@ -105,7 +99,13 @@ pub(super) struct Caches {
 type HasWindow<'a> = &'a dyn Fn(&Attention) -> bool;
 
 /// Builds the whole graph; `false` when some layer is none of this file's.
-pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, row: &Row, caches: &Caches, window: HasWindow<'_>) -> Result<bool, MathError> {
+pub(super) fn build(
+    parts: &mut Parts,
+    spec: &ModelSpec,
+    row: &Row,
+    caches: &Caches,
+    window: HasWindow<'_>,
+) -> Result<bool, MathError> {
     let fits = |layer: &Layer| {
         matches!(&layer.mixer, Mixer::Attention(attention)
             if attention.gate == OutputGate::None && attention.indexer.is_none() && matches!(attention.kv_source, KvSource::Own)
@@ -144,6 +144,8 @@ pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, row: &Row, caches: &Cac
         current = trunk.layer(parts, layer, spec.d_model, index, current, chooses)?;
     }
     if row.chooses_late {
+        // The hidden state of all tokens is handed out as well (`t_h_nextn`).
+        parts.graph.output(current)?;
         current = parts.graph.get_rows(current, rows)?;
     }
     let norm_bias = spec.head.norm.as_ref().is_some_and(|norm| norm.bias);
@@ -181,7 +183,15 @@ fn has_norm(layer: &Layer, name: &str) -> Option<bool> {
 }
 
 impl Trunk<'_> {
-    fn layer(&mut self, parts: &mut Parts, layer: &Layer, d_model: u64, index: usize, input: Node, chooses: bool) -> Result<Node, MathError> {
+    fn layer(
+        &mut self,
+        parts: &mut Parts,
+        layer: &Layer,
+        d_model: u64,
+        index: usize,
+        input: Node,
+        chooses: bool,
+    ) -> Result<Node, MathError> {
         let row = self.row;
         let Mixer::Attention(attention) = &layer.mixer else { return Ok(input) };
         let mut normed = input;
@@ -243,7 +253,14 @@ impl Trunk<'_> {
         }
     }
 
-    fn attention(&self, parts: &mut Parts, attention: &Attention, d_model: u64, index: usize, x: Node) -> Result<Node, MathError> {
+    fn attention(
+        &self,
+        parts: &mut Parts,
+        attention: &Attention,
+        d_model: u64,
+        index: usize,
+        x: Node,
+    ) -> Result<Node, MathError> {
         let row = self.row;
         let tokens = parts.setting.tokens;
         let [mut q, mut k, v] = self.queries_keys_values(parts, attention, x, tokens)?;
@@ -287,7 +304,13 @@ impl Trunk<'_> {
     }
 
     /// Projections (`build_qkv`), each `[head, heads, tokens]`.
-    fn queries_keys_values(&self, parts: &mut Parts, attention: &Attention, x: Node, tokens: u64) -> Result<[Node; 3], MathError> {
+    fn queries_keys_values(
+        &self,
+        parts: &mut Parts,
+        attention: &Attention,
+        x: Node,
+        tokens: u64,
+    ) -> Result<[Node; 3], MathError> {
         let shapes = [
             (attention.k_head_dim, attention.n_heads, attention.bias.q),
             (attention.k_head_dim, attention.n_kv_heads, attention.bias.k),

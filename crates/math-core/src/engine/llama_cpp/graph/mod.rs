@@ -66,7 +66,7 @@ pub fn compute_bytes(
             *width = widest;
         }
         if let Some(rotation) = caches.rotations.get_mut(slot) {
-            *rotation = plan.input_rotations(deployment);
+            *rotation = plan.rotations;
         }
     }
     let widest = caches.v_widths.iter().copied().max().unwrap_or(0);

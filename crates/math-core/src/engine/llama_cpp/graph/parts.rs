@@ -158,7 +158,12 @@ impl Parts {
     }
     /// Inputs of attention over a cache of `cells` (`build_attn_inp_kv`): `v_width` is the widest row of values, which
     /// are stored element by element without flash attention; `None` when the cache keeps no values.
-    pub(super) fn cache_inputs(&mut self, cells: u64, v_width: Option<u64>, rotations: [u64; 2]) -> Result<CacheInputs, MathError> {
+    pub(super) fn cache_inputs(
+        &mut self,
+        cells: u64,
+        v_width: Option<u64>,
+        rotations: [u64; 2],
+    ) -> Result<CacheInputs, MathError> {
         let Setting { tokens, streams, flash, .. } = self.setting;
         let k_rows = self.row_numbers(tokens)?;
         let v_rows = match v_width {
@@ -231,7 +236,8 @@ impl Parts {
             let stored = self.store_rows(k, k_cache, inputs.k_rows)?;
             self.graph.expand(stored)?;
             if let Some(rows) = inputs.v_rows {
-                let stored = if flash { self.store_rows(v, v_cache, rows)? } else { self.store_elements(v, v_cache, rows, v_width)? };
+                let stored =
+                    if flash { self.store_rows(v, v_cache, rows)? } else { self.store_elements(v, v_cache, rows, v_width)? };
                 self.graph.expand(stored)?;
             }
         } else {
@@ -342,8 +348,7 @@ impl Parts {
         let ([n0, n1, tokens, _], [_, _, s2, _]) = (self.graph.dims(x)?, self.graph.strides(x)?);
         let merged = self.graph.view_2d(x, mul(n0, n1)?, tokens, s2)?;
         let [width, cells, streams, _] = self.graph.dims(cache)?;
-        let cache =
-            if streams > 1 { self.graph.reshape(cache, [width, mul(cells, streams)?, 1, 1])? } else { cache };
+        let cache = if streams > 1 { self.graph.reshape(cache, [width, mul(cells, streams)?, 1, 1])? } else { cache };
         self.graph.set_rows(cache, merged, rows)
     }
 
@@ -365,7 +370,13 @@ impl Parts {
     }
 
     /// A feed-forward (`build_ffn`).
-    pub(super) fn feed_forward(&mut self, x: Node, dense: &Dense, d_model: u64, activation: Activation) -> Result<Node, MathError> {
+    pub(super) fn feed_forward(
+        &mut self,
+        x: Node,
+        dense: &Dense,
+        d_model: u64,
+        activation: Activation,
+    ) -> Result<Node, MathError> {
         let hidden = if dense.gated && dense.fused_gate_up {
             let both = self.linear_bias(x, mul(2, dense.d_ff)?, dense.up_bias)?;
             self.graph.glu_halves(both)?

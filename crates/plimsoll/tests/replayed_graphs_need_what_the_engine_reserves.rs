@@ -1,0 +1,73 @@
+//! Compute buffers by graph replay, beside every row of the truth whose graph we build.
+#![allow(
+    clippy::allow_attributes,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test may fail loudly"
+)]
+
+mod headers;
+#[path = "support/truth.rs"]
+mod truth;
+
+use std::collections::BTreeMap;
+
+use std::fs::File;
+use std::io::Read;
+
+use flate2::read::GzDecoder;
+use headers::{fixture, rows};
+use plimsoll_ingest::gguf;
+use plimsoll_math::engine::llama_cpp::{graph, memory};
+use plimsoll_math::spec::ModelSpec;
+
+/// A model's architecture, from its header.
+fn spec(name: &str) -> ModelSpec {
+    let file: String = name.chars().map(|c| if "/() ".contains(c) { '_' } else { c }).collect();
+    let path = fixture(&format!("truth/llama.cpp/gguf/{file}.BF16.gguf.header.gz"));
+    let mut bytes = Vec::new();
+    GzDecoder::new(File::open(path).unwrap()).read_to_end(&mut bytes).unwrap();
+    gguf::ingest(&bytes.as_slice(), &gguf::Options::default()).unwrap().spec
+}
+
+#[test]
+fn every_row_with_a_graph() {
+    let mut specs: BTreeMap<String, ModelSpec> = BTreeMap::new();
+    let mut score: BTreeMap<(String, String, String), (u64, u64, String)> = BTreeMap::new();
+    for row in rows("truth/llama.cpp/truth.jsonl.gz") {
+        let Some((deployment, build)) = truth::request(&row) else { continue };
+        if row.get("error").is_some() {
+            continue;
+        }
+        let name = row["model"].as_str().unwrap();
+        let spec = specs.entry(name.to_owned()).or_insert_with(|| spec(name));
+        let Ok(memory) = memory::memory(spec, &deployment, build) else { continue };
+        let Some(ours) = graph::compute_bytes(spec, &deployment, build, &memory.resolved, &memory.plan.caches).unwrap() else {
+            continue;
+        };
+        let truth = row["compute_bytes"].as_object().unwrap();
+        let host: u64 =
+            truth.iter().filter(|(name, _)| name.contains("Host") || *name == "CPU").map(|(_, b)| b.as_u64().unwrap()).sum();
+        let device: u64 = truth.iter().filter(|(name, _)| name.starts_with("CUDA0")).map(|(_, b)| b.as_u64().unwrap()).sum();
+        let key = (name.to_owned(), row["engine"].to_string(), row["backend"].to_string());
+        let entry = score.entry(key).or_default();
+        entry.1 += 1;
+        if (ours.device, ours.host) == (device, host) {
+            entry.0 += 1;
+        } else if entry.2.is_empty() {
+            entry.2 = format!("ours {} {}, engine {device} {host}: {}", ours.device, ours.host, row["params"]);
+        }
+    }
+    let mut wrong = Vec::new();
+    let mut exact = 0;
+    for (key, (right, total, first)) in &score {
+        exact += right;
+        if right < total {
+            wrong.push(format!("{key:?}: {right} of {total}, first {first}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{exact} exact; {wrong:#?}");
+    assert!(exact > 1880, "{exact}");
+}
