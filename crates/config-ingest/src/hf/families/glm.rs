@@ -96,7 +96,7 @@ fn glm(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
 }
 
 /// Norms on both sides of both halves.
-fn glm4(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+pub(super) fn glm4(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let mut spec = glm(r)?;
     for layer in &mut spec.layers {
         layer.norms = recipe::sandwich_norms(spec.d_model);
@@ -114,7 +114,7 @@ fn experts(r: &Reader<'_>) -> Moe {
     moe
 }
 
-fn glm4_moe(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+pub(super) fn glm4_moe(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let dims = Dims::read(r);
     let moe = experts(r);
     let mut attention = dims.attention();

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use plimsoll_math::spec::{Dense, FeedForward, KvSource, Layer, Mixer, ModelSpec, Tower};
-use plimsoll_math::tensor::{Component, Shape};
+use plimsoll_math::tensor::{Component, Counts, Shape};
 use serde_json::Value;
 
 use super::Family;
@@ -66,6 +66,47 @@ pub const FAMILIES: &[Family] = &[
     wrapper!(&["deepseek_vl"], &["DeepseekVLForConditionalGeneration"], NESTED_TIED, deepseek_vl),
     wrapper!(&["fuyu"], &["FuyuForCausalLM"], FLAT, fuyu),
     wrapper!(&["phi3_v"], &["Phi3VForCausalLM"], FLAT, phi3_v),
+    wrapper!(
+        &["step3p7"],
+        &["Step3p7ForConditionalGeneration", "Step3p7FlashForCausalLM"],
+        r#"{"text_config": {"model_type": "step3p7_text"}, "tie_word_embeddings": false}"#,
+        step3p7
+    ),
+    wrapper!(
+        &["ernie4_5_vl_moe", "ernie4_5_moe_vl"],
+        &["Ernie4_5_VLMoeForConditionalGeneration", "Ernie4_5_VLForConditionalGeneration"],
+        r#"{"text_config": {}, "tie_word_embeddings": true}"#,
+        ernie
+    ),
+    Family::new(
+        &["glm4v_text"],
+        &[],
+        Some("glm4"),
+        r#"{"vocab_size": 151552, "hidden_size": 4096, "intermediate_size": 13696, "num_hidden_layers": 40,
+            "num_attention_heads": 32, "num_key_value_heads": 2, "max_position_embeddings": 32768,
+            "attention_bias": true}"#,
+        super::glm::glm4,
+    ),
+    Family::new(
+        &["glm4v_moe_text"],
+        &[],
+        Some("glm4moe"),
+        r#"{"vocab_size": 151424, "hidden_size": 4096, "intermediate_size": 10944, "num_hidden_layers": 46,
+            "num_attention_heads": 96, "num_key_value_heads": 8, "max_position_embeddings": 65536,
+            "attention_bias": true, "moe_intermediate_size": 1408, "num_experts_per_tok": 8, "n_shared_experts": 1,
+            "n_routed_experts": 128, "first_k_dense_replace": 1}"#,
+        super::glm::glm4_moe,
+    ),
+    Family::new(
+        &["ernie4_5_vl_moe_text", "ernie4_5_moe_vl_text"],
+        &[],
+        None,
+        r#"{"vocab_size": 103424, "hidden_size": 2560, "intermediate_size": 12288, "num_hidden_layers": 28,
+            "num_attention_heads": 20, "num_key_value_heads": 4, "max_position_embeddings": 131072,
+            "moe_intermediate_size": [1536, 512], "moe_k": 6, "moe_num_experts": 64, "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1, "use_bias": false}"#,
+        ernie_text,
+    ),
     Family::new(&["qwen2_vl_text"], &[], Some("qwen2vl"), QWEN2_VL, super::qwen::qwen2),
     Family::new(&["qwen2_5_vl_text"], &[], Some("qwen2vl"), QWEN2_VL, super::qwen::qwen2),
     Family::new(
@@ -426,4 +467,65 @@ fn phi3_v(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let wide = tower.d_model().saturating_mul(4);
     tower.vector("glb_gn", wide).vector("sub_gn", wide).mlp("mm", [wide, spec.d_model, spec.d_model], true);
     Ok(with(spec, [tower]))
+}
+
+/// The nested objects' defaults stand in for a flattened copy's keys, as the model's own class reads it.
+fn step3p7(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+    if r.config.is_default(TEXT) {
+        r.note("$.text_config: missing; the class then takes its defaults, whatever the document says beside it");
+    }
+    let spec = text(r, "step3p7_text")?;
+    let mut tower = vision(r, "step3p7_vision")?;
+    let d = tower.d_output;
+    tower.linear("mm", d, spec.d_model, r.flag(&["projector_bias"], false));
+    Ok(with(spec, [tower]))
+}
+
+fn ernie(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+    let spec = text(r, "ernie4_5_vl_moe_text")?;
+    let mut tower = vision(r, "ernie4_5_vl_moe_vision")?;
+    let d = tower.d_output;
+    tower.linear("mm", d, spec.d_model, true).vector("mm.norm", spec.d_model);
+    Ok(with(spec, [tower]))
+}
+
+/// Two sets of experts, one for text and one for images, with shared ones beside both.
+fn ernie_text(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+    let dims = Dims::read(r);
+    let limit = r.limits().experts;
+    let two = |name: &str| match r.config.raw(&[name]) {
+        Some((Value::Array(_), _)) => match r.list(&[name]).as_deref() {
+            Some([text, image, ..]) => [*text, *image],
+            Some([both]) => [*both, *both],
+            _ => [0, 0],
+        },
+        _ => [r.need_below(&[name], r.limits().width); 2],
+    };
+    let [width, image_width] = two("moe_intermediate_size");
+    let [n_experts, n_image_experts] = two("moe_num_experts").map(|n| n.min(limit));
+    let [first, _] = two("moe_layer_start_index");
+    let shared = width.saturating_mul(r.opt(&["moe_num_shared_experts"]).unwrap_or(0));
+    let mut moe = recipe::experts(n_experts, r.need_below(&["moe_k"], limit), width);
+    moe.correction_bias = Some(Counts::Parameter);
+    moe.shared = recipe::shared_experts(shared);
+    let stack = |name: &str, n_in, n_out| recipe::weight(name, Shape::stack(n_in, n_out, n_image_experts), Component::Experts);
+    let d = dims.d_model;
+    moe.extra = Vec::from([
+        recipe::weight("ffn_gate_inp_image.weight", Shape::matrix(d, n_image_experts), Component::Router),
+        recipe::weight("exp_probs_b_image.bias", Shape::vector(n_image_experts), Component::Router),
+        stack("ffn_gate_image_exps.weight", d, image_width),
+        stack("ffn_up_image_exps.weight", d, image_width),
+        stack("ffn_down_image_exps.weight", image_width, d),
+    ]);
+    let has_experts: Vec<bool> = match r.texts(&["mlp_layer_types"]) {
+        Some(types) => {
+            recipe::per_layer(r, "mlp_layer_types", Some(types), dims.n_layers).into_iter().map(|kind| kind == "sparse").collect()
+        }
+        None => recipe::from_layer(dims.n_layers, first),
+    };
+    let layers = has_experts.into_iter().map(|sparse| {
+        let feed_forward = if sparse { FeedForward::Moe(moe.clone()) } else { FeedForward::Dense(Dense::gated(dims.d_ff)) };
+        recipe::layer(Mixer::Attention(dims.attention()), feed_forward, recipe::pre_norms(d, false))
+    });
+    Ok(recipe::decoder(r, &dims, layers.collect()))
 }
