@@ -294,13 +294,29 @@ fn table(header: &Header, spec: &ModelSpec) -> Result<TensorTable, IngestError> 
             name: info.name.clone(),
             shape: info.shape,
             format: info.format.unwrap_or(StorageFormat::U8),
-            component: names::component(parts),
+            component: component(parts, spec),
             place: parts.place,
             counts,
             opaque_bytes,
         });
     }
     Ok(TensorTable { tensors })
+}
+
+/// The part of the model a tensor belongs to: as its name says, unless its layer says otherwise.
+fn component(parts: names::Parts<'_>, spec: &ModelSpec) -> Component {
+    let by_name = names::component(parts);
+    let Place::Layer(index) = parts.place else { return by_name };
+    let Some(layer) = usize::try_from(index).ok().and_then(|index| spec.layers.get(index)) else { return by_name };
+    // Linear attention has projections named like those of softmax attention, and a norm of its own output.
+    let is_linear = matches!(layer.mixer, Mixer::GatedDeltaNet(_) | Mixer::KimiDelta(_) | Mixer::LightningAttention(_));
+    let is_output_norm = matches!(layer.mixer, Mixer::LightningAttention(_)) && parts.inner.starts_with("attn_norm_2");
+    match (by_name, &layer.feed_forward) {
+        (Component::Attention, _) if is_linear => Component::SsmLinear,
+        (Component::Norms, _) if is_output_norm => Component::SsmLinear,
+        (Component::SharedExperts, FeedForward::Moe(moe)) => moe.shared_component,
+        _ => by_name,
+    }
 }
 
 fn counts(by_name: Counts, is_scale: bool, parts: names::Parts<'_>, spec: &ModelSpec) -> Counts {

@@ -358,7 +358,12 @@ impl Builder<'_> {
             n_router_rows: router.map_or(Some(0), |shape| Some(n_out(shape)).filter(|rows| *rows != n_experts)),
             latent: Some(width).filter(|width| *width != self.hparams.d_model),
             shared: self::dense(tensors, "_shexp"),
-            shared_component: Component::SharedExperts,
+            // Granite calls them a feed-forward of its own.
+            shared_component: if self.keys.architecture.starts_with("granite") {
+                Component::Mlp
+            } else {
+                Component::SharedExperts
+            },
             shared_gate: tensors.weight("ffn_gate_inp_shexp").is_some(),
             beside: dense,
             extra: Vec::new(),

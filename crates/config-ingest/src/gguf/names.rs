@@ -67,14 +67,15 @@ fn inside(stem: &str) -> Component {
         Component::SsmLinear
     } else if starts(&["ffn_latent", "ffn_routed"]) {
         if stem.ends_with("norm") { Component::Norms } else { Component::ExpertsLatentProj }
+    } else if starts(&["ffn_gate_inp", "exp_probs_b", "ffn_gate_tid2eid"]) {
+        // The gate of the shared experts too.
+        Component::Router
     } else if stem.ends_with("_shexp") {
         Component::SharedExperts
     } else if stem.ends_with("_norm_exps") {
         Component::Norms
     } else if stem.ends_with("exps") {
         Component::Experts
-    } else if starts(&["ffn_gate_inp", "exp_probs_b", "ffn_gate_tid2eid"]) {
-        Component::Router
     } else if starts(&["vis_"]) {
         Component::Attention
     } else if stem_is(&["inp_gate", "proj", "post_norm"]) {
