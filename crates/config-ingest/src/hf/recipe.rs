@@ -371,6 +371,16 @@ fn as_f64(count: u64) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
+/// `int(count * factor)` of Python.
+#[must_use]
+pub fn truncated(count: u64, factor: f64) -> Option<u64> {
+    let exact = f64::from(u32::try_from(count).ok()?) * factor;
+    // Rounded in decimal, so that no cast can lose anything; one too many is taken back.
+    let rounded: u64 = format!("{exact:.0}").parse().ok()?;
+    let back = f64::from(u32::try_from(rounded).ok()?);
+    if back > exact { rounded.checked_sub(1) } else { Some(rounded) }
+}
+
 /// How the config says weights are stored; float32 when it does not, as in transformers.
 #[must_use]
 pub fn weight_dtype(r: &Reader<'_>) -> StorageFormat {

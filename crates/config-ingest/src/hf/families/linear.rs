@@ -452,21 +452,12 @@ fn lfm2_d_ff(r: &Reader<'_>) -> u64 {
     let thirds = said.saturating_mul(2) / 3;
     // An explicit null leaves the two thirds as they are.
     let Some(factor) = r.keep(r.config.f64(&["block_ffn_dim_multiplier"])) else { return thirds };
-    let scaled = truncated(thirds, factor).filter(|scaled| *scaled <= r.limits().width).unwrap_or_else(|| {
+    let scaled = recipe::truncated(thirds, factor).filter(|scaled| *scaled <= r.limits().width).unwrap_or_else(|| {
         r.invalid("block_ffn_dim_multiplier", factor, "a factor that leads to a width");
         0
     });
     let multiple = r.need(&["block_multiple_of"]).max(1);
     scaled.checked_next_multiple_of(multiple).unwrap_or(scaled)
-}
-
-/// `int(count * factor)` of Python.
-fn truncated(count: u64, factor: f64) -> Option<u64> {
-    let exact = f64::from(u32::try_from(count).ok()?) * factor;
-    // Rounded in decimal, so that no cast can lose anything; one too many is taken back.
-    let rounded: u64 = format!("{exact:.0}").parse().ok()?;
-    let back = f64::from(u32::try_from(rounded).ok()?);
-    if back > exact { rounded.checked_sub(1) } else { Some(rounded) }
 }
 
 fn lfm2_moe(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {

@@ -4,6 +4,7 @@
 //! Only sizes matter here: converters put towers into a file of their own (`mmproj`), so names are ours.
 
 mod conformer;
+mod deepseek;
 mod draft;
 mod minimax;
 mod mobilenet;
@@ -31,7 +32,7 @@ pub struct Row {
     pub build: fn(&Reader<'_>) -> Draft,
 }
 
-const ROWS: &[&[Row]] = &[vit::ROWS, qwen::ROWS, conformer::ROWS, mobilenet::ROWS, minimax::ROWS];
+const ROWS: &[&[Row]] = &[vit::ROWS, qwen::ROWS, conformer::ROWS, mobilenet::ROWS, minimax::ROWS, deepseek::ROWS];
 
 /// Every row.
 pub fn all() -> impl Iterator<Item = &'static Row> {
