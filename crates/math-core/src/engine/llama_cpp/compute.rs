@@ -8,6 +8,7 @@ use crate::deployment::{Backend, Deployment};
 use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::cache::{CachePlan, CellRule};
 use crate::engine::llama_cpp::facts::{Facts, attention_of};
+use crate::engine::llama_cpp::flash::runs_fused;
 use crate::engine::llama_cpp::recurrent::state_elements;
 use crate::engine::llama_cpp::resolve::Resolved;
 use crate::error::MathError;
@@ -78,10 +79,14 @@ pub(crate) struct ComputeShape {
     selector: (u64, u64),
     /// Embeddings of all layers that a token brings along.
     per_layer_embeddings: u64,
+    /// Whether positions have learned embeddings.
+    learned_positions: bool,
     /// Whether scores carry a learned bias per head (T5).
     biased_scores: bool,
     /// Whether the model sees all tokens of a batch at once.
     whole_batch: bool,
+    /// Whether the device runs attention fused; if not, flash attention falls to the host.
+    runs_fused: bool,
     compressed: bool,
     has_logits: bool,
     /// Whether attention runs beside a state space in one layer.
@@ -89,7 +94,7 @@ pub(crate) struct ComputeShape {
 }
 
 impl ComputeShape {
-    pub(crate) fn new(spec: &ModelSpec, facts: Facts<'_>) -> Result<Self, MathError> {
+    pub(crate) fn new(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment) -> Result<Self, MathError> {
         let d_model = spec.d_model;
         let mut out = Self {
             build: facts.build,
@@ -104,8 +109,11 @@ impl ComputeShape {
             decay_heads: 0,
             selector: (0, 0),
             per_layer_embeddings: 0,
+            learned_positions: spec.embedding.n_positions > 0,
             biased_scores: spec.encoder.is_some(),
-            whole_batch: !facts.has_memory(),
+            // Embedders of these kinds make a cache and then attend without it.
+            whole_batch: !facts.has_memory() || matches!(facts.arch, "llama-embed" | "t5encoder"),
+            runs_fused: runs_fused(spec, facts, deployment)?,
             compressed: false,
             has_logits: spec.head.lm_head != LmHead::None,
             parallel: false,
@@ -122,7 +130,16 @@ impl ComputeShape {
             }
             layers = spec.encoder.as_ref().map_or(&[], |encoder| &encoder.layers);
         }
-        for layer in spec.layers.iter().chain(spec.encoder.iter().flat_map(|encoder| &encoder.layers)) {
+        // The feed-forward of the last layer works on the rows of the output alone (`inp_out_ids`).
+        let last = spec.layers.len().saturating_sub(1);
+        for (index, layer) in spec.layers.iter().enumerate() {
+            let low = out.linear.low;
+            out.feed_forward(&layer.feed_forward)?;
+            if index == last {
+                out.linear.low = low;
+            }
+        }
+        for layer in spec.encoder.iter().flat_map(|encoder| &encoder.layers) {
             out.feed_forward(&layer.feed_forward)?;
         }
         if out.parallel {
@@ -268,6 +285,7 @@ impl ComputeShape {
         let mut cells: u64 = 0;
         let mut indexes = 0;
         let mut copies = Bounds::default();
+        let mut layer_elements = 0;
         for cache in caches {
             let own = cache.cells(resolved, deployment.swa_full)?;
             let selector = matches!(cache.tag, "lid" | "idx" | "dsa.lid");
@@ -281,6 +299,8 @@ impl ComputeShape {
                 }
             }
             let rows = mul(own, cache.streams(resolved))?;
+            let widest = cache.groups.iter().map(|group| group.k_dim.saturating_add(group.v_dim.unwrap_or(0))).max().unwrap_or(0);
+            layer_elements = add(layer_elements, mul(widest, rows)?)?;
             let each = self.f16_copies(cache, rows, resolved, deployment)?;
             copies = copies.max(each);
         }
@@ -315,11 +335,20 @@ impl ComputeShape {
         let logits = if self.has_logits { mul(4, mul(outputs, self.output)?)? } else { 0 };
         work.high = work.high.max(add(logits, mul(element, mul(2, self.d_model)?)?)?);
         if self.per_layer_embeddings > 0 {
-            let extra = add(self.per_layer_embeddings, mul(8, self.d_model)?)?;
+            // AltUp keeps four versions of the hidden state, predicted and corrected.
+            let extra = add(self.per_layer_embeddings, mul(16, self.d_model)?)?;
             work.high = add(work.high, mul(element, extra)?)?;
         }
         let embedding = mul(element, self.d_model)?;
+        // What falls to the host takes its inputs and a layer's keys and values with it.
+        let falls = resolved.flash_attention && self.n_heads > 0 && !self.runs_fused;
+        if falls {
+            work.low = 0;
+        }
         let mut whole = inputs.plus(work)?;
+        if falls {
+            whole.low = logits;
+        }
         whole.high = add(whole.high, rotation)?;
         whole.low = whole.low.max(logits);
         Ok(match deployment.backend {
@@ -331,7 +360,12 @@ impl ComputeShape {
                 if self.build == Build::B12032 {
                     whole.high = add(whole.high, mul(2, embedding)?)?;
                 }
-                ComputeBounds { device: whole, host: self.host_bounds(masks, indexes, inputs, resolved, deployment)? }
+                let mut host = self.host_bounds(masks, indexes, inputs, resolved, deployment)?;
+                if falls {
+                    let layer = mul(8, layer_elements)?;
+                    host.high = add(host.high, add(layer, mul(element, mul(2, self.attention.high)?)?)?)?;
+                }
+                ComputeBounds { device: whole, host }
             }
         })
     }
@@ -352,7 +386,12 @@ impl ComputeShape {
         let mut widest = Bounds::default();
         for group in &cache.groups {
             let width = match deployment.backend {
-                Backend::Cpu => Bounds::default(),
+                // The graph casts F32 keys and values (`llama-graph.cpp:build_attn_mha`).
+                Backend::Cpu => {
+                    let k = if k == StorageFormat::F32 { group.k_dim } else { 0 };
+                    let v = if v == StorageFormat::F32 { group.v_dim.unwrap_or(0) } else { 0 };
+                    Bounds { low: 0, high: mul(2, add(k, v)?)? }
+                }
                 Backend::Cuda { .. } => {
                     let k = if k == StorageFormat::F16 { 0 } else { group.k_dim };
                     let v = if v == StorageFormat::F16 { 0 } else { group.v_dim.unwrap_or(0) };
@@ -428,6 +467,9 @@ impl ComputeShape {
         }
         if self.per_layer_embeddings > 0 {
             high = add(high, mul(mul(4, tokens)?, mul(2, self.per_layer_embeddings)?)?)?;
+        }
+        if self.learned_positions {
+            high = add(high, mul(2, embedding)?)?;
         }
         if self.decay_heads > 0 {
             high = add(high, mul(8, mul(self.decay_heads, mul(tokens, tokens)?)?)?)?;

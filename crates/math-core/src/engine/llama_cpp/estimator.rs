@@ -124,7 +124,7 @@ impl Estimator {
             recurrent: plan.recurrent,
             compressors: plan.compressors,
             output_row: plan.output_row,
-            compute: ComputeShape::new(spec, facts)?,
+            compute: ComputeShape::new(spec, facts, deployment)?,
         })
     }
 

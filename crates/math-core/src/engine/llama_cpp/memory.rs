@@ -105,6 +105,6 @@ pub fn memory(spec: &ModelSpec, deployment: &Deployment, build: Build) -> Result
     let recurrent = plan.recurrent.as_ref().map(|state| state.bytes(&resolved, rules)).transpose()?;
     let compressors = plan.compressors.iter().map(|state| state.bytes(&resolved, rules)).collect::<Result<Vec<_>, _>>()?;
     let output = mul(4, mul(resolved.n_seq_max, plan.output_row)?)?;
-    let compute = ComputeShape::new(spec, facts)?.bounds(&plan.caches, &resolved, deployment)?;
+    let compute = ComputeShape::new(spec, facts, deployment)?.bounds(&plan.caches, &resolved, deployment)?;
     Ok(Memory { resolved, plan, caches, recurrent, compressors, output, compute })
 }
