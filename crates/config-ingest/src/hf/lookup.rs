@@ -20,7 +20,9 @@ use crate::nearest::distance;
 pub(super) const LANGUAGE_MODEL_KEYS: &[&str] = &["text_config", "language_config", "llm_config", "thinker_config"];
 
 fn by_class(class: &str) -> Option<&'static Family> {
-    let exact = families::all().find(|family| family.architectures.contains(&class));
+    // A class that several rows list belongs to the row that lists it first.
+    let own = families::all().find(|family| family.architectures.first() == Some(&class));
+    let exact = own.or_else(|| families::all().find(|family| family.architectures.contains(&class)));
     // The body, a classifier or an answer head of a known model.
     exact.or_else(|| {
         let body = ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model"]
@@ -53,6 +55,8 @@ pub(super) fn build(root: Config<'_>, shared: &Shared) -> Result<ModelSpec, Inge
     // Weights follow the class; the type only chooses defaults. But a wrapper's class over a config without a nested
     // language model is a flattened one, which only the type can tell, and the other way round.
     let row = match (class_row, type_row) {
+        // Several types share one class (`LlamaForCausalLM`) and differ in their defaults.
+        (Some(_), Some(by_type)) if class.is_some_and(|class| by_type.architectures.contains(&class)) => Some(by_type),
         (Some(by_class), Some(by_type)) if by_class.is_wrapper && !by_type.is_wrapper && !is_nested => Some(by_type),
         (Some(by_class), Some(by_type)) if !by_class.is_wrapper && by_type.is_wrapper && is_nested => Some(by_type),
         (Some(by_class), _) => Some(by_class),
@@ -60,6 +64,7 @@ pub(super) fn build(root: Config<'_>, shared: &Shared) -> Result<ModelSpec, Inge
     };
     if let (Some(by_class), Some(by_type)) = (class_row, type_row)
         && !core::ptr::eq(by_class, by_type)
+        && !row.is_some_and(|row| core::ptr::eq(row, by_type) && class.is_some_and(|class| row.architectures.contains(&class)))
     {
         let chosen = row.map_or("", Family::name);
         shared.note(format!(

@@ -471,3 +471,15 @@ pub fn set_windows(spec: &mut ModelSpec, windows: Vec<Window>) {
         }
     }
 }
+
+/// A bias on the output matrix, also where the matrix is the embedding.
+pub fn add_head_bias(spec: &mut ModelSpec) {
+    match &mut spec.head.lm_head {
+        LmHead::Own { bias } => *bias = true,
+        LmHead::Tied => {
+            let rows = spec.head.n_outputs.unwrap_or(spec.embedding.n_vocab);
+            spec.head.extra.push(weight("output.bias", Shape::vector(rows), Component::LmHead));
+        }
+        LmHead::None => {}
+    }
+}

@@ -16,7 +16,7 @@ pub const FAMILIES: &[Family] = &[
     Family::new(&["internlm"], &["InternLMForCausalLM"], Some("llama"), r#"{"bias": true}"#, with_bias),
     Family::new(
         &["internlm3"],
-        &["InternLM3ForCausalLM"],
+        &["InternLM3ForCausalLM", "LlamaForCausalLM"],
         Some("llama"),
         r#"{"vocab_size": 128512, "hidden_size": 4096, "intermediate_size": 10240, "num_hidden_layers": 48,
             "num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 32768}"#,
@@ -280,7 +280,27 @@ fn ernie_moe(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     };
     let last = last.unwrap_or(u64::MAX);
     let has_experts = dims.layers().map(|index| (index + 1) % interval == 0 && index >= first && index <= last).collect();
-    Ok(sparse(r, &dims, &attention, &moe, has_experts))
+    let mut spec = sparse(r, &dims, &attention, &moe, has_experts);
+    if r.flag(&["use_bias"], false) {
+        add_feed_forward_bias(&mut spec);
+        recipe::add_head_bias(&mut spec);
+    }
+    Ok(spec)
+}
+
+/// Biases on dense feed-forwards and shared experts.
+fn add_feed_forward_bias(spec: &mut ModelSpec) {
+    for layer in &mut spec.layers {
+        let dense = match &mut layer.feed_forward {
+            FeedForward::Dense(dense) => Some(dense),
+            FeedForward::Moe(moe) => moe.shared.as_mut(),
+            _ => None,
+        };
+        if let Some(dense) = dense {
+            dense.up_bias = true;
+            dense.down_bias = true;
+        }
+    }
 }
 
 /// Norms on every head.
@@ -353,6 +373,9 @@ fn hy_v3(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     attention.bias = recipe::bias_on_all(r, false);
     attention.qk_norm = recipe::qk_norm_per_head(dims.head_dim);
     let mut spec = sparse(r, &dims, &attention, &moe, recipe::moe_by_types(r, dims.n_layers));
+    if r.flag(&["mlp_bias"], false) {
+        add_feed_forward_bias(&mut spec);
+    }
     spec.mtp = mtp(r, &dims, &attention, &FeedForward::Moe(moe));
     Ok(spec)
 }

@@ -184,8 +184,13 @@ fn gpt2(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     attention.layout = QkvLayout::Fused;
     attention.bias = AttentionBias::ALL;
     let mut spec = body(r, &dims, attention, Dense::plain(dims.d_ff, true));
-    spec.embedding.n_positions = dims.max_context;
+    spec.embedding.n_positions = positions(r, &dims);
     Ok(spec)
+}
+
+/// Rows of the learned positions.
+fn positions(r: &Reader<'_>, dims: &Dims) -> u64 {
+    r.opt_below(&["n_positions", "max_position_embeddings"], r.limits().width).unwrap_or(dims.max_context)
 }
 
 /// Both halves read one norm; only the feed-forward and the head have biases.
@@ -195,9 +200,7 @@ fn gptj(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     for layer in &mut spec.layers {
         layer.norms = recipe::one_norm(dims.d_model, true);
     }
-    if let LmHead::Own { bias } = &mut spec.head.lm_head {
-        *bias = true;
-    }
+    recipe::add_head_bias(&mut spec);
     Ok(spec)
 }
 
@@ -217,7 +220,7 @@ fn gpt_neo(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let mut attention = dims.attention();
     attention.bias = AttentionBias { o: true, ..AttentionBias::NONE };
     let mut spec = body(r, &dims, attention, Dense::plain(dims.d_ff, true));
-    spec.embedding.n_positions = dims.max_context;
+    spec.embedding.n_positions = positions(r, &dims);
     let tokens = r.opt(&["window_size"]).unwrap_or(256);
     let is_local = local_layers(r, dims.n_layers);
     let window = |local| if local { Window::Sliding { tokens } } else { Window::Full };
@@ -285,7 +288,7 @@ fn gpt_bigcode(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     attention.layout = QkvLayout::Fused;
     attention.bias = AttentionBias::ALL;
     let mut spec = body(r, &dims, attention, Dense::plain(dims.d_ff, true));
-    spec.embedding.n_positions = dims.max_context;
+    spec.embedding.n_positions = positions(r, &dims);
     Ok(spec)
 }
 
@@ -336,7 +339,7 @@ fn mpt(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
         norm.bias = true;
     }
     if nested.is_some_and(|attention| !attention.flag(&["alibi"], true)) && r.flag(&["learned_pos_emb"], true) {
-        spec.embedding.n_positions = dims.max_context;
+        spec.embedding.n_positions = positions(r, &dims);
     }
     Ok(spec)
 }
@@ -490,7 +493,7 @@ fn jais(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     };
     let mut spec = body(r, &dims, attention, dense);
     if r.text(&["position_embedding_type"]).is_none_or(|kind| kind == "learned") {
-        spec.embedding.n_positions = dims.max_context;
+        spec.embedding.n_positions = positions(r, &dims);
     }
     Ok(spec)
 }

@@ -23,7 +23,7 @@ pub const FAMILIES: &[Family] = &[
     ),
     Family::new(
         &["iquestcoder"],
-        &["IQuestCoderForCausalLM"],
+        &["IQuestCoderForCausalLM", "LlamaForCausalLM"],
         Some("llama"),
         r#"{"vocab_size": 76800, "hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 80,
             "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131072}"#,

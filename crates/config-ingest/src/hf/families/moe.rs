@@ -81,7 +81,7 @@ pub const FAMILIES: &[Family] = &[
         r#"{"vocab_size": 152576, "hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 48,
             "num_attention_heads": 64, "num_key_value_heads": 4, "max_position_embeddings": 131072,
             "moe_intermediate_size": 2048, "num_experts_per_tok": 8, "n_routed_experts": 256, "head_dim": 192,
-            "v_head_dim": 128, "sliding_window": 128}"#,
+            "v_head_dim": 128, "sliding_window": 128, "num_nextn_predict_layers": 3}"#,
         mimo_v2,
     ),
     Family::new(
@@ -334,7 +334,8 @@ fn minimax_m2(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     Ok(recipe::uniform(r, &dims, Mixer::Attention(attention), FeedForward::Moe(moe), norms))
 }
 
-/// Two kinds of attention: full layers, and window layers with head counts of their own and sinks.
+/// Two kinds of attention: full layers, and window layers with head counts of their own and sinks. Every published
+/// checkpoint has three multi-token-prediction layers, which no config mentions (conversion/mimo.py).
 fn mimo_v2(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let dims = Dims::read(r);
     let moe = Moe { correction_bias: Some(Counts::Buffer), ..experts_and_shared(r, &["n_shared_experts"]) };

@@ -52,9 +52,7 @@ fn phi(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let feed_forward = FeedForward::Dense(Dense::plain(dims.d_ff, true));
     let mut spec = recipe::uniform(r, &dims, Mixer::Attention(attention), feed_forward, recipe::one_norm(dims.d_model, true));
     spec.head.norm = Some(recipe::layer_norm("output_norm", dims.d_model));
-    if let LmHead::Own { bias } = &mut spec.head.lm_head {
-        *bias = true;
-    }
+    recipe::add_head_bias(&mut spec);
     Ok(spec)
 }
 
@@ -102,8 +100,8 @@ fn phi_moe(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let norms = recipe::pre_norms(dims.d_model, true);
     let mut spec = recipe::uniform(r, &dims, Mixer::Attention(attention), moe, norms);
     spec.head.norm = Some(recipe::layer_norm("output_norm", dims.d_model));
-    if let LmHead::Own { bias } = &mut spec.head.lm_head {
-        *bias = r.flag(&["lm_head_bias"], false);
+    if r.flag(&["lm_head_bias"], false) {
+        recipe::add_head_bias(&mut spec);
     }
     spec.embedding.extra.extend(recipe::rope_factors(r, dims.head_dim));
     Ok(spec)
