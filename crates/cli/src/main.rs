@@ -138,12 +138,31 @@ fn run(verb: &Verb) -> Result<u8, PlanError> {
             Ok(FITS)
         }
         Verb::Man => {
-            let mut out = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut out).map_err(|error| PlanError::request("man", error, "a page"))?;
+            let out = manual().map_err(|error| PlanError::request("man", error, "a page"))?;
             print(&String::from_utf8_lossy(&out));
             Ok(FITS)
         }
     }
+}
+
+/// One page: the command, then each of its verbs with its options as a subsection.
+fn manual() -> std::io::Result<Vec<u8>> {
+    let command = Cli::command();
+    let mut out = Vec::new();
+    clap_mangen::Man::new(command.clone()).render(&mut out)?;
+    for verb in command.get_subcommands() {
+        let verb = verb.clone();
+        let mut part = Vec::new();
+        let name = format!("plimsoll {}", verb.get_name());
+        let page = clap_mangen::Man::new(verb.display_name(name.clone()).bin_name(&name));
+        page.render_synopsis_section(&mut part)?;
+        page.render_options_section(&mut part)?;
+        // What is a section of its own page is a subsection here.
+        let heading = name.to_uppercase().replace('-', "\\-");
+        let text = String::from_utf8_lossy(&part).replace(".SH ", ".SS ");
+        out.extend_from_slice(format!(".SH \"{heading}\"\n{text}").as_bytes());
+    }
+    Ok(out)
 }
 
 fn fit(question: &Question) -> Result<u8, PlanError> {

@@ -244,20 +244,21 @@ fn names(rows: Vec<&Row>) -> String {
     rows.into_iter().map(|row| row.name).collect::<Vec<_>>().join(", ")
 }
 
-/// Devices that share a word with what was asked; all of them when none does.
+/// Devices that share a word with what was asked: a telling one, or else any; all of them when none does.
 fn nearest(wanted: &Words) -> Vec<&'static Row> {
-    let near: Vec<&Row> = DEVICES
-        .iter()
-        .filter(|row| {
+    let sharing = |telling: bool| -> Vec<&'static Row> {
+        let shares = |row: &&Row| {
             let words = Words::of(row.name);
-            wanted.0.iter().any(|word| !is_maker(word) && words.0.contains(word))
-        })
-        .collect();
-    if near.is_empty() { DEVICES.iter().collect() } else { near }
+            wanted.0.iter().any(|word| words.0.contains(word) && !(telling && is_common(word)))
+        };
+        DEVICES.iter().filter(shares).collect()
+    };
+    [sharing(true), sharing(false)].into_iter().find(|rows| !rows.is_empty()).unwrap_or_else(|| DEVICES.iter().collect())
 }
 
-fn is_maker(word: &str) -> bool {
-    matches!(word, "nvidia" | "geforce" | "apple" | "rtx" | "gtx" | "gb")
+/// Words that many devices share.
+fn is_common(word: &str) -> bool {
+    matches!(word, "nvidia" | "geforce" | "apple" | "rtx" | "gtx" | "gb" | "ti")
 }
 
 /// A name cut where letters and digits meet and at every other character, lower case: `RTX4090` is `rtx 4090`.

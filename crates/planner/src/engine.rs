@@ -15,6 +15,7 @@ use plimsoll_math::error::MathError;
 use plimsoll_math::tensor::{Place, TensorTable};
 use plimsoll_math::units::Bytes;
 
+use crate::driver::driver_context;
 use crate::error::PlanError;
 use crate::model::{Basis, Model};
 use crate::request::{Effective, Engine, Options};
@@ -188,6 +189,7 @@ impl<'a> Question<'a> {
             host.terms.push(output)
         }
         let resolved = memory.resolved;
+        device.terms.extend(driver_context(deployment, resolved.n_ubatch)?);
         Ok(Planned {
             allocation: Allocation { devices: alloc::vec![device], host },
             resolved: Resolved {

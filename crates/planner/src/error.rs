@@ -77,9 +77,6 @@ impl PlanError {
             },
             Self::Math(MathError::Refused { .. }) => Some("the engine itself would stop here; change the option it names"),
             Self::Math(MathError::Unsupported { .. }) => Some("`--engine ideal` gives the textbook figure for every model"),
-            Self::Math(MathError::Invalid { field, .. }) if field == "device" => {
-                Some("`plimsoll devices` lists what is known; `--memory 24GiB` describes any other device")
-            }
             Self::Source(IngestError::UnknownArchitecture { .. }) => {
                 Some("`--assume-generic` gives bounds for an architecture that is not known")
             }

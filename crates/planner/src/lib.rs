@@ -8,6 +8,7 @@
 extern crate alloc;
 
 pub mod command;
+pub mod driver;
 pub mod engine;
 pub mod error;
 pub mod fit;

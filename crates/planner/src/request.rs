@@ -6,6 +6,7 @@ use alloc::string::{String, ToString};
 use plimsoll_math::deployment::{Backend, ContextRequest, Deployment, FlashAttention};
 use plimsoll_math::device::Device;
 use plimsoll_math::engine::llama_cpp::Build;
+use plimsoll_math::error::MathError;
 use plimsoll_math::format::StorageFormat;
 use plimsoll_math::units::Bytes;
 use serde::{Deserialize, Serialize};
@@ -143,6 +144,13 @@ fn cache_format(field: &'static str, text: Option<&String>) -> Result<StorageFor
     })
 }
 
+fn named(name: &str) -> Result<Device, PlanError> {
+    Device::named(name).map_err(|error| match error {
+        MathError::Invalid { field, found, expected } => PlanError::Request { field, found, expected },
+        other => PlanError::Math(other),
+    })
+}
+
 impl Options {
     /// The device asked for.
     ///
@@ -159,8 +167,8 @@ impl Options {
                 Some(memory) => Ok((Device::cpu(memory, "as asked"), None)),
                 None => Err(PlanError::request("memory", "nothing", "the size of the host's memory, beside device cpu")),
             },
-            (Some(name), None) => Ok((Device::named(name)?, None)),
-            (Some(name), Some(memory)) => Ok((Device::named(name)?.resized(memory), None)),
+            (Some(name), None) => Ok((named(name)?, None)),
+            (Some(name), Some(memory)) => Ok((named(name)?.resized(memory), None)),
             (None, Some(memory)) => {
                 let backend = Backend::Cuda { compute_capability: 890 };
                 let note = "no device was named: a CUDA GPU of compute capability 8.9 is assumed".to_string();

@@ -5,28 +5,30 @@ use plimsoll::planner::response::{Fit, Limit, Verdict};
 use plimsoll::planner::size::{grouped, short};
 
 use super::bar::{bar, fill};
-use super::text::{BAD, BOLD, DIM, GOOD, MAYBE, columns, command, flow, left, paint, right, width, wrap};
+use super::text::{BAD, BOLD, DIM, GOOD, MAYBE, columns, command, flow, headline, left, paint, right, width, wrap};
 use super::{certainty_text, component, heading, label, limited, mark, notes, page};
 
 /// The first line: the answer.
-fn verdict(answer: &Fit) -> String {
+fn verdict(answer: &Fit, width: usize) -> Vec<String> {
     let device = answer.devices.first();
     let name = device.map_or("the device", |device| device.name.as_str());
-    let usable = device.map_or(0, |device| device.usable.get());
+    let usable = short(device.map_or(0, |device| device.usable.get()));
     match &answer.verdict {
         Verdict::Fits { headroom } => {
-            format!("{} on {name}: {} of {} stay free", paint(GOOD, "Fits"), short(headroom.get()), short(usable))
+            let rest = format!(" on {name}: {} of {usable} stay free", short(headroom.get()));
+            headline(GOOD, "Fits", &rest, width)
         }
-        Verdict::DoesNotFit { short_by, fits_at_best_with: Some(_), .. } => format!(
-            "{} on {name}: fits unless the bounded terms (≤) come out high, then {} short of {}",
-            paint(MAYBE, "May not fit"),
-            short(short_by.get()),
-            short(usable)
-        ),
+        Verdict::DoesNotFit { short_by, fits_at_best_with: Some(_), .. } => {
+            let rest = format!(
+                " on {name}: it does unless the bounded terms (≤) come out high, {} short of {usable} at worst",
+                short(short_by.get())
+            );
+            headline(MAYBE, "May not fit", &rest, width)
+        }
         Verdict::DoesNotFit { short_by, .. } => {
-            format!("{} on {name}: {} short of {}", paint(BAD, "Does not fit"), short(short_by.get()), short(usable))
+            headline(BAD, "Does not fit", &format!(" on {name}: {} short of {usable}", short(short_by.get())), width)
         }
-        _ => format!("no verdict for {name}"),
+        _ => headline(MAYBE, "No verdict", &format!(" for {name}"), width),
     }
 }
 
@@ -116,8 +118,8 @@ fn textbook(answer: &Fit) -> Option<String> {
 /// The answer of `fit`.
 pub(crate) fn fit(answer: &Fit) -> String {
     let width = width();
-    // The terminal wraps this one sentence itself, so that its colour survives.
-    let mut lines = vec![verdict(answer), String::new()];
+    let mut lines = verdict(answer, width);
+    lines.push(String::new());
     lines.extend(heading(&answer.model, &answer.engine, &answer.deployment, width));
     lines.push(String::new());
 
@@ -152,9 +154,10 @@ pub(crate) fn fit(answer: &Fit) -> String {
         if closest.is_empty() {
             lines.push("  no single change of context, cache, weights or listed device".to_owned());
         }
+        let names = closest.iter().map(|change| columns(&change.change)).max().unwrap_or(0);
         for change in closest {
             let options: Vec<String> = change.options.iter().map(|option| super::text::shell(option)).collect();
-            let text = format!("{}  {}", change.change, options.join(" "));
+            let text = format!("{}  {}", left(&change.change, names), options.join(" "));
             lines.push(format!("  {}", super::text::cut(&text, width.saturating_sub(2))));
         }
     }

@@ -14,7 +14,7 @@ pub(crate) use explain::explain;
 pub(crate) use fit::fit;
 pub(crate) use inspect::inspect;
 
-use text::{BAD, BOLD, DIM, GOOD, columns, command, cut, flow, left, paint, right, width, wrap};
+use text::{BAD, BOLD, DIM, GOOD, columns, command, cut, flow, headline, left, paint, right, width, wrap};
 
 /// One sign for how sure a figure is.
 fn mark(certainty: &Certainty) -> &'static str {
@@ -103,14 +103,12 @@ pub(crate) fn reach(answer: &Reach) -> String {
     let (value, what) = (answer.limit.value, answer.of.as_str());
     if value == 0 {
         let least = if what == "context" { "one token of context" } else { "one sequence" };
-        lines.push(format!("{} {device} has no room for {least}", paint(BAD, "Does not fit:")));
+        lines.extend(headline(BAD, "Does not fit", &format!(": {device} has no room for {least}"), width));
     } else {
         let unit = if what == "context" { "tokens per sequence" } else { "sequences" };
-        lines.push(format!(
-            "{} on {device}, limited by {}",
-            paint(GOOD, &format!("{} {unit}", grouped(value))),
-            limited(answer.limit.limited_by)
-        ));
+        let lead = format!("{} {unit}", grouped(value));
+        let rest = format!(" on {device}, limited by {}", limited(answer.limit.limited_by));
+        lines.extend(headline(GOOD, &lead, &rest, width));
     }
     lines.push(String::new());
     lines.extend(heading(&answer.model, &answer.engine, &answer.deployment, width));

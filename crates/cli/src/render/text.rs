@@ -77,6 +77,18 @@ pub(super) fn flow(parts: impl Iterator<Item = String>, joint: &str, width: usiz
     lines
 }
 
+/// A sentence whose first words, `lead`, stand out.
+pub(super) fn headline(style: Style, lead: &str, rest: &str, width: usize) -> Vec<String> {
+    let mut lines = wrap(&format!("{lead}{rest}"), width, "");
+    // The lead is short: it never reaches a second line.
+    if let Some(first) = lines.first_mut()
+        && let Some(after) = first.strip_prefix(lead)
+    {
+        *first = format!("{}{after}", paint(style, lead));
+    }
+    lines
+}
+
 /// An argument as a shell reads it.
 pub(super) fn shell(argument: &str) -> String {
     let plain = |character: char| character.is_ascii_alphanumeric() || "-_./:=@+,%".contains(character);

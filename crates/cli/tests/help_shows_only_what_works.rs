@@ -1,0 +1,122 @@
+//! Every option that `--help` names is tried and changes what it says it changes; nothing else is listed.
+#![allow(
+    clippy::allow_attributes,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test may fail loudly"
+)]
+
+mod run;
+
+use std::collections::BTreeSet;
+
+use run::{json, plimsoll};
+use serde_json::{Value, json as value};
+
+/// An option, how it is tried on Llama 3.1 8B, and the JSON pointer and value that show its effect.
+fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
+    let llama = |rest: &[&'static str]| {
+        let mut all = vec!["fit", "@models/llama-3.1-8b"];
+        all.extend(rest);
+        if !rest.contains(&"--device") && !rest.contains(&"--memory") {
+            all.extend(["--device", "4090"]);
+        }
+        if !rest.contains(&"--quant") {
+            all.extend(["--quant", "Q4_K_M"]);
+        }
+        if !rest.contains(&"--context") && !rest.contains(&"--total-context") {
+            all.extend(["--context", "8k"]);
+        }
+        all
+    };
+    vec![
+        ("--engine", llama(&["--engine", "llama.cpp@0c1e57098"]), "/engine/version", value!("0c1e57098")),
+        ("--context", llama(&["--context", "16k"]), "/deployment/context", value!(16384)),
+        ("--sequences", llama(&["--sequences", "3"]), "/totals/kv_cache", value!(3_221_225_472_u64)),
+        (
+            "--total-context",
+            llama(&["--total-context", "16k", "--sequences", "2"]),
+            "/deployment/context_per_sequence",
+            value!(8192),
+        ),
+        ("--batch", llama(&["--batch", "256"]), "/deployment/ubatch", value!(256)),
+        ("--ubatch", llama(&["--ubatch", "128"]), "/deployment/ubatch", value!(128)),
+        ("--quant", llama(&["--quant", "Q8_0"]), "/deployment/quant", value!("Q8_0")),
+        ("--kv-type", llama(&["--kv-type", "q8_0"]), "/totals/kv_cache", value!(573_046_784_u64)),
+        ("--kv-type-k", llama(&["--kv-type-k", "q8_0"]), "/deployment/kv_type_k", value!("q8_0")),
+        ("--kv-type-v", llama(&["--kv-type-v", "q8_0"]), "/deployment/kv_type_v", value!("q8_0")),
+        ("--flash-attention", llama(&["--flash-attention", "off"]), "/deployment/flash_attention", value!("off")),
+        ("--kv-unified", llama(&["--kv-unified", "--sequences", "2"]), "/deployment/context_per_sequence", value!(16384)),
+        (
+            "--swa-full",
+            vec!["fit", "@models/gemma-3-27b", "--device", "4090", "--quant", "Q4_K_M", "--context", "8k", "--swa-full"],
+            "/totals/kv_cache",
+            value!(4_160_749_568_u64),
+        ),
+        ("--no-repack", llama(&["--no-repack", "--device", "cpu"]), "/totals/weights", value!(4_912_898_304_u64)),
+        ("--no-mmap", llama(&["--no-mmap"]), "/deployment/mmap", value!(false)),
+        ("--device", llama(&["--device", "h200"]), "/devices/0/name", value!("NVIDIA H200 SXM")),
+        ("--memory", llama(&["--memory", "24GiB"]), "/devices/0/usable", value!(25_769_803_776_u64)),
+        ("--assume-generic", llama(&["--assume-generic"]), "/model/architecture", value!("LlamaForCausalLM")),
+        ("--json", llama(&[]), "/schema", value!("plimsoll.fit/1")),
+    ]
+}
+
+/// The long options of a command's help.
+fn options(verb: &str) -> BTreeSet<String> {
+    let help = plimsoll(&[verb, "--help"]);
+    help.out
+        .split_whitespace()
+        .filter(|word| word.starts_with("--"))
+        .map(|word| word.trim_end_matches([',', '.', ':', ']', ')']).to_owned())
+        .filter(|word| word != "--help")
+        .collect()
+}
+
+#[track_caller]
+fn check(option: &str, arguments: &[&str], pointer: &str, expect: &Value) {
+    let mut arguments = arguments.to_vec();
+    arguments.push("--json");
+    let answer = json(&arguments);
+    assert_eq!(answer.pointer(pointer), Some(expect), "{option}: {arguments:?}");
+}
+
+#[test]
+fn every_option_of_fit() {
+    let trials = trials();
+    for (option, arguments, pointer, expect) in &trials {
+        check(option, arguments, pointer, expect);
+    }
+    let tried: BTreeSet<String> = trials.iter().map(|(option, ..)| (*option).to_owned()).collect();
+    assert_eq!(options("fit"), tried);
+}
+
+#[test]
+fn the_other_questions_take_the_same_options() {
+    for verb in ["explain", "max-context", "max-sequences"] {
+        assert_eq!(options(verb), options("fit"), "{verb}");
+    }
+    assert_eq!(options("devices"), BTreeSet::from(["--json".to_owned()]));
+    assert_eq!(options("inspect"), BTreeSet::from(["--assume-generic".to_owned(), "--json".to_owned()]));
+}
+
+#[test]
+fn completions_and_the_manual_page_know_every_command() {
+    let verbs = ["fit", "explain", "max-context", "max-sequences", "inspect", "devices", "completions", "man"];
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = plimsoll(&["completions", shell]);
+        assert_eq!((script.code, script.err.as_str()), (0, ""), "{shell}");
+        for verb in verbs {
+            assert!(script.out.contains(verb), "{shell}: {verb}");
+        }
+    }
+    let page = plimsoll(&["man"]);
+    assert_eq!((page.code, page.err.as_str()), (0, ""));
+    assert!(page.out.contains(".TH plimsoll 1"), "{}", page.out);
+    for verb in verbs {
+        assert!(page.out.contains(&verb.replace('-', "\\-")), "man: {verb}");
+    }
+    assert!(page.out.contains("total\\-context"), "options of the commands are in the page");
+}
