@@ -78,5 +78,5 @@ fn source_unavailable() {
 
 #[test]
 fn bad_data() {
-    check(&["fit", "@README.md", "--device", "4090"], 65, "");
+    check(&["fit", "@README.md", "--device", "4090"], 65, "README.md");
 }

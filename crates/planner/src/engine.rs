@@ -1,22 +1,26 @@
 //! One door to every engine policy: facts and a deployment in, an allocation out.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use plimsoll_math::allocation::{Allocation, Certainty, PlaceAllocation, Term, TermKind};
-use plimsoll_math::deployment::{Backend, ContextRequest};
-use plimsoll_math::engine::llama_cpp::placement::WeightPlace;
+use plimsoll_math::allocation::{Allocation, PlaceAllocation};
+use plimsoll_math::deployment::{ContextRequest, FlashAttention};
+use plimsoll_math::engine::ideal;
+use plimsoll_math::engine::llama_cpp::allocate::allocate;
+use plimsoll_math::engine::llama_cpp::estimator::Estimator;
 use plimsoll_math::engine::llama_cpp::quantize::file_tensors;
-use plimsoll_math::engine::llama_cpp::weights::weight_buffers;
-use plimsoll_math::engine::llama_cpp::{Build, FileType, LoaderFacts, memory};
+use plimsoll_math::engine::llama_cpp::{Build, FileType, LoaderFacts};
 use plimsoll_math::error::MathError;
 use plimsoll_math::tensor::{Place, TensorTable};
-use plimsoll_math::units::Bytes;
+use plimsoll_math::units::{Bytes, mul};
 
 use crate::driver::driver_context;
 use crate::error::PlanError;
+use crate::fit::Used;
+use crate::generic;
 use crate::model::{Basis, Model};
 use crate::request::{Effective, Engine, Options};
 use crate::size::quoted;
@@ -39,10 +43,12 @@ pub struct Resolved {
 /// An allocation with the numbers the engine settled on.
 #[derive(Debug, Clone)]
 pub struct Planned {
-    /// The terms.
+    /// The terms; one device, which is the processor when no other is used.
     pub allocation: Allocation,
     /// The numbers.
     pub resolved: Resolved,
+    /// Bytes that one more token of context adds to the caches once every window is full.
+    pub cache_bytes_per_token: u64,
 }
 
 /// A model, how it is stored, and what is asked: everything an engine policy needs.
@@ -80,7 +86,8 @@ impl<'a> Question<'a> {
             ));
         }
         let question = Self { model, effective, quant: None, notes: Vec::new(), tensors: Rc::new(model.tensors.clone()) };
-        match (model.basis, options.quant.as_deref().or(model.asked_quant.as_deref())) {
+        let wanted = options.quant.as_deref().or(model.asked_quant.as_deref());
+        match (model.basis, wanted) {
             (Basis::Gguf, None) => Ok(question),
             (Basis::Gguf, Some(_)) => Err(PlanError::request(
                 "quant",
@@ -104,17 +111,34 @@ impl<'a> Question<'a> {
     /// # Errors
     /// [`PlanError`] for a name that is no file type.
     pub fn with_quant(&self, quant: &str) -> Result<Self, PlanError> {
-        let file_type =
-            FileType::parse(quant).map_err(|_| PlanError::request("quant", quoted(quant), "a file type of llama-quantize"))?;
+        let file_type = FileType::parse(quant).map_err(|error| match error {
+            MathError::Invalid { found, expected, .. } => PlanError::request("quant", quoted(&found), expected),
+            other => PlanError::Math(other),
+        })?;
         let mut changed = self.clone();
-        let Engine::LlamaCpp(build) = self.effective.engine else { return Ok(changed) };
-        let facts = LoaderFacts::of(&self.model.spec, build)?;
+        let build = match self.effective.engine {
+            Engine::LlamaCpp(build) => build,
+            Engine::Ideal => Build::default(),
+        };
         // Towers are converted into a file of their own (llama.cpp: conversion, mmproj).
-        let mut trunk = TensorTable { tensors: self.model.tensors.tensors.clone() };
-        trunk.tensors.retain(|tensor| tensor.place != Place::Tower);
-        changed.tensors = Rc::new(file_tensors(build, &facts, &trunk, file_type)?);
+        let mut table = TensorTable { tensors: self.model.tensors.tensors.clone() };
+        table.tensors.retain(|tensor| tensor.place != Place::Tower);
+        table = match LoaderFacts::of(&self.model.spec, build) {
+            Ok(facts) => file_tensors(build, &facts, &table, file_type)?,
+            Err(_) if self.has_no_loader() => {
+                generic::stored_as(&mut table, file_type.default_format());
+                table
+            }
+            Err(error) => return Err(error.into()),
+        };
+        changed.tensors = Rc::new(table);
         changed.quant = Some(file_type.name().to_string());
         Ok(changed)
+    }
+
+    /// Whether no rule of llama.cpp's loader is needed: textbook figures, or bounds for an unknown architecture.
+    const fn has_no_loader(&self) -> bool {
+        matches!(self.effective.engine, Engine::Ideal) || self.model.generic
     }
 
     /// Whether the source leaves open how weights are stored.
@@ -142,56 +166,27 @@ impl<'a> Question<'a> {
     /// # Errors
     /// [`PlanError::Math`] when the engine refuses, or does not know a mechanism.
     pub fn plan(&self) -> Result<Planned, PlanError> {
-        match self.effective.engine {
-            Engine::LlamaCpp(build) => self.plan_llama_cpp(build),
-            Engine::Ideal => Err(PlanError::Math(MathError::Unsupported {
-                engine: format!("{}@{}", self.effective.engine.name(), self.effective.engine.version()),
-                mechanism: "anything yet".to_string(),
-            })),
+        let mut planned = match self.effective.engine {
+            Engine::LlamaCpp(build) if !self.model.generic => self.plan_llama_cpp(build)?,
+            _ => self.plan_ideal()?,
+        };
+        let allocation = &mut planned.allocation;
+        if allocation.devices.is_empty() {
+            // The processor is the device then, and what it holds is not beside it.
+            allocation.devices.push(core::mem::take(&mut allocation.host));
         }
+        Ok(planned)
     }
 
     fn plan_llama_cpp(&self, build: Build) -> Result<Planned, PlanError> {
         let deployment = &self.effective.deployment;
-        let facts = LoaderFacts::of(&self.model.spec, build)?;
-        let memory = memory::memory(&self.model.spec, deployment, build)?;
-        let mut device = PlaceAllocation::default();
-        let mut host = PlaceAllocation::default();
-        for buffer in weight_buffers(build, &facts, &self.tensors, deployment)? {
-            let term = buffer.term(build, deployment.backend);
-            if buffer.place == WeightPlace::Device || deployment.backend == Backend::Cpu {
-                device.terms.push(term);
-            } else {
-                host.terms.push(term);
-            }
+        let mut allocated = allocate(&self.model.spec, &self.tensors, deployment, build)?;
+        let resolved = allocated.resolved;
+        if let Some(device) = allocated.allocation.devices.first_mut() {
+            device.terms.extend(driver_context(deployment, resolved.n_ubatch)?);
         }
-        let exact = |component, label: &str, bytes| -> Result<Term, MathError> {
-            Ok(Term {
-                component,
-                label: label.to_string(),
-                bytes: Bytes::new(bytes)?,
-                certainty: Certainty::Exact,
-                formula: String::new(),
-                source: String::new(),
-                children: Vec::new(),
-            })
-        };
-        if memory.kv_cache()? > 0 {
-            device.terms.push(exact(TermKind::KvCache, "KV cache", memory.kv_cache()?)?);
-        }
-        if memory.state()? > 0 {
-            device.terms.push(exact(TermKind::RecurrentState, "recurrent state", memory.state()?)?);
-        }
-        let output = exact(TermKind::Output, "output", memory.output)?;
-        if deployment.backend == Backend::Cpu {
-            device.terms.push(output)
-        } else {
-            host.terms.push(output)
-        }
-        let resolved = memory.resolved;
-        device.terms.extend(driver_context(deployment, resolved.n_ubatch)?);
         Ok(Planned {
-            allocation: Allocation { devices: alloc::vec![device], host },
+            allocation: allocated.allocation,
             resolved: Resolved {
                 context_per_sequence: resolved.n_ctx_seq,
                 total_context: resolved.n_ctx,
@@ -199,6 +194,102 @@ impl<'a> Question<'a> {
                 ubatch: resolved.n_ubatch,
                 flash_attention: resolved.flash_attention,
             },
+            cache_bytes_per_token: allocated.cache_bytes_per_token,
         })
+    }
+
+    fn plan_ideal(&self) -> Result<Planned, PlanError> {
+        let deployment = &self.effective.deployment;
+        let spec = &self.model.spec;
+        let sequences = deployment.sequences.max(1);
+        let context = match deployment.context {
+            ContextRequest::PerSequence(tokens) => tokens,
+            ContextRequest::Total(tokens) => tokens / sequences,
+            ContextRequest::ModelMaximum => spec.max_context,
+        };
+        let mut allocation = ideal::allocate(spec, &self.tensors, deployment)?;
+        if self.model.generic {
+            generic::widen(&mut allocation, spec, deployment, context)?;
+        }
+        Ok(Planned {
+            allocation,
+            resolved: Resolved {
+                context_per_sequence: context,
+                total_context: mul(context, sequences)?,
+                batch: deployment.batch,
+                ubatch: deployment.ubatch.min(deployment.batch),
+                flash_attention: deployment.flash_attention != FlashAttention::Off,
+            },
+            cache_bytes_per_token: ideal::cache_bytes_per_token(spec, deployment)?,
+        })
+    }
+
+    /// The question compiled for many contexts and sequences.
+    ///
+    /// # Errors
+    /// [`PlanError::Math`] for what no context or number of sequences could cure.
+    pub fn compile(&self) -> Result<Compiled<'a>, PlanError> {
+        match self.effective.engine {
+            Engine::LlamaCpp(build) if !self.model.generic => {
+                let deployment = &self.effective.deployment;
+                Ok(Compiled::LlamaCpp {
+                    estimator: Box::new(Estimator::new(&self.model.spec, &self.tensors, build, deployment)?),
+                    question: self.clone(),
+                })
+            }
+            _ => Ok(Compiled::Explained(self.clone())),
+        }
+    }
+}
+
+/// A question ready to be asked for many contexts and sequences.
+#[derive(Debug, Clone)]
+pub enum Compiled<'a> {
+    /// Through llama.cpp's compiled estimate.
+    LlamaCpp {
+        /// The estimate.
+        estimator: Box<Estimator>,
+        /// What else there is to know.
+        question: Question<'a>,
+    },
+    /// Through the explained path, where no compiled one exists.
+    Explained(Question<'a>),
+}
+
+impl Compiled<'_> {
+    /// What is used with this context and this many sequences: as [`Used::of`] the plan.
+    ///
+    /// # Errors
+    /// [`PlanError::Math`] when the engine refuses.
+    pub fn used(&self, context: ContextRequest, sequences: u64) -> Result<Used, PlanError> {
+        match self {
+            Self::LlamaCpp { estimator, question } => {
+                let estimate = estimator.bytes(context, sequences)?;
+                let deployment = &question.effective.deployment;
+                let on_host = estimate.host;
+                let host_low = on_host.saturating_sub(estimate.host_compute.high).saturating_add(estimate.host_compute.low);
+                let device_low =
+                    estimate.device.saturating_sub(estimate.device_compute.high).saturating_add(estimate.device_compute.low);
+                let used = Used {
+                    device: Bytes::new(estimate.device)?,
+                    device_low: Bytes::new(device_low)?,
+                    host: Bytes::new(on_host)?,
+                    host_low: Bytes::new(host_low)?,
+                };
+                if matches!(deployment.backend, plimsoll_math::deployment::Backend::Cpu) {
+                    return Ok(Used { device: used.host, device_low: used.host_low, host: Bytes::ZERO, host_low: Bytes::ZERO });
+                }
+                let driver =
+                    PlaceAllocation { terms: driver_context(deployment, estimate.resolved.n_ubatch)?.into_iter().collect() };
+                let more = Used::of_device(&driver)?;
+                Ok(Used { device: used.device.plus(more.device)?, device_low: used.device_low.plus(more.device_low)?, ..used })
+            }
+            Self::Explained(question) => {
+                let mut probe = question.clone();
+                probe.effective.deployment.context = context;
+                probe.effective.deployment.sequences = sequences;
+                Ok(Used::of(&probe.plan()?)?)
+            }
+        }
     }
 }

@@ -52,18 +52,23 @@ impl Used {
     /// # Errors
     /// [`MathError::Overflow`].
     pub fn of(planned: &Planned) -> Result<Self, MathError> {
-        let lower = |place: &PlaceAllocation| Bytes::sum(place.terms.iter().map(low));
-        let mut used = Self {
-            device: Bytes::ZERO,
-            device_low: Bytes::ZERO,
-            host: planned.allocation.host.used()?,
-            host_low: lower(&planned.allocation.host)?,
-        };
-        for device in &planned.allocation.devices {
-            used.device = used.device.plus(device.used()?)?;
-            used.device_low = used.device_low.plus(lower(device)?)?;
+        let host = Self::of_device(&planned.allocation.host)?;
+        let mut used = Self { device: Bytes::ZERO, device_low: Bytes::ZERO, host: host.device, host_low: host.device_low };
+        for place in &planned.allocation.devices {
+            let device = Self::of_device(place)?;
+            used.device = used.device.plus(device.device)?;
+            used.device_low = used.device_low.plus(device.device_low)?;
         }
         Ok(used)
+    }
+
+    /// Sums of one place, as a device.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`].
+    pub fn of_device(place: &PlaceAllocation) -> Result<Self, MathError> {
+        let device_low = Bytes::sum(place.terms.iter().map(low))?;
+        Ok(Self { device: place.used()?, device_low, host: Bytes::ZERO, host_low: Bytes::ZERO })
     }
 
     /// Bytes to spare on `device` with upper bounds, or the bytes missing.
@@ -238,7 +243,7 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
             output: total(TermKind::Output)?,
         },
         cache: CacheBrief {
-            bytes_per_token: bytes_per_token(&question)?,
+            bytes_per_token: Bytes::new(planned.cache_bytes_per_token)?,
             blocks: None,
             block_tokens: None,
             max_concurrency: None,
@@ -274,21 +279,6 @@ pub fn explain(model: &Model, options: &Options) -> Result<Explain, PlanError> {
         host,
         notes: notes(&question, &planned),
     })
-}
-
-/// How much the cache grows per token once every window is full: the slope between two long contexts of one sequence.
-fn bytes_per_token(question: &Question<'_>) -> Result<Bytes, PlanError> {
-    // Both are multiples of every block length, page and padding, and beyond every published window.
-    const SHORT: u64 = 1 << 20;
-    const STEP: u64 = 1 << 12;
-    let mut probe = question.clone();
-    probe.effective.deployment.sequences = 1;
-    let mut at = |tokens| -> Result<Bytes, PlanError> {
-        probe.effective.deployment.context = ContextRequest::PerSequence(tokens);
-        Ok(probe.plan()?.allocation.total(TermKind::KvCache)?)
-    };
-    let grown = at(SHORT + STEP)?.minus(at(SHORT)?).unwrap_or(Bytes::ZERO);
-    Ok(Bytes::new(grown.get() / STEP)?)
 }
 
 /// The smallest change of each kind that would make it fit, those that give up least first.

@@ -12,6 +12,7 @@ pub mod driver;
 pub mod engine;
 pub mod error;
 pub mod fit;
+mod generic;
 pub mod inspect;
 pub mod limits;
 pub mod model;

@@ -6,26 +6,25 @@
 use alloc::string::ToString;
 
 use plimsoll_math::deployment::ContextRequest;
+use plimsoll_math::device::Device;
+use plimsoll_math::engine::llama_cpp::resolve::MAX_SEQUENCES;
 use plimsoll_math::error::MathError;
 
 use crate::command::command;
-use crate::engine::Question;
+use crate::engine::{Compiled, Question};
 use crate::error::PlanError;
 use crate::fit::{Used, deployment_brief, engine_brief, model_brief};
 use crate::model::Model;
 use crate::request::Options;
 use crate::response::{Limit, LimitedBy, Limits, REACH_SCHEMA, Reach};
 
-/// No engine that is followed takes more sequences (llama.cpp: `LLAMA_MAX_SEQ`, src/llama-cparams.h).
-const MAX_SEQUENCES: u64 = 256;
-
-/// Whether the question fits as it stands; `None` when the engine refuses it.
-fn fits(question: &Question<'_>) -> Result<Option<bool>, PlanError> {
-    match question.plan() {
-        Ok(planned) => Ok(Some(Used::of(&planned)?.headroom(&question.effective.device)?.is_ok())),
+/// Whether so much context for so many sequences fits; `None` when the engine refuses it.
+fn fits(compiled: &Compiled<'_>, device: &Device, context: ContextRequest, sequences: u64) -> Result<Option<bool>, PlanError> {
+    match compiled.used(context, sequences) {
+        Ok(used) => Ok(Some(used.headroom(device)?.is_ok())),
         Err(PlanError::Math(MathError::Refused { .. })) => Ok(None),
-        // More than can be counted is more than fits.
-        Err(PlanError::Math(MathError::Overflow { .. })) => Ok(Some(false)),
+        // More than can be counted, or than the engine can count, is more than fits.
+        Err(PlanError::Math(MathError::Overflow { .. } | MathError::Invalid { .. })) => Ok(Some(false)),
         Err(other) => Err(other),
     }
 }
@@ -67,10 +66,10 @@ pub fn max_context(question: &Question<'_>) -> Result<Option<Limit>, PlanError> 
     if cap == 0 {
         return Ok(None);
     }
-    let mut probe = question.clone();
+    let compiled = question.compile()?;
+    let sequences = question.effective.deployment.sequences;
     search(cap, LimitedBy::Model, |tokens| {
-        probe.effective.deployment.context = ContextRequest::PerSequence(tokens);
-        fits(&probe)
+        fits(&compiled, &question.effective.device, ContextRequest::PerSequence(tokens), sequences)
     })
     .map(Some)
 }
@@ -80,13 +79,10 @@ pub fn max_context(question: &Question<'_>) -> Result<Option<Limit>, PlanError> 
 /// # Errors
 /// [`PlanError`] when the engine does not know the model.
 pub fn max_sequences(question: &Question<'_>) -> Result<Option<Limit>, PlanError> {
-    let mut probe = question.clone();
-    // A shared pool does not grow with its users: how many fit is then a question of the context each one wants.
-    search(MAX_SEQUENCES, LimitedBy::Engine, |sequences| {
-        probe.effective.deployment.sequences = sequences;
-        fits(&probe)
-    })
-    .map(Some)
+    let compiled = question.compile()?;
+    let context = question.effective.deployment.context;
+    search(MAX_SEQUENCES, LimitedBy::Engine, |sequences| fits(&compiled, &question.effective.device, context, sequences))
+        .map(Some)
 }
 
 /// Both limits.

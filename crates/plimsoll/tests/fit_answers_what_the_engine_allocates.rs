@@ -17,7 +17,9 @@ use std::io::Read;
 use flate2::read::GzDecoder;
 use headers::{fixture, rows};
 use plimsoll_ingest::{gguf, hf};
+use plimsoll_math::allocation::{Certainty, TermKind};
 use plimsoll_math::deployment::FlashAttention;
+use plimsoll_math::device::DeviceKind;
 use plimsoll_math::error::MathError;
 use plimsoll_planner::response::{Fit, Totals};
 use plimsoll_planner::{Basis, Model, Options, PlanError};
@@ -104,7 +106,7 @@ fn check(answer: Result<Fit, PlanError>, row: &Value) -> Option<String> {
         Ok(answer) => answer,
         Err(error) => return Some(format!("refused: {error}")),
     };
-    let Totals { weights, kv_cache, recurrent_state, output, compute } = answer.totals;
+    let Totals { weights, kv_cache, recurrent_state, output, .. } = answer.totals;
     let mut wrong = Vec::new();
     for (what, found, expect) in [
         ("weights", weights.get(), sum(&row["model_bytes"])),
@@ -115,7 +117,27 @@ fn check(answer: Result<Fit, PlanError>, row: &Value) -> Option<String> {
             wrong.push(format!("{what} {found}, engine {expect}"));
         }
     }
-    let _ = compute;
+    // The graph's buffers are bounds: what the engine reserves lies between them, on the device and on the host.
+    let reserved = row["compute_bytes"].as_object().unwrap();
+    let is_host = |buffer: &str| buffer.contains("Host") || buffer.starts_with("CPU");
+    let single = answer.devices[0].kind == DeviceKind::Cpu;
+    for (what, terms, here) in [("device", &answer.devices[0].terms, single), ("host", &answer.host.terms, true)] {
+        if what == "host" && single {
+            continue;
+        }
+        let expect: u64 =
+            reserved.iter().filter(|(buffer, _)| is_host(buffer) == here).map(|(_, bytes)| bytes.as_u64().unwrap()).sum();
+        let (low, high) = terms.iter().filter(|term| term.component == TermKind::Compute).fold((0, 0), |(low, high), term| {
+            let least = match &term.certainty {
+                Certainty::Bounded { low, .. } => low.get(),
+                _ => term.bytes.get(),
+            };
+            (low + least, high + term.bytes.get())
+        });
+        if !(low..=high).contains(&expect) {
+            wrong.push(format!("compute on the {what} {low}..={high}, engine {expect}"));
+        }
+    }
     (!wrong.is_empty()).then(|| wrong.join("; "))
 }
 

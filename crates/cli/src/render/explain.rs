@@ -7,7 +7,8 @@ use plimsoll::planner::size::long;
 use super::text::{BOLD, DIM, paint, width, wrap};
 use super::{certainty_text, heading, label, mark, notes, page};
 
-fn branch(lines: &mut Vec<String>, terms: &[Term], prefix: &str, width: usize) {
+/// A source that is the parent's own is not said again.
+fn branch(lines: &mut Vec<String>, terms: &[Term], said: &str, prefix: &str, width: usize) {
     let last = terms.len().saturating_sub(1);
     for (index, term) in terms.iter().enumerate() {
         let (arm, stem) = if index == last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
@@ -26,10 +27,10 @@ fn branch(lines: &mut Vec<String>, terms: &[Term], prefix: &str, width: usize) {
         if !term.formula.is_empty() {
             lines.extend(wrap(&term.formula, width, &inner));
         }
-        if !term.source.is_empty() {
+        if !term.source.is_empty() && term.source != said {
             lines.extend(wrap(&term.source, width, &inner).into_iter().map(|line| paint(DIM, &line)));
         }
-        branch(lines, &term.children, &below, width);
+        branch(lines, &term.children, &term.source, &below, width);
     }
 }
 
@@ -43,12 +44,12 @@ pub(crate) fn explain(answer: &Explain) -> String {
     for device in &answer.devices {
         lines.push(String::new());
         lines.push(format!("{} {}", paint(BOLD, &device.name), long(device.used.get())));
-        branch(&mut lines, &device.terms, "", width);
+        branch(&mut lines, &device.terms, "", "", width);
     }
     if !answer.host.terms.is_empty() {
         lines.push(String::new());
         lines.push(format!("{} {}", paint(BOLD, "host"), long(answer.host.used.get())));
-        branch(&mut lines, &answer.host.terms, "", width);
+        branch(&mut lines, &answer.host.terms, "", "", width);
     }
     lines.push(String::new());
     lines.push(paint(DIM, "= exact   ≤ at most   ~ measured"));

@@ -107,7 +107,7 @@ fn textbook(answer: &Fit) -> Option<String> {
     let percent = (u128::from(difference) * 100 + u128::from(truth) / 2).checked_div(u128::from(truth))?;
     let way = if told < truth { "too little" } else { "too much" };
     Some(format!(
-        "parameters times bits plus full-length cache: {} + {} = {}, which is {} ({percent} %) {way}",
+        "parameters times bits plus full-length cache: {} + {} = {}, which is {} ({percent}%) {way}",
         short(answer.naive.weights.get()),
         short(answer.naive.kv_cache.get()),
         short(told),
