@@ -29,6 +29,7 @@ pub mod bert;
 pub mod gemma3;
 pub mod modernbert;
 pub mod multimodal;
+pub mod seamless;
 pub mod seq2seq;
 
 use plimsoll_math::spec::ModelSpec;
@@ -97,6 +98,7 @@ const TABLES: &[&[Family]] = &[
     bert::FAMILIES,
     gemma3::FAMILIES,
     modernbert::FAMILIES,
+    seamless::FAMILIES,
     seq2seq::FAMILIES,
     multimodal::FAMILIES,
 ];

@@ -77,23 +77,23 @@ const BLENDERBOT: &str = r#"{"vocab_size": 8008, "d_model": 2560, "encoder_layer
     "max_position_embeddings": 128}"#;
 
 /// One side of an encoder-decoder.
-struct Stack {
-    n_layers: u64,
-    attention: Attention,
-    feed_forward: Dense,
-    norm_bias: bool,
+pub(super) struct Stack {
+    pub(super) n_layers: u64,
+    pub(super) attention: Attention,
+    pub(super) feed_forward: Dense,
+    pub(super) norm_bias: bool,
 }
 
 impl Stack {
     /// An encoder's layers: they see the whole text.
-    fn encoder(&self, d_model: u64) -> Vec<Layer> {
+    pub(super) fn encoder(&self, d_model: u64) -> Vec<Layer> {
         let norms = ["attn_norm", "ffn_norm"].map(|name| self.norm(name, d_model)).to_vec();
         let mixer = Mixer::Attention(both_ways(self.attention.clone()));
         let layer = recipe::layer(mixer, FeedForward::Dense(self.feed_forward.clone()), norms);
         (0..self.n_layers).map(|_| layer.clone()).collect()
     }
     /// A decoder's layers: they also attend to the encoder's output, whose keys and values no token adds to.
-    fn decoder(&self, d_model: u64) -> Vec<Layer> {
+    pub(super) fn decoder(&self, d_model: u64) -> Vec<Layer> {
         let norms = ["attn_norm", "cross_attn_norm", "ffn_norm"].map(|name| self.norm(name, d_model)).to_vec();
         let feed_forward = FeedForward::Dense(self.feed_forward.clone());
         let mut layer = recipe::layer(Mixer::Attention(self.attention.clone()), feed_forward, norms);
