@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use plimsoll_ingest::error::IngestError;
 use plimsoll_ingest::gguf::{ByteOrder, Header, Limits, Options, Value, ingest, ingest_set};
 use plimsoll_ingest::source::{FileSource, PrefixSource, RangeSource};
+use plimsoll_math::spec::FeedForward;
 use plimsoll_math::tensor::{Component, Counts, Place};
 use support::{File, Meta};
 
@@ -294,4 +295,26 @@ fn an_unknown_architecture_is_a_guess_on_request_only() {
     assert!(guess.generic && guess.spec.llama_cpp_arch.is_none());
     assert!(guess.notes.iter().any(|note| note.contains("rough estimate")));
     assert_eq!(guess.spec.layers.len(), 2);
+}
+
+#[test]
+fn experts_stored_one_by_one_are_experts() {
+    let mut file = llama(1).u32("llama.expert_count", 4).u32("llama.expert_used_count", 2);
+    file.tensors.retain(|tensor| !tensor.name.contains("ffn_") || tensor.name.contains("ffn_norm"));
+    let mut with = File { tensors: Vec::new(), ..file.clone() };
+    for tensor in &file.tensors {
+        with = with.f32_tensor(&tensor.name, &tensor.dims);
+    }
+    with = with.f32_tensor("blk.0.ffn_gate_inp.weight", &[64, 4]);
+    for expert in 0..4 {
+        with = with.f32_tensor(&format!("blk.0.ffn_gate.{expert}.weight"), &[64, 128]);
+        with = with.f32_tensor(&format!("blk.0.ffn_up.{expert}.weight"), &[64, 128]);
+        with = with.f32_tensor(&format!("blk.0.ffn_down.{expert}.weight"), &[128, 64]);
+    }
+    let ingested = ingest(&with.bytes(), &Options::default()).unwrap();
+    let FeedForward::Moe(moe) = &ingested.spec.layers[0].feed_forward else { panic!("no experts") };
+    assert_eq!((moe.n_experts, moe.n_experts_per_token, moe.d_ff_expert), (4, 2, 128));
+    let experts = ingested.tensors.params_where(|tensor| tensor.component == Component::Experts).unwrap();
+    assert_eq!(experts.get(), 4 * 3 * 64 * 128);
+    assert!(ingested.notes.iter().any(|note| note.contains("one by one")), "{:?}", ingested.notes);
 }

@@ -228,7 +228,7 @@ const fn symmetric(name: &'static str, period: u64, full_first: bool, default: O
 }
 
 /// The rows, by name.
-pub(super) const ALL: &[Arch] = &[
+pub(super) static ALL: &[Arch] = &[
     // Phi 3's window is switched off in the engine (`phi3.cpp`): its row is a plain one.
     plain("apertus"),
     plain("arcee"),
@@ -438,3 +438,16 @@ pub(super) fn find(name: &str) -> Option<&'static Arch> {
 
 /// The row that stands in for an unknown architecture.
 pub(super) static GENERIC: Arch = PLAIN;
+
+#[cfg(test)]
+mod tests {
+    use super::{ALL, find};
+
+    #[test]
+    fn every_name_has_one_row() {
+        for arch in ALL {
+            assert_eq!(ALL.iter().filter(|other| other.name == arch.name).count(), 1, "{}", arch.name);
+            assert!(find(arch.name).is_some_and(|found| core::ptr::eq(found, arch)));
+        }
+    }
+}

@@ -92,6 +92,9 @@ pub fn from_header(header: Header, options: &Options) -> Result<Ingested, Ingest
     let mut spec = assemble(&builder, &by_place, &mut notes)?;
     let tensors = table(&header, &spec)?;
     file_extras(&mut spec, &tensors)?;
+    if header.tensors.iter().any(|tensor| names::parts(&tensor.name).inner == "ffn_down.0.weight") {
+        notes.push("experts are stored one by one, as before stacks of them, which llama.cpp no longer loads".to_string());
+    }
     let quantization = header
         .get("general.file_type")
         .and_then(super::Value::as_u64)

@@ -331,6 +331,9 @@ impl Builder<'_> {
         if tensors.weight("channel_mix_key").is_some() {
             return Ok(FeedForward::ChannelMix { weights: Vec::new() });
         }
+        if let Some(moe) = self.separate_experts(il, tensors) {
+            return Ok(FeedForward::Moe(moe));
+        }
         let dense = dense(tensors, "");
         let Some(down) = tensors.weight("ffn_down_exps") else {
             return Ok(dense.map_or(FeedForward::None, FeedForward::Dense));
@@ -368,6 +371,31 @@ impl Builder<'_> {
             beside: dense,
             extra: Vec::new(),
         }))
+    }
+}
+
+impl Builder<'_> {
+    /// Experts as files of the first mixtures hold them: a matrix of each, not a stack of all.
+    fn separate_experts(&self, il: usize, tensors: &LayerTensors<'_>) -> Option<Moe> {
+        let down = tensors.weight("ffn_down.0")?;
+        let n_experts = (0_u64..).take_while(|expert| tensors.weight(&format!("ffn_down.{expert}")).is_some()).count();
+        Some(Moe {
+            n_experts: u64::try_from(n_experts).ok()?,
+            n_experts_per_token: Self::at(&self.hparams.n_experts_per_token, il),
+            d_ff_expert: down.row(),
+            gated: tensors.weight("ffn_gate.0").is_some(),
+            fused_gate_up: false,
+            expert_bias: false,
+            router_bias: tensors.bias("ffn_gate_inp"),
+            correction_bias: None,
+            n_router_rows: None,
+            latent: None,
+            shared: None,
+            shared_component: Component::SharedExperts,
+            shared_gate: false,
+            beside: None,
+            extra: Vec::new(),
+        })
     }
 }
 

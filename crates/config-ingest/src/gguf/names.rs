@@ -58,6 +58,12 @@ fn outside(stem: &str) -> Component {
     }
 }
 
+/// `ffn_down.7`: one expert's matrix, as files of the first mixtures hold them.
+fn is_separate_expert(stem: &str) -> bool {
+    let number = ["ffn_gate.", "ffn_up.", "ffn_down."].iter().find_map(|prefix| stem.strip_prefix(prefix));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 fn inside(stem: &str) -> Component {
     let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| stem.starts_with(prefix));
     let stem_is = |names: &[&str]| names.contains(&stem);
@@ -74,7 +80,7 @@ fn inside(stem: &str) -> Component {
         Component::SharedExperts
     } else if stem.ends_with("_norm_exps") {
         Component::Norms
-    } else if stem.ends_with("exps") {
+    } else if stem.ends_with("exps") || is_separate_expert(stem) {
         Component::Experts
     } else if starts(&["vis_"]) {
         Component::Attention
