@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
 use plimsoll_ingest::gguf::{Header, Limits, Value};
+use plimsoll_ingest::source::FileSource;
 use plimsoll_math::engine::llama_cpp::loader_facts::{LoaderFacts, ScanFacts, packed_experts};
 use plimsoll_math::format::StorageFormat;
 use plimsoll_math::tensor::{Component, Counts, Place, Tensor, TensorTable};
@@ -31,14 +32,14 @@ pub fn rows(path: &str) -> Vec<serde_json::Value> {
 
 /// A header, gzip'd or not.
 pub fn header(path: &Path) -> Header {
-    let mut bytes = Vec::new();
-    let file = File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    if path.extension().is_some_and(|extension| extension == "gz") {
-        GzDecoder::new(file).read_to_end(&mut bytes).unwrap();
+    let read = if path.extension().is_some_and(|extension| extension == "gz") {
+        let mut bytes = Vec::new();
+        GzDecoder::new(File::open(path).unwrap()).read_to_end(&mut bytes).unwrap();
+        Header::read(&bytes, &Limits::default())
     } else {
-        file.take(64 << 20).read_to_end(&mut bytes).unwrap();
-    }
-    Header::read(&bytes, &Limits::default()).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        Header::read(&FileSource::open(path).unwrap(), &Limits::default())
+    };
+    read.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// The header of a model of the truth at a file type, if there is one.
