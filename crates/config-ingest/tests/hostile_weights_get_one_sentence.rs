@@ -54,7 +54,9 @@ fn of_safetensors_files_and_indexes() {
 
 #[test]
 fn of_npz_archives() {
-    of_folder("attacks/npz", |_, bytes| read_npz(&bytes, &NpzLimits::default(), Context::default(), &Hints::default()).map(|_| ()));
+    of_folder("attacks/npz", |_, bytes| {
+        read_npz(&bytes, &NpzLimits::default(), Context::default(), &Hints::default()).map(|_| ())
+    });
 }
 
 #[test]
