@@ -71,7 +71,7 @@ const EMBEDDINGS: &[&str] = &[
     "shared",
     "token_embd",
 ];
-const HEADS: &[&str] = &["lm_head", "embed_out", "output", "head", "lm_head_decoder"];
+const HEADS: &[&str] = &["lm_head", "embed_out", "output", "head", "lm_head_decoder", "ff_out"];
 const ATTENTION: &[&str] = &[
     "self_attn",
     "attn",
