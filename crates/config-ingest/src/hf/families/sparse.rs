@@ -414,9 +414,6 @@ fn kimi_k3(outer: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let Some(r) = outer.child(&["text_config"]) else {
         return Err(outer.config.missing(&["text_config"], "an object"));
     };
-    if outer.has(&["vision_config"]) {
-        outer.note("$.vision_config: the vision tower is not counted, as llama.cpp's converter leaves it out too");
-    }
     let r = &r;
     let dims = Dims { d_ff: r.need(recipe::D_FF), ..latent::dims(r) };
     let d_model = dims.d_model;
@@ -435,6 +432,11 @@ fn kimi_k3(outer: &Reader<'_>) -> Result<ModelSpec, IngestError> {
         tensor("ssm_a", Shape::vector(n_heads)),
         tensor("ssm_dt.bias", Shape::vector(width)),
         tensor("ssm_norm.weight", Shape::vector(head_dim)),
+        // The checkpoint pads the decay of 96 heads to 128; converters cut it (conversion/kimi_k3.py, modify_tensors).
+        Weight {
+            counts: Counts::Unconverted,
+            ..tensor("ssm_a_padding", Shape::vector(n_heads.next_power_of_two().saturating_sub(n_heads)))
+        },
     ];
     if linear.flag(&["use_full_rank_gate"], false) {
         extra.push(tensor("ssm_g.weight", Shape::matrix(d_model, width)));
@@ -452,6 +454,8 @@ fn kimi_k3(outer: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     // The list counts from 1.
     let listed = linear.list(&["full_attn_layers"]).unwrap_or_default();
     let mut experts = latent::experts(r, &["num_shared_experts"]);
+    // A parameter in the model's own class, which transformers does not replace by one with a buffer.
+    experts.correction_bias = Some(Counts::Parameter);
     experts.latent = r.opt_below(&["routed_expert_hidden_size"], limits.width);
     if let Some(latent) = experts.latent {
         let part = Component::ExpertsLatentProj;
@@ -491,6 +495,12 @@ fn kimi_k3(outer: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     spec.llama_cpp_arch = Some("kimi-k3".into());
     if attends_to_layers {
         spec.head.extra.extend(residual("output"));
+    }
+    if outer.has(&["vision_config"]) {
+        let mut eye = towers::read_as(outer, &["vision_config"], "kimi_k3_vision")?;
+        let merged = eye.d_output;
+        eye.mlp("mm", [merged, merged, d_model], false).norm("mm.post_norm", d_model, false);
+        spec.towers.push(eye.tower);
     }
     Ok(spec)
 }

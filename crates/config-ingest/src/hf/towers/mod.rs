@@ -6,6 +6,7 @@
 mod conformer;
 mod deepseek;
 mod draft;
+mod kimi;
 mod minimax;
 mod mobilenet;
 mod qwen;
@@ -32,7 +33,7 @@ pub struct Row {
     pub build: fn(&Reader<'_>) -> Draft,
 }
 
-const ROWS: &[&[Row]] = &[vit::ROWS, qwen::ROWS, conformer::ROWS, mobilenet::ROWS, minimax::ROWS, deepseek::ROWS];
+const ROWS: &[&[Row]] = &[vit::ROWS, qwen::ROWS, conformer::ROWS, mobilenet::ROWS, minimax::ROWS, deepseek::ROWS, kimi::ROWS];
 
 /// Every row.
 pub fn all() -> impl Iterator<Item = &'static Row> {
