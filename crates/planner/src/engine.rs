@@ -210,6 +210,9 @@ impl<'a> Question<'a> {
         let mut allocation = ideal::allocate(spec, &self.tensors, deployment)?;
         if self.model.generic {
             generic::widen(&mut allocation, spec, deployment, context)?;
+            if let (Engine::LlamaCpp(_), Some(device)) = (self.effective.engine, allocation.devices.first_mut()) {
+                device.terms.extend(driver_context(deployment, deployment.ubatch.min(deployment.batch))?);
+            }
         }
         Ok(Planned {
             allocation,

@@ -68,8 +68,15 @@ fn heading(model: &ModelBrief, engine: &EngineBrief, deployment: &DeploymentBrie
 }
 
 fn notes(notes: &[String], width: usize) -> Vec<String> {
+    // Keys without effect are many and alike: one line names them all.
+    const UNUSED: &str = ": not used (no effect on sizes is known)";
+    let unused: Vec<&str> = notes.iter().filter_map(|note| note.strip_suffix(UNUSED)).collect();
+    let mut shown: Vec<String> = notes.iter().filter(|note| !note.ends_with(UNUSED)).cloned().collect();
+    if !unused.is_empty() {
+        shown.push(format!("not used, no effect on sizes is known: {}", unused.join(", ")));
+    }
     let mut lines = Vec::new();
-    for note in notes {
+    for note in &shown {
         for (index, line) in wrap(note, width.saturating_sub(2), "    ").into_iter().enumerate() {
             lines.push(if index == 0 { format!("  - {}", line.trim_start()) } else { line });
         }
