@@ -75,6 +75,9 @@ fn of_dense_hybrids_and_experts() {
             ("qwen3.5-35b-a3b", "Qwen3.6-35B-A3B-4bit", gates(4)),
             ("qwen3.5-35b-a3b", "Qwen3.6-35B-A3B-5bit", gates(5)),
             ("qwen3.5-35b-a3b", "Qwen3.6-35B-A3B-8bit", gates(8)),
+            ("gemma-4-31b-it", "gemma-4-31b-it-4bit", plain(4)),
+            ("gemma-4-31b-it", "gemma-4-31b-it-6bit", plain(6)),
+            ("gemma-4-31b-it", "gemma-4-31b-it-8bit", plain(8)),
         ],
         false,
     );

@@ -44,8 +44,10 @@ fn group_of(tensor: &Tensor, quantization: &Quantization, corrected: &dyn Fn(u32
     let base = role.strip_suffix(".weight")?;
     // A gate of one row is a linear layer like any other.
     let matrix = tensor.shape.n_dims() > 1 || base == "ffn_gate_inp_shexp";
-    let kept =
-        tensor.place == Place::Tower || tensor.component == Component::Norms || base.contains("conv") || base.contains("norm");
+    // Left as they are: what lies inside a tower (mlx-vlm `utils.py:skip_multimodal_module`). Gemma's projector is a
+    // module beside its tower.
+    let in_tower = tensor.place == Place::Tower && !base.ends_with("input_projection");
+    let kept = in_tower || tensor.component == Component::Norms || base.contains("conv") || base.contains("norm");
     if !matrix || kept {
         return None;
     }
