@@ -35,6 +35,17 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// An object inside a list, whose place the caller knows.
+    ///
+    /// # Errors
+    /// [`IngestError::Field`] when `value` is no object.
+    pub fn root_at(value: &'a Value, path: String) -> Result<Self, IngestError> {
+        match value {
+            Value::Object(map) => Ok(Self { map, defaults: None, path, asked: Rc::default() }),
+            other => Err(wrong(path, other, "an object")),
+        }
+    }
+
     /// The raw value of the first alias that is present and not null, with its path.
     #[must_use]
     pub fn raw(&self, aliases: &[&str]) -> Option<(&'a Value, String)> {

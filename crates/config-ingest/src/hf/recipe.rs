@@ -364,8 +364,9 @@ pub fn rotated(r: &Reader<'_>, head_dim: u64, otherwise: f64) -> u64 {
     let aliases = ["partial_rotary_factor", "rotary_pct", "rope_pct"];
     let nested = r.child(&["rope_parameters"]).and_then(|rope| rope.keep(rope.config.f64(&aliases)));
     let share = r.keep(r.config.f64(&aliases)).or(nested).unwrap_or(otherwise);
-    // Truncated like Python's `int()`; a share is at most 1.
-    (0..=head_dim).rev().find(|dims| as_f64(*dims) <= as_f64(head_dim) * share + 1e-9).unwrap_or(0)
+    // Truncated like Python's `int()`. A float prints without exponent, so its digits before the point are that.
+    let product = format!("{}", as_f64(head_dim) * share);
+    product.split('.').next().and_then(|digits| digits.parse().ok()).unwrap_or(0).min(head_dim)
 }
 fn as_f64(count: u64) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))

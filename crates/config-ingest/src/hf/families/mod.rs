@@ -15,6 +15,7 @@ pub mod moe;
 pub mod olmo;
 pub mod phi;
 pub mod qwen;
+pub mod rare;
 
 // State spaces, linear attention, latent attention.
 pub mod deepseek_vl;
@@ -87,6 +88,7 @@ const TABLES: &[&[Family]] = &[
     olmo::FAMILIES,
     phi::FAMILIES,
     qwen::FAMILIES,
+    rare::FAMILIES,
     // State spaces, linear attention, latent attention.
     mamba::FAMILIES,
     deepseek_vl::FAMILIES,
