@@ -138,8 +138,10 @@ pub(super) fn build(
         if row.bare_qk_norm { Some(parts.graph.input(Parts::F32, [1, 1, parts.setting.tokens, 1])?) } else { None };
     let rows = parts.output_rows()?;
     let last = spec.layers.len().saturating_sub(1);
+    let shown = representative(spec, row.no_rope_every);
     let mut trunk = Trunk { row, positions, factors, attention_scale, rows, full, sliding, caches: *caches, window };
-    for (index, layer) in spec.layers.iter().enumerate() {
+    for index in shown {
+        let Some(layer) = spec.layers.get(index) else { continue };
         let chooses = index == last && !row.chooses_late;
         current = trunk.layer(parts, layer, spec.d_model, index, current, chooses)?;
     }
@@ -165,6 +167,43 @@ pub(super) fn build(
     parts.graph.expand(current)?;
     Ok(true)
 }
+
+/// Layers that stand for all: a block of layers that repeats is shown twice. Memory is reused from layer to layer, so the
+/// high-water mark of two rounds is that of many (every measured row holds this to be true).
+fn representative(spec: &ModelSpec, every: u64) -> Vec<usize> {
+    // Layers of one kind get one number; where an architecture counts layers, the count is part of the kind.
+    let mut kinds: Vec<(&Layer, bool)> = Vec::new();
+    let mut shown: Vec<(usize, usize)> = Vec::new();
+    let last = spec.layers.len().saturating_sub(1);
+    for (index, layer) in spec.layers.iter().enumerate() {
+        let number = u64::try_from(index).unwrap_or(u64::MAX).saturating_add(1);
+        let counted = every > 0 && number.is_multiple_of(every);
+        let known = kinds.iter().position(|(kind, other)| *kind == layer && *other == counted);
+        let kind = known.unwrap_or_else(|| {
+            kinds.push((layer, counted));
+            kinds.len().saturating_sub(1)
+        });
+        shown.push((index, kind));
+        if index == last {
+            break;
+        }
+        for period in 1..=LONGEST_PERIOD {
+            let Some(start) = shown.len().checked_sub(period.saturating_mul(3)) else { break };
+            let block = |nth: usize| {
+                let from = start.saturating_add(nth.saturating_mul(period));
+                shown.iter().skip(from).take(period).map(|(_, kind)| kind)
+            };
+            if block(0).eq(block(1)) && block(1).eq(block(2)) {
+                shown.truncate(shown.len().saturating_sub(period));
+                break;
+            }
+        }
+    }
+    shown.into_iter().map(|(index, _)| index).collect()
+}
+
+/// The longest block of layers that is looked for (Jamba repeats every 8).
+const LONGEST_PERIOD: usize = 12;
 
 struct Trunk<'a> {
     row: &'a Row,
