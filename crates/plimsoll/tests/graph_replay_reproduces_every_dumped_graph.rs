@@ -7,6 +7,7 @@ use std::fs::File;
 use std::path::Path;
 
 use flate2::read::GzDecoder;
+use plimsoll_math::engine::llama_cpp::graph::length::Length;
 use plimsoll_math::engine::llama_cpp::graph::replay::{BufferKind, Graph, GraphTensor, Layout, Sources, buffer_bytes};
 use serde_json::Value;
 
@@ -80,12 +81,12 @@ fn graph(dump: &Value) -> (Graph, Vec<BufferKind>, Vec<String>) {
                     dims: numbers(&tensor["ne"]).try_into().unwrap(),
                     strides: numbers(&tensor["nb"]).try_into().unwrap(),
                 },
-                bytes: *bytes.iter().min().unwrap(),
+                bytes: Length::of(*bytes.iter().min().unwrap()).unwrap(),
                 extra: bytes
                     .iter()
                     .enumerate()
                     .max_by_key(|(_, bytes)| **bytes)
-                    .map(|(on, most)| (on, most - bytes.iter().min().unwrap())),
+                    .map(|(on, most)| (on, Length::of(most - bytes.iter().min().unwrap()).unwrap())),
                 sources: tensor["src"].as_array().unwrap().iter().fold(Sources::default(), |mut all, source| {
                     all.push(index(source)).unwrap();
                     all

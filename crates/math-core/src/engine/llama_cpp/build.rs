@@ -77,6 +77,15 @@ impl Build {
         }
     }
 
+    /// Whether this build's graphs are built and replayed, so that compute buffers are exact where the architecture's graph is.
+    #[must_use]
+    pub const fn graphs_are_known(self) -> bool {
+        match self {
+            Self::C0c1e57098 => true,
+            Self::B12032 => false,
+        }
+    }
+
     /// b12032 adds three nodes to every graph, for inputs that may be embeddings (`llama-graph.cpp:build_inp_embd`).
     #[must_use]
     pub const fn extra_graph_nodes(self) -> u64 {

@@ -9,6 +9,7 @@ use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::cache::{CachePlan, CellRule};
 use crate::engine::llama_cpp::facts::{Facts, attention_of};
 use crate::engine::llama_cpp::flash::runs_fused;
+use crate::engine::llama_cpp::graph::ComputeBytes;
 use crate::engine::llama_cpp::recurrent::state_elements;
 use crate::engine::llama_cpp::resolve::Resolved;
 use crate::error::MathError;
@@ -54,6 +55,13 @@ pub struct ComputeBounds {
     pub device: Bounds,
     /// On the host.
     pub host: Bounds,
+}
+
+impl ComputeBounds {
+    /// Buffers that a replay gave to the byte.
+    pub(crate) const fn exactly(bytes: ComputeBytes) -> Self {
+        Self { device: Bounds::exactly(bytes.device), host: Bounds::exactly(bytes.host) }
+    }
 }
 
 /// What the bounds depend on, folded from the layers: elements per token unless said otherwise.

@@ -1,7 +1,7 @@
 //! The compiled estimate: everything that does not vary with context and sequences folded into integers.
 //!
-//! An admission check asks the same model thousands of times. [`Estimator::bytes`] answers without allocating and to
-//! the byte what [`crate::engine::llama_cpp::allocate::allocate`] explains.
+//! An admission check asks the same model thousands of times. [`Estimator::bytes`] answers without allocating (for the
+//! number of sequences it was compiled for; others may take a replay of the engine's graph) and to the byte what [`crate::engine::llama_cpp::allocate::allocate`] explains.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -9,8 +9,9 @@ use alloc::vec::Vec;
 use crate::deployment::{Backend, ContextRequest, Deployment};
 use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::cache::{BufferRules, CachePlan};
-use crate::engine::llama_cpp::compute::{Bounds, ComputeShape};
+use crate::engine::llama_cpp::compute::{Bounds, ComputeBounds, ComputeShape};
 use crate::engine::llama_cpp::facts::Facts;
+use crate::engine::llama_cpp::graph::{self, regimes::Regimes};
 use crate::engine::llama_cpp::loader_facts::LoaderFacts;
 use crate::engine::llama_cpp::memory::MemoryPlan;
 use crate::engine::llama_cpp::recurrent::{CompressorPlan, RecurrentPlan};
@@ -59,6 +60,10 @@ pub struct Estimator {
     compressors: Vec<CompressorPlan>,
     output_row: u64,
     compute: ComputeShape,
+    /// Ranges of contexts for the deployment's number of sequences, where the graph is known.
+    regimes: Option<Regimes>,
+    /// What a replay for another number of sequences needs.
+    spec: ModelSpec,
 }
 
 /// A cache as two numbers. Cells are multiples of 256, so that rows of a tensor never need padding and what the device
@@ -91,7 +96,7 @@ impl FoldedCache {
 }
 
 impl Estimator {
-    /// Compiles. Context and sequences of `deployment` are ignored.
+    /// Compiles, for the number of sequences of `deployment` first of all. Its context is ignored.
     ///
     /// # Errors
     /// What no context or number of sequences could cure: as [`crate::engine::llama_cpp::allocate::allocate`].
@@ -112,7 +117,10 @@ impl Estimator {
             }
         }
         let caches = plan.caches.iter().map(|cache| FoldedCache::new(cache, deployment, rules)).collect::<Result<Vec<_>, _>>()?;
+        let regimes = Regimes::new(spec, deployment, facts, &resolve_facts, &plan.caches)?;
         Ok(Self {
+            regimes,
+            spec: spec.clone(),
             deployment: deployment.clone(),
             facts: resolve_facts,
             rules,
@@ -148,7 +156,7 @@ impl Estimator {
             recurrent_state = add(recurrent_state, plan.bytes(&resolved, self.rules)?)?;
         }
         let output = mul(4, mul(resolved.n_seq_max, self.output_row)?)?;
-        let compute = self.compute.bounds(&self.plans, &resolved, &self.deployment)?;
+        let compute = self.compute(&resolved)?;
         let context = add(kv_cache, recurrent_state)?;
         let (on_device, on_host) = if self.deployment.backend == Backend::Cpu { (0, context) } else { (context, 0) };
         Ok(Estimate {
@@ -161,6 +169,22 @@ impl Estimator {
             device_compute: compute.device,
             host_compute: compute.host,
         })
+    }
+}
+
+impl Estimator {
+    /// Compute buffers: from the ranges that were compiled for this number of sequences, else by a replay, else bounds.
+    fn compute(&self, resolved: &Resolved) -> Result<ComputeBounds, MathError> {
+        if let Some(regimes) = &self.regimes {
+            if let Some(exact) = regimes.bytes(resolved)? {
+                return Ok(ComputeBounds::exactly(exact));
+            }
+            let facts = Facts::new(&self.spec, self.facts.build)?;
+            if let Some(exact) = graph::compute_bytes(&self.spec, &self.deployment, facts, resolved, &self.plans)? {
+                return Ok(ComputeBounds::exactly(exact));
+            }
+        }
+        self.compute.bounds(&self.plans, resolved, &self.deployment)
     }
 }
 

@@ -7,6 +7,7 @@ use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::cache::{BufferRules, CacheBytes, CachePlan, cache_plans};
 use crate::engine::llama_cpp::compute::{ComputeBounds, ComputeShape};
 use crate::engine::llama_cpp::facts::Facts;
+use crate::engine::llama_cpp::graph;
 use crate::engine::llama_cpp::recurrent::{CompressorPlan, RecurrentBytes, RecurrentPlan, compressor_plans, recurrent_plan};
 use crate::engine::llama_cpp::refuse;
 use crate::engine::llama_cpp::resolve::{ResolveFacts, Resolved, resolve_with};
@@ -105,6 +106,9 @@ pub fn memory(spec: &ModelSpec, deployment: &Deployment, build: Build) -> Result
     let recurrent = plan.recurrent.as_ref().map(|state| state.bytes(&resolved, rules)).transpose()?;
     let compressors = plan.compressors.iter().map(|state| state.bytes(&resolved, rules)).collect::<Result<Vec<_>, _>>()?;
     let output = mul(4, mul(resolved.n_seq_max, plan.output_row)?)?;
-    let compute = ComputeShape::new(spec, facts, deployment)?.bounds(&plan.caches, &resolved, deployment)?;
+    let compute = match graph::compute_bytes(spec, deployment, facts, &resolved, &plan.caches)? {
+        Some(exact) => ComputeBounds::exactly(exact),
+        None => ComputeShape::new(spec, facts, deployment)?.bounds(&plan.caches, &resolved, deployment)?,
+    };
     Ok(Memory { resolved, plan, caches, recurrent, compressors, output, compute })
 }

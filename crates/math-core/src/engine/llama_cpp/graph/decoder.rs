@@ -46,7 +46,7 @@ const SOFTMAX: Routing =
 const PLAIN: Row = Row {
     archs: &[],
     norm: NormKind::Rms,
-    activation: Activation::Glu,
+    activation: Activation::Single,
     scales_embedding: false,
     scales_queries: false,
     scales_residual: false,

@@ -5,27 +5,30 @@
 //! order of the architecture ([`decoder`]), split among backends ([`schedule`]) and replayed ([`replay`]).
 
 mod decoder;
+pub mod length;
 pub mod ops;
 mod parts;
+pub(super) mod regimes;
 pub mod replay;
 pub mod schedule;
 
-use alloc::vec;
+use alloc::vec::Vec;
 
-use super::build::Build;
 use super::cache::{BufferRules, CachePlan, CellRule};
 use super::facts::Facts;
+use super::flash::runs_fused;
 use super::resolve::Resolved;
 use crate::deployment::{Backend, Deployment};
 use crate::error::MathError;
-use crate::spec::ModelSpec;
+use crate::spec::{Attention, ModelSpec};
 use decoder::Caches;
 use ops::Builder;
 use parts::{Parts, Setting};
-use replay::BufferKind;
+use replay::{BufferKind, Graph};
 
 /// Bytes of the compute buffers: on the device (0 when the processor does everything) and on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ComputeBytes {
     /// On the device.
     pub device: u64,
@@ -37,46 +40,74 @@ pub struct ComputeBytes {
 ///
 /// # Errors
 /// [`MathError::Overflow`].
-pub fn compute_bytes(
+pub(super) fn compute_bytes(
     spec: &ModelSpec,
     deployment: &Deployment,
-    build: Build,
+    facts: Facts<'_>,
     resolved: &Resolved,
     plans: &[CachePlan],
 ) -> Result<Option<ComputeBytes>, MathError> {
-    let facts = Facts::new(spec, build)?;
+    let kinds = buffer_kinds(deployment.backend);
+    let Some(graphs) = graphs(spec, deployment, facts, resolved, plans)? else { return Ok(None) };
+    let mut out = ComputeBytes::default();
+    for graph in &graphs {
+        let bytes = replay::buffer_bytes(graph, &kinds)?;
+        let (host, device) = bytes.split_last().map_or((0, 0), |(host, rest)| (*host, rest.iter().copied().sum()));
+        out.device = out.device.max(device);
+        out.host = out.host.max(host);
+    }
+    Ok(Some(out))
+}
+
+/// The buffers of a backend: the device's, if there is one, and the processor's.
+fn buffer_kinds(backend: Backend) -> Vec<BufferKind> {
+    let kind = |backend| BufferKind { alignment: BufferRules::of(backend).alignment, largest: u64::MAX };
+    let mut kinds = Vec::new();
+    if backend != Backend::Cpu {
+        kinds.push(kind(backend));
+    }
+    kinds.push(kind(Backend::Cpu));
+    kinds
+}
+
+/// The graphs that the engine reserves memory for: a full micro-batch, and one token per sequence. Buffers never shrink,
+/// so the larger need counts (`llama-context.cpp:sched_reserve`).
+fn graphs(
+    spec: &ModelSpec,
+    deployment: &Deployment,
+    facts: Facts<'_>,
+    resolved: &Resolved,
+    plans: &[CachePlan],
+) -> Result<Option<[Graph; 2]>, MathError> {
     let Some(row) = decoder::row(facts.arch) else { return Ok(None) };
     let on_device = match deployment.backend {
         Backend::Cpu => false,
         Backend::Cuda { .. } => true,
         Backend::Metal => return Ok(None),
     };
-    if build != Build::C0c1e57098 {
+    // Without a kernel for its heads, attention falls back to the processor and the graph is cut in places of its own.
+    let falls_back = on_device && resolved.flash_attention && !runs_fused(spec, facts, deployment)?;
+    if !facts.build.graphs_are_known() || deployment.embeddings || deployment.load_mtp || falls_back {
         return Ok(None);
     }
     let mut caches = Caches { window_cells: None, v_widths: [0; 2], rotations: [[0; 2]; 2] };
+    let mut widest = 0;
     for plan in plans {
-        let cells = plan.cells(resolved, deployment.swa_full)?;
         let slot = usize::from(matches!(plan.cells, CellRule::Window { .. }));
         if slot == 1 {
-            caches.window_cells = Some(cells);
+            caches.window_cells = Some(plan.cells(resolved, deployment.swa_full)?);
         }
-        let widest = plan.groups.iter().filter_map(|group| group.v_dim).max().unwrap_or(0);
-        if let Some(width) = caches.v_widths.get_mut(slot) {
-            *width = widest;
-        }
+        widest = plan.groups.iter().filter_map(|group| group.v_dim).fold(widest, u64::max);
         if let Some(rotation) = caches.rotations.get_mut(slot) {
             *rotation = plan.rotations;
         }
     }
-    let widest = caches.v_widths.iter().copied().max().unwrap_or(0);
     caches.v_widths = [widest; 2];
-    let mut out = ComputeBytes::default();
-    // The engine reserves the graph of a full micro-batch and that of one token per sequence; buffers never shrink.
-    for tokens in [resolved.graph_tokens, resolved.n_seq_max] {
+    let window = |attention: &Attention| facts.window(attention.window).is_some();
+    let build = |tokens: u64, outputs: u64| -> Result<Option<Graph>, MathError> {
         let setting = Setting {
             tokens,
-            outputs: if tokens == resolved.graph_tokens { resolved.n_outputs_max.min(tokens) } else { tokens },
+            outputs,
             streams: resolved.streams,
             cells: resolved.n_ctx_seq,
             k_format: deployment.kv_type_k,
@@ -87,23 +118,13 @@ pub fn compute_bytes(
             copies_kv: on_device,
         };
         let mut parts = Parts { graph: Builder::default(), setting };
-        let window = |attention: &crate::spec::Attention| facts.window(attention.window).is_some();
         if !decoder::build(&mut parts, spec, row, &caches, &window)? {
             return Ok(None);
         }
-        let host_kind = BufferKind { alignment: BufferRules::of(Backend::Cpu).alignment, largest: u64::MAX };
-        let mut kinds = vec![host_kind];
-        if on_device {
-            kinds.insert(0, BufferKind { alignment: BufferRules::of(deployment.backend).alignment, largest: u64::MAX });
-        }
-        let graph = schedule::schedule(&parts.graph, kinds.len())?;
-        let bytes = replay::buffer_bytes(&graph, &kinds)?;
-        if let [device, host] = bytes.as_slice() {
-            out.device = out.device.max(*device);
-            out.host = out.host.max(*host);
-        } else if let [host] = bytes.as_slice() {
-            out.host = out.host.max(*host);
-        }
-    }
-    Ok(Some(out))
+        schedule::schedule(&parts.graph, buffer_kinds(deployment.backend).len()).map(Some)
+    };
+    let tokens = resolved.graph_tokens;
+    let batch = build(tokens, resolved.n_outputs_max.min(tokens))?;
+    let single = build(resolved.n_seq_max, resolved.n_seq_max)?;
+    Ok(batch.zip(single).map(|(batch, single)| [batch, single]))
 }

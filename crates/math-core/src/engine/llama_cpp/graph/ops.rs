@@ -3,6 +3,7 @@
 
 use alloc::vec::Vec;
 
+use super::length::Length;
 use super::replay::{GraphTensor, Layout, Sources};
 use crate::error::MathError;
 use crate::format::StorageFormat;
@@ -100,7 +101,7 @@ impl Builder {
         }
         let tensor = GraphTensor {
             layout: Layout { type_id: format.ggml_id().unwrap_or(u32::MAX), dims, strides },
-            bytes: span(format, dims, strides)?,
+            bytes: Length::of(span(format, dims, strides)?)?,
             extra: None,
             sources: list,
             view_of,
@@ -145,7 +146,7 @@ impl Builder {
     /// # Errors
     /// [`MathError::Overflow`] for a tensor of another graph.
     pub fn bytes(&self, node: Node) -> Result<u64, MathError> {
-        Ok(self.built(node)?.tensor.bytes)
+        self.built(node)?.tensor.bytes.now()
     }
     /// Whether two tensors show the same memory.
     ///
@@ -225,7 +226,7 @@ impl Builder {
     /// # Errors
     /// [`MathError::Overflow`] for a tensor of another graph.
     pub fn add_extra(&mut self, node: Node, backend: usize, bytes: u64) -> Result<(), MathError> {
-        self.built_mut(node)?.tensor.extra = Some((backend, bytes));
+        self.built_mut(node)?.tensor.extra = Some((backend, Length::of(bytes)?));
         Ok(())
     }
 

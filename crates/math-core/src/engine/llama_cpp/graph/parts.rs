@@ -62,9 +62,7 @@ pub(super) enum NormKind {
 /// What a feed-forward does between its projections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Activation {
-    /// Gate and up in one operation (SwiGLU, GeGLU, ReGLU).
-    Glu,
-    /// One elementwise operation.
+    /// One operation: of gate and up together (SwiGLU, GeGLU, ReGLU), or elementwise where there is no gate.
     Single,
     /// Two of them (squared ReLU).
     Squared,

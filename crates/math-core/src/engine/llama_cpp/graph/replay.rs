@@ -7,8 +7,8 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::length::{Length, Steps};
 use crate::error::MathError;
-use crate::units::{add, round_up};
 
 /// What makes two tensors interchangeable for an in-place operation: element type and dimensions with their strides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -52,9 +52,9 @@ pub struct GraphTensor {
     /// Type, dimensions and strides.
     pub layout: Layout,
     /// Bytes of its elements.
-    pub bytes: u64,
+    pub bytes: Length,
     /// Bytes that one kind of buffer adds for the operation's own use: the buffer and the bytes.
-    pub extra: Option<(usize, u64)>,
+    pub extra: Option<(usize, Length)>,
     /// The tensors it is computed from.
     pub sources: Sources,
     /// The tensor whose memory it shows.
@@ -93,27 +93,33 @@ pub struct BufferKind {
 
 #[derive(Debug, Clone, Copy)]
 struct Hole {
-    offset: u64,
-    size: u64,
+    offset: Length,
+    size: Length,
+}
+
+impl Hole {
+    fn end(self) -> Result<Length, MathError> {
+        self.offset.plus(self.size)
+    }
 }
 
 /// One allocation of a buffer. The last hole is its open end.
 #[derive(Debug, Clone)]
 struct Chunk {
     holes: Vec<Hole>,
-    high: u64,
+    high: Length,
 }
 
 impl Chunk {
     /// Makes one hole of the hole `left` and the next when they touch.
-    fn join(&mut self, left: usize) -> Result<(), MathError> {
+    fn join(&mut self, left: usize, steps: &mut Steps) -> Result<(), MathError> {
         let right = left.saturating_add(1);
         if let (Some(first), Some(second)) = (self.holes.get(left).copied(), self.holes.get(right).copied())
-            && first.offset.checked_add(first.size) == Some(second.offset)
+            && steps.equal(first.end()?, second.offset)
         {
             self.holes.remove(right);
             if let Some(hole) = self.holes.get_mut(left) {
-                hole.size = add(first.size, second.size)?;
+                hole.size = first.size.plus(second.size)?;
             }
         }
         Ok(())
@@ -123,7 +129,7 @@ impl Chunk {
 #[derive(Debug, Clone, Copy)]
 struct Address {
     chunk: usize,
-    offset: u64,
+    offset: Length,
 }
 
 /// A buffer while tensors come and go (`ggml_dyn_tallocr`).
@@ -134,20 +140,24 @@ struct Pool {
 }
 
 /// Where a chunk's open end starts to count as endless: sizes never come near it.
-const ENDLESS: u64 = u64::MAX / 4;
+const ENDLESS: u64 = 1 << 60;
 
 impl Pool {
     const fn new(kind: BufferKind) -> Self {
         Self { kind, chunks: Vec::new() }
     }
 
-    fn take(&mut self, size: u64) -> Result<Address, MathError> {
-        let size = round_up(size, self.kind.alignment)?;
-        let (chunk_index, hole_index) = match self.best_hole(size).or_else(|| self.best_end(size)) {
+    fn take(&mut self, size: Length, steps: &mut Steps) -> Result<Address, MathError> {
+        let size = steps.round_up(size, self.kind.alignment)?;
+        let found = match self.best_hole(size, steps) {
+            Some(hole) => Some(hole),
+            None => self.best_end(size, steps)?,
+        };
+        let (chunk_index, hole_index) = match found {
             Some(found) => found,
             None => {
-                let room = self.kind.largest.min(ENDLESS).max(size);
-                self.chunks.push(Chunk { holes: vec![Hole { offset: 0, size: room }], high: 0 });
+                let room = steps.larger(Length::of(self.kind.largest.min(ENDLESS))?, size);
+                self.chunks.push(Chunk { holes: vec![Hole { offset: Length::ZERO, size: room }], high: Length::ZERO });
                 (self.chunks.len().saturating_sub(1), 0)
             }
         };
@@ -155,25 +165,27 @@ impl Pool {
         let chunk = self.chunks.get_mut(chunk_index).ok_or(missing.clone())?;
         let hole = chunk.holes.get_mut(hole_index).ok_or(missing)?;
         let offset = hole.offset;
-        hole.offset = add(hole.offset, size)?;
-        hole.size = hole.size.saturating_sub(size);
-        if hole.size == 0 {
+        hole.offset = offset.plus(size)?;
+        hole.size = hole.size.minus(size)?;
+        let empty = steps.equal(hole.size, Length::ZERO);
+        let end = hole.offset;
+        if empty {
             chunk.holes.remove(hole_index);
         }
-        chunk.high = chunk.high.max(add(offset, size)?);
+        chunk.high = steps.larger(chunk.high, end);
         Ok(Address { chunk: chunk_index, offset })
     }
 
     /// The smallest hole that holds `size`; of equal ones the last. A chunk's open end is no hole, and each chunk with a
     /// fitting hole outranks the chunks before it.
-    fn best_hole(&self, size: u64) -> Option<(usize, usize)> {
+    fn best_hole(&self, size: Length, steps: &mut Steps) -> Option<(usize, usize)> {
         let mut best = None;
         for (chunk_index, chunk) in self.chunks.iter().enumerate() {
-            let mut smallest = u64::MAX;
+            let mut smallest: Option<Length> = None;
             let inner = chunk.holes.len().saturating_sub(1);
             for (hole_index, hole) in chunk.holes.iter().take(inner).enumerate() {
-                if hole.size >= size && hole.size <= smallest {
-                    smallest = hole.size;
+                if steps.at_least(hole.size, size) && smallest.is_none_or(|smallest| steps.at_least(smallest, hole.size)) {
+                    smallest = Some(hole.size);
                     best = Some((chunk_index, hole_index));
                 }
             }
@@ -182,48 +194,62 @@ impl Pool {
     }
 
     /// The open end that wastes least: one that need not grow with the least left over, else the one that grows least.
-    fn best_end(&self, size: u64) -> Option<(usize, usize)> {
-        let mut best: Option<(usize, usize, i128)> = None;
+    fn best_end(&self, size: Length, steps: &mut Steps) -> Result<Option<(usize, usize)>, MathError> {
+        let mut best: Option<(usize, usize, Length)> = None;
         for (chunk_index, chunk) in self.chunks.iter().enumerate() {
-            let Some(end) = chunk.holes.last().filter(|end| end.size >= size) else { continue };
+            let Some(end) = chunk.holes.last() else { continue };
+            if !steps.at_least(end.size, size) {
+                continue;
+            }
             // Bytes left below the mark once the tensor is in; negative when the chunk grows.
-            let left = i128::from(chunk.high) - i128::from(end.offset) - i128::from(size);
+            let left = chunk.high.minus(end.offset)?.minus(size)?;
             let better = match best {
                 None => true,
-                Some((_, _, held)) => (held < 0 && left > held) || (left >= 0 && left < held),
+                Some((_, _, held)) => {
+                    (!steps.at_least(held, Length::ZERO) && !steps.at_least(held, left))
+                        || (steps.at_least(left, Length::ZERO) && !steps.at_least(left, held))
+                }
             };
             if better {
                 best = Some((chunk_index, chunk.holes.len().saturating_sub(1), left));
             }
         }
-        best.map(|(chunk, hole, _)| (chunk, hole))
+        Ok(best.map(|(chunk, hole, _)| (chunk, hole)))
     }
 
-    fn give_back(&mut self, address: Address, size: u64) -> Result<(), MathError> {
-        let size = round_up(size, self.kind.alignment)?;
+    fn give_back(&mut self, address: Address, size: Length, steps: &mut Steps) -> Result<(), MathError> {
+        let size = steps.round_up(size, self.kind.alignment)?;
         let Some(chunk) = self.chunks.get_mut(address.chunk) else { return Ok(()) };
-        let end = add(address.offset, size)?;
+        let end = address.offset.plus(size)?;
         // The first hole that touches decides, also where tensors of no size left holes of no size behind: those can
         // keep neighbours apart, and the engine's buffers are the larger for it.
-        let touching =
-            chunk.holes.iter().position(|hole| hole.offset.checked_add(hole.size) == Some(address.offset) || hole.offset == end);
-        let Some(index) = touching else {
-            let place = chunk.holes.partition_point(|hole| hole.offset < address.offset);
+        let mut touching = None;
+        for (index, hole) in chunk.holes.iter().enumerate() {
+            if steps.equal(hole.end()?, address.offset) {
+                touching = Some((index, true));
+                break;
+            }
+            if steps.equal(hole.offset, end) {
+                touching = Some((index, false));
+                break;
+            }
+        }
+        let Some((index, grows_up)) = touching else {
+            let place = chunk.holes.iter().take_while(|hole| !steps.at_least(hole.offset, address.offset)).count();
             chunk.holes.insert(place, Hole { offset: address.offset, size });
             return Ok(());
         };
         let Some(hole) = chunk.holes.get_mut(index) else { return Ok(()) };
-        let grows_up = hole.offset.checked_add(hole.size) == Some(address.offset);
-        hole.size = add(hole.size, size)?;
+        hole.size = hole.size.plus(size)?;
         if grows_up {
-            return chunk.join(index);
+            return chunk.join(index, steps);
         }
         hole.offset = address.offset;
-        index.checked_sub(1).map_or(Ok(()), |left| chunk.join(left))
+        index.checked_sub(1).map_or(Ok(()), |left| chunk.join(left, steps))
     }
 
-    fn high(&self) -> Result<u64, MathError> {
-        self.chunks.iter().try_fold(0, |sum, chunk| add(sum, chunk.high))
+    fn high(&self) -> Result<Length, MathError> {
+        self.chunks.iter().try_fold(Length::ZERO, |sum, chunk| sum.plus(chunk.high))
     }
 }
 
@@ -237,6 +263,7 @@ struct State {
 
 struct Replay<'a> {
     graph: &'a Graph,
+    steps: &'a mut Steps,
     pools: Vec<Pool>,
     states: Vec<State>,
 }
@@ -246,8 +273,14 @@ struct Replay<'a> {
 /// # Errors
 /// [`MathError::Invalid`] when the graph names a tensor or buffer that it does not have, [`MathError::Overflow`].
 pub fn buffer_bytes(graph: &Graph, kinds: &[BufferKind]) -> Result<Vec<u64>, MathError> {
+    buffer_lengths(graph, kinds, &mut Steps::default())?.into_iter().map(Length::now).collect()
+}
+
+/// As [`buffer_bytes`] for sizes that grow with the context: `steps` ends up as the range in which the answer holds.
+pub(super) fn buffer_lengths(graph: &Graph, kinds: &[BufferKind], steps: &mut Steps) -> Result<Vec<Length>, MathError> {
     let mut replay = Replay {
         graph,
+        steps,
         pools: kinds.iter().map(|kind| Pool::new(*kind)).collect(),
         states: vec![State::default(); graph.tensors.len()],
     };
@@ -300,12 +333,15 @@ impl<'a> Replay<'a> {
     fn state(&mut self, index: usize) -> Result<&mut State, MathError> {
         self.states.get_mut(index).ok_or_else(|| no_such("tensor"))
     }
-    fn pool(&mut self, buffer: usize) -> Result<&mut Pool, MathError> {
-        self.pools.get_mut(buffer).ok_or_else(|| no_such("buffer"))
+    fn take(&mut self, buffer: usize, size: Length) -> Result<Address, MathError> {
+        self.pools.get_mut(buffer).ok_or_else(|| no_such("buffer"))?.take(size, self.steps)
     }
-    fn bytes(tensor: &GraphTensor, buffer: usize) -> Result<u64, MathError> {
+    fn give_back(&mut self, buffer: usize, address: Address, size: Length) -> Result<(), MathError> {
+        self.pools.get_mut(buffer).ok_or_else(|| no_such("buffer"))?.give_back(address, size, self.steps)
+    }
+    fn bytes(tensor: &GraphTensor, buffer: usize) -> Result<Length, MathError> {
         match tensor.extra {
-            Some((on, extra)) if on == buffer => add(tensor.bytes, extra),
+            Some((on, extra)) if on == buffer => tensor.bytes.plus(extra),
             Some(_) | None => Ok(tensor.bytes),
         }
     }
@@ -324,7 +360,7 @@ impl<'a> Replay<'a> {
             }
         }
         let size = Self::bytes(tensor, buffer)?;
-        let address = self.pool(buffer)?.take(size)?;
+        let address = self.take(buffer, size)?;
         self.state(index)?.held = Some((buffer, address));
         Ok(())
     }
@@ -341,12 +377,12 @@ impl<'a> Replay<'a> {
         }
         self.state(parent)?.held = None;
         self.state(index)?.held = Some((buffer, address));
-        let alignment = self.pool(buffer)?.kind.alignment;
-        let held = round_up(Self::bytes(source, buffer)?, alignment)?;
-        let needed = round_up(Self::bytes(tensor, buffer)?, alignment)?;
-        if held > needed {
-            let rest = Address { chunk: address.chunk, offset: add(address.offset, needed)? };
-            self.pool(buffer)?.give_back(rest, held.saturating_sub(needed))?;
+        let alignment = self.pools.get(buffer).ok_or_else(|| no_such("buffer"))?.kind.alignment;
+        let held = self.steps.round_up(Self::bytes(source, buffer)?, alignment)?;
+        let needed = self.steps.round_up(Self::bytes(tensor, buffer)?, alignment)?;
+        if !self.steps.at_least(needed, held) {
+            let rest = Address { chunk: address.chunk, offset: address.offset.plus(needed)? };
+            self.give_back(buffer, rest, held.minus(needed)?)?;
         }
         Ok(true)
     }
@@ -376,7 +412,7 @@ impl<'a> Replay<'a> {
         }
         if let Some((buffer, address)) = self.state(index)?.held.take() {
             let size = Self::bytes(tensor, buffer)?;
-            self.pool(buffer)?.give_back(address, size)?;
+            self.give_back(buffer, address, size)?;
         }
         Ok(())
     }

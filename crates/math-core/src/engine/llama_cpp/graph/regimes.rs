@@ -1,0 +1,160 @@
+//! Compute buffers for every context at once: the ranges of contexts in which they grow along a straight line.
+//!
+//! Nothing is interpolated. Each range comes from a replay whose every decision holds throughout the range
+//! ([`super::length`]).
+
+use alloc::vec::Vec;
+
+use super::length::{Length, Steps};
+use super::replay::{Graph, buffer_lengths};
+use super::{ComputeBytes, buffer_kinds, graphs};
+use crate::deployment::{ContextRequest, Deployment};
+use crate::engine::llama_cpp::cache::{CachePlan, CellRule};
+use crate::engine::llama_cpp::facts::Facts;
+use crate::engine::llama_cpp::resolve::{CONTEXT_PAD, ResolveFacts, Resolved, resolve_with};
+use crate::error::MathError;
+use crate::spec::ModelSpec;
+use crate::units::{add, mul};
+
+/// Cells up to which ranges are looked for; beyond, the last one goes on only as far as it was shown to.
+const MOST_CELLS: u64 = 1 << 27;
+
+/// How many ranges are looked for before the rest is left to replays.
+const MOST_REGIMES: usize = 64;
+
+/// Contexts from `from` to `to` cells per sequence, and the buffers in between.
+#[derive(Debug, Clone, Copy)]
+struct Regime {
+    from: u64,
+    to: u64,
+    device: Length,
+    host: Length,
+}
+
+/// The ranges for one number of sequences.
+#[derive(Debug, Clone)]
+pub(in crate::engine::llama_cpp) struct Regimes {
+    sequences: u64,
+    list: Vec<Regime>,
+}
+
+impl Regimes {
+    /// The ranges of a deployment for its number of sequences; `None` where the graph is not known.
+    pub(in crate::engine::llama_cpp) fn new(
+        spec: &ModelSpec,
+        deployment: &Deployment,
+        facts: Facts<'_>,
+        resolve_facts: &ResolveFacts,
+        plans: &[CachePlan],
+    ) -> Result<Option<Self>, MathError> {
+        let sequences = deployment.sequences.max(1);
+        let at = |cells: u64| -> Result<Resolved, MathError> {
+            let pool = if deployment.kv_unified { cells } else { mul(cells, sequences)? };
+            resolve_with(resolve_facts, deployment, ContextRequest::Total(pool), sequences)
+        };
+        let mut out = Self { sequences, list: Vec::new() };
+        let mut from = CONTEXT_PAD;
+        while from <= MOST_CELLS && out.list.len() < MOST_REGIMES {
+            // A context that the engine refuses is no range; neither is one beyond its counters.
+            let (Ok(here), Ok(next)) = (at(from), at(add(from, CONTEXT_PAD)?)) else { break };
+            let Some(regime) = regime(spec, deployment, facts, plans, &here, &next)? else { return Ok(None) };
+            from = add(regime.to, CONTEXT_PAD)?;
+            out.list.push(regime);
+        }
+        Ok(Some(out))
+    }
+
+    /// The buffers for effective parameters, where a range covers them.
+    pub(in crate::engine::llama_cpp) fn bytes(&self, resolved: &Resolved) -> Result<Option<ComputeBytes>, MathError> {
+        let cells = resolved.n_ctx_seq;
+        if resolved.n_seq_max != self.sequences || !cells.is_multiple_of(CONTEXT_PAD) {
+            return Ok(None);
+        }
+        let index = self.list.partition_point(|regime| regime.to < cells);
+        let Some(regime) = self.list.get(index).filter(|regime| regime.from <= cells) else { return Ok(None) };
+        let steps = cells.saturating_sub(regime.from) / CONTEXT_PAD;
+        Ok(Some(ComputeBytes { device: regime.device.after(steps)?, host: regime.host.after(steps)? }))
+    }
+}
+
+/// The range that starts at `here`.
+fn regime(
+    spec: &ModelSpec,
+    deployment: &Deployment,
+    facts: Facts<'_>,
+    plans: &[CachePlan],
+    here: &Resolved,
+    next: &Resolved,
+) -> Result<Option<Regime>, MathError> {
+    let mut steps = Steps::default();
+    steps.limit(MOST_CELLS / CONTEXT_PAD);
+    // Micro-batch and rows of logits follow the context only while it is shorter than they are.
+    if (here.graph_tokens, here.n_outputs_max, here.n_ubatch) != (next.graph_tokens, next.n_outputs_max, next.n_ubatch) {
+        steps.limit(0);
+    }
+    for plan in plans {
+        // A window's cells grow with the context until they are as many as it needs, and then no more.
+        let (now, then) = (plan.cells(here, deployment.swa_full)?, plan.cells(next, deployment.swa_full)?);
+        if now != then {
+            let most = plan.cells(&Resolved { n_ctx_seq: MOST_CELLS, ..*here }, deployment.swa_full)?;
+            match plan.cells {
+                CellRule::Context => {}
+                CellRule::Window { .. } => steps.limit(most.saturating_sub(now) / CONTEXT_PAD),
+                CellRule::Compressed { .. } | CellRule::None => steps.limit(0),
+            }
+        }
+    }
+    let (Some(now), Some(then)) = (graphs(spec, deployment, facts, here, plans)?, graphs(spec, deployment, facts, next, plans)?)
+    else {
+        return Ok(None);
+    };
+    let kinds = buffer_kinds(deployment.backend);
+    let (mut device, mut host) = (Length::ZERO, Length::ZERO);
+    for (now, then) in now.into_iter().zip(then) {
+        let graph = growing(now, &then, &mut steps)?;
+        let lengths = buffer_lengths(&graph, &kinds, &mut steps)?;
+        let (needs_host, needs_device) = match lengths.as_slice() {
+            [device, host] => (*host, *device),
+            [host] => (*host, Length::ZERO),
+            _ => return Ok(None),
+        };
+        device = steps.larger(device, needs_device);
+        host = steps.larger(host, needs_host);
+    }
+    let from = here.n_ctx_seq;
+    let to = add(from, mul(steps.most().min(MOST_CELLS / CONTEXT_PAD), CONTEXT_PAD)?)?;
+    Ok(Some(Regime { from, to, device, host }))
+}
+
+/// A graph whose sizes are straight lines through two contexts.
+fn growing(mut now: Graph, then: &Graph, steps: &mut Steps) -> Result<Graph, MathError> {
+    if now.tensors.len() != then.tensors.len() || now.nodes != then.nodes || now.leafs != then.leafs {
+        steps.limit(0);
+        return Ok(now);
+    }
+    let layouts = |graph: &Graph, a: usize, b: usize| {
+        graph.tensors.get(a).zip(graph.tensors.get(b)).is_some_and(|(a, b)| a.layout == b.layout)
+    };
+    for (index, tensor) in now.tensors.iter().enumerate() {
+        if tensor.may_overwrite {
+            let changes = |source: usize| layouts(&now, index, source) != layouts(then, index, source);
+            if tensor.sources.iter().any(changes) {
+                steps.limit(0);
+            }
+        }
+    }
+    for (tensor, later) in now.tensors.iter_mut().zip(&then.tensors) {
+        tensor.bytes = Length::between(tensor.bytes.now()?, later.bytes.now()?)?;
+        tensor.extra = match (tensor.extra, later.extra) {
+            (Some((on, bytes)), Some((also_on, more))) if on == also_on => {
+                Some((on, Length::between(bytes.now()?, more.now()?)?))
+            }
+            (None, None) => None,
+            (extra, _) => {
+                steps.limit(0);
+                extra
+            }
+        };
+    }
+    Ok(now)
+}
