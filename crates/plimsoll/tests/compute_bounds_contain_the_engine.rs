@@ -32,7 +32,7 @@ fn check(row: &Value, spec: &ModelSpec) -> Vec<(&'static str, u64, Bounds)> {
 fn compute_bounds_contain_the_engine() {
     let specs: BTreeMap<String, ModelSpec> = support::rows("truth/llama.cpp/layers.jsonl.gz")
         .iter()
-        .map(|row| (row["model"].as_str().unwrap().to_string(), support::specs::from_metadata(row)))
+        .map(|row| (row["model"].as_str().unwrap().to_string(), support::specs::of(row)))
         .collect();
     let (mut wrong, mut widths) = (Vec::new(), Vec::new());
     for row in support::rows("truth/llama.cpp/truth.jsonl.gz") {

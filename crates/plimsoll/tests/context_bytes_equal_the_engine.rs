@@ -119,7 +119,7 @@ fn check(row: &Value, spec: &ModelSpec) -> Option<String> {
 fn context_bytes_equal_the_engine() {
     let specs: BTreeMap<String, ModelSpec> = support::rows("truth/llama.cpp/layers.jsonl.gz")
         .iter()
-        .map(|row| (row["model"].as_str().unwrap().to_string(), support::specs::from_metadata(row)))
+        .map(|row| (row["model"].as_str().unwrap().to_string(), support::specs::of(row)))
         .collect();
     let (mut checked, mut refused, mut wrong) = (0, 0, Vec::new());
     for row in support::rows("truth/llama.cpp/truth.jsonl.gz") {

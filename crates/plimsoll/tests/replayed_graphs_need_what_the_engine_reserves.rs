@@ -8,41 +8,26 @@
     reason = "a test may fail loudly"
 )]
 
-mod headers;
+mod support;
 #[path = "support/truth.rs"]
 mod truth;
 
 use std::collections::BTreeMap;
 
-use std::fs::File;
-use std::io::Read;
-
-use flate2::read::GzDecoder;
-use headers::{fixture, rows};
-use plimsoll_ingest::gguf;
 use plimsoll_math::engine::llama_cpp::memory;
 use plimsoll_math::spec::ModelSpec;
-
-/// A model's architecture, from its header.
-fn spec(name: &str) -> ModelSpec {
-    let file: String = name.chars().map(|c| if "/() ".contains(c) { '_' } else { c }).collect();
-    let path = fixture(&format!("truth/llama.cpp/gguf/{file}.BF16.gguf.header.gz"));
-    let mut bytes = Vec::new();
-    GzDecoder::new(File::open(path).unwrap()).read_to_end(&mut bytes).unwrap();
-    gguf::ingest(&bytes.as_slice(), &gguf::Options::default()).unwrap().spec
-}
 
 #[test]
 fn every_row_with_a_graph() {
     let mut specs: BTreeMap<String, ModelSpec> = BTreeMap::new();
     let mut score: BTreeMap<(String, String, String), (u64, u64, String)> = BTreeMap::new();
-    for row in rows("truth/llama.cpp/truth.jsonl.gz") {
+    for row in support::rows("truth/llama.cpp/truth.jsonl.gz") {
         let Some((deployment, build)) = truth::request(&row) else { continue };
         if row.get("error").is_some() {
             continue;
         }
         let name = row["model"].as_str().unwrap();
-        let spec = specs.entry(name.to_owned()).or_insert_with(|| spec(name));
+        let spec = specs.entry(name.to_owned()).or_insert_with(|| support::specs::of(&row));
         let Ok(memory) = memory::memory(spec, &deployment, build) else { continue };
         let (device_bounds, host_bounds) = (memory.compute.device, memory.compute.host);
         if device_bounds.low < device_bounds.high || host_bounds.low < host_bounds.high {

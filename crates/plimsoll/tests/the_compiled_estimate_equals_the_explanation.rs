@@ -30,7 +30,7 @@ static MODELS: LazyLock<Vec<(ModelSpec, TensorTable)>> = LazyLock::new(|| {
     support::rows("truth/llama.cpp/layers.jsonl.gz")
         .iter()
         .map(|row| {
-            let spec = support::specs::from_metadata(row);
+            let spec = support::specs::of(row);
             let table = synth::tensor_table(&spec).unwrap();
             (spec, table)
         })

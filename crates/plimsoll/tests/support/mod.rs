@@ -1,4 +1,4 @@
-//! What the tests against engine truth share: the rows, and specs made from a file's metadata alone.
+//! What the tests against engine truth share: the rows, and the models' architectures.
 
 use std::io::Read;
 use std::path::PathBuf;
