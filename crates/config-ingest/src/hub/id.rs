@@ -86,7 +86,11 @@ impl HubId {
             Some("tree" | "blob" | "resolve" | "raw") => {
                 id.revision = words.next().map(|word| word.replace("%2F", "/"));
                 let file = words.map(ToString::to_string).reduce(|path, word| format!("{path}/{word}"));
-                id.select = file.map(Select::File);
+                // What else a page shows (a README) is no model, and could not be written as a name again.
+                id.select = file.as_deref().map(Select::parse);
+                if matches!(id.select, Some(Select::Quant(_))) {
+                    return Err(wrong(text, "an address of a model or of one of its weight files"));
+                }
             }
             Some(_) => return Err(wrong(text, "an address of a model or of one of its files")),
         }
