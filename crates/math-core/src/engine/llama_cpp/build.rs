@@ -81,8 +81,42 @@ impl Build {
     #[must_use]
     pub const fn graphs_are_known(self) -> bool {
         match self {
-            Self::C0c1e57098 => true,
-            Self::B12032 => false,
+            Self::C0c1e57098 | Self::B12032 => true,
+        }
+    }
+
+    /// b12032 takes tokens and embeddings in one micro-batch, and reserves inputs and a branch of the graph for it; a few
+    /// architectures take either (`llama-graph.cpp:build_inp_embd`, `llama-arch.cpp:llm_arch_supports_mixed_batch`).
+    #[must_use]
+    pub fn mixes_tokens_and_embeddings(self, arch: &str) -> bool {
+        match self {
+            Self::C0c1e57098 => false,
+            Self::B12032 => !matches!(
+                arch,
+                "cogvlm" | "deepseek4" | "deepseek41" | "graniteswitch" | "eagle3" | "dflash" | "gemma4-assistant" | "limite"
+            ),
+        }
+    }
+
+    /// b12032 scales embedded tokens by a factor per row, an input, where embeddings from outside must stay as they are
+    /// (`llama-graph.cpp:build_inp_embd`, `tok_scale`); before, the whole batch was scaled or none of it.
+    #[must_use]
+    pub fn scales_embedded_rows(self, arch: &str) -> bool {
+        match self {
+            Self::C0c1e57098 => false,
+            Self::B12032 => {
+                matches!(arch, "gemma3" | "gemma3n" | "gemma4" | "gemma-embedding" | "gemma-embedding2")
+            }
+        }
+    }
+
+    /// b12032 scales what some architectures' experts hand to their last matrix into the range of f16
+    /// (`llama-graph.cpp:build_moe_ffn`, `build_amax_src1_f16`).
+    #[must_use]
+    pub fn limits_expert_activations(self, arch: &str) -> bool {
+        match self {
+            Self::C0c1e57098 => false,
+            Self::B12032 => matches!(arch, "mistral4" | "mellum" | "flint" | "laguna"),
         }
     }
 

@@ -119,7 +119,7 @@ pub(super) fn build(
     }
     let mut current = parts.embed(spec.d_model, spec.embedding.n_vocab)?;
     if row.scales_embedding {
-        current = parts.scale(current)?;
+        current = parts.scale_embedded(current)?;
     }
     let positions = parts.positions(1)?;
     let [full_rotation, window_rotation] = caches.rotations;

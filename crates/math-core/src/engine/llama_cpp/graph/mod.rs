@@ -116,6 +116,10 @@ fn graphs(
             device: 0,
             host: usize::from(on_device),
             copies_kv: on_device,
+            mixed_inputs: facts.build.mixes_tokens_and_embeddings(facts.arch),
+            scales_rows: facts.build.scales_embedded_rows(facts.arch),
+            cached_rotations: facts.build.rotation_matrices_are_cached(),
+            limits_experts: facts.build.limits_expert_activations(facts.arch),
         };
         let mut parts = Parts { graph: Builder::default(), setting };
         if !decoder::build(&mut parts, spec, row, &caches, &window)? {

@@ -30,6 +30,14 @@ pub(super) struct Setting {
     pub(super) host: usize,
     /// Whether the device is CUDA: its flash attention keeps copies of caches in other formats than f16.
     pub(super) copies_kv: bool,
+    /// Whether tokens and embeddings may come in one micro-batch (`build.rs:mixes_tokens_and_embeddings`).
+    pub(super) mixed_inputs: bool,
+    /// Whether a factor per row scales embedded tokens (`build.rs:scales_embedded_rows`).
+    pub(super) scales_rows: bool,
+    /// Whether rotation matrices lie in the cache (`build.rs:rotation_matrices_are_cached`).
+    pub(super) cached_rotations: bool,
+    /// Whether the inputs of experts' last matrices are scaled into f16's range (`build.rs:limits_expert_activations`).
+    pub(super) limits_experts: bool,
 }
 
 /// What attention over one cache reads besides the cache.
@@ -142,8 +150,30 @@ impl Parts {
         let table = self.host_weight(width, vocabulary)?;
         let rows = self.graph.get_rows(table, tokens)?;
         self.graph.expand(rows)?;
+        if !self.setting.mixed_inputs {
+            self.graph.expand(direct)?;
+            return Ok(rows);
+        }
+        // The branch for mixed batches is reserved too, with inputs of its own: embedded tokens are written over a copy of
+        // the embeddings, and nothing reads the result.
+        let mixed_tokens = self.graph.input(StorageFormat::I32, [self.setting.tokens, 1, 1, 1])?;
+        let mixed_rows = self.graph.get_rows(table, mixed_tokens)?;
+        self.graph.expand(mixed_rows)?;
         self.graph.expand(direct)?;
+        let slots = self.row_numbers(self.setting.tokens)?;
+        let mixed_direct = self.graph.input(Self::F32, [width, self.setting.tokens, 1, 1])?;
+        let copy = self.graph.same_shape(mixed_direct, &[])?;
+        let mixed = self.graph.set_rows(copy, mixed_rows, slots)?;
+        self.graph.expand(mixed)?;
         Ok(rows)
+    }
+    /// Scales embedded tokens and leaves embeddings that come from outside as they are.
+    pub(super) fn scale_embedded(&mut self, x: Node) -> Result<Node, MathError> {
+        if !self.setting.scales_rows {
+            return self.scale(x);
+        }
+        let factors = self.graph.input(Self::F32, [1, self.setting.tokens, 1, 1])?;
+        self.graph.elementwise(x, &[factors])
     }
     pub(super) fn positions(&mut self, per_token: u64) -> Result<Node, MathError> {
         self.graph.input(StorageFormat::I32, [mul(self.setting.tokens, per_token)?, 1, 1, 1])
@@ -174,7 +204,11 @@ impl Parts {
         let mut rotation = [None, None];
         for (slot, side) in rotation.iter_mut().zip(rotations) {
             if side > 0 {
-                *slot = Some(self.graph.input(Self::F32, [side, side, 1, 1])?);
+                *slot = Some(if self.setting.cached_rotations {
+                    self.weight(&[side, side])?
+                } else {
+                    self.graph.input(Self::F32, [side, side, 1, 1])?
+                });
             }
         }
         let [k_rotation, v_rotation] = rotation;
@@ -448,7 +482,14 @@ impl Parts {
                 if activation == Activation::Squared { self.scale(once)? } else { once }
             }
         };
-        let mut out = self.expert_matrix(hidden, ids, width, moe)?;
+        let mut out = if self.setting.limits_experts {
+            let (limited, factor) = self.limit_rows(hidden)?;
+            let out = self.expert_product(limited, ids, width, moe)?;
+            let restored = self.graph.elementwise(out, &[factor])?;
+            self.expert_biases(restored, ids, width, moe)?
+        } else {
+            self.expert_matrix(hidden, ids, width, moe)?
+        };
         if !routing.weighted_first {
             out = self.graph.elementwise(out, &[weights])?;
         }
@@ -490,10 +531,35 @@ impl Parts {
         self.graph.reshape(masked, [n_experts, tokens, 1, 1])
     }
 
+    /// Divides rows by a power of two that brings their largest element into f16's range, and returns the divisor
+    /// (`build_amax_src1_f16`).
+    fn limit_rows(&mut self, x: Node) -> Result<(Node, Node), MathError> {
+        let [_, b, c, d] = self.graph.dims(x)?;
+        let magnitudes = self.scale(x)?;
+        let mut divisor = self.graph.other(Self::F32, [1, b, c, d], &[magnitudes])?;
+        // To the logarithm, scaled and rounded up.
+        for _ in 0..4 {
+            divisor = self.scale(divisor)?;
+        }
+        divisor = self.graph.clamp(divisor)?;
+        // And back.
+        for _ in 0..2 {
+            divisor = self.scale(divisor)?;
+        }
+        let limited = self.graph.elementwise(x, &[divisor])?;
+        Ok((limited, divisor))
+    }
+
     fn expert_matrix(&mut self, x: Node, ids: Node, width: u64, moe: &Moe) -> Result<Node, MathError> {
+        let y = self.expert_product(x, ids, width, moe)?;
+        self.expert_biases(y, ids, width, moe)
+    }
+    fn expert_product(&mut self, x: Node, ids: Node, width: u64, moe: &Moe) -> Result<Node, MathError> {
         let [n_in, ..] = self.graph.dims(x)?;
         let stack = self.weight(&[n_in, width, moe.n_experts])?;
-        let y = self.graph.mul_mat_id(stack, x, ids)?;
+        self.graph.mul_mat_id(stack, x, ids)
+    }
+    fn expert_biases(&mut self, y: Node, ids: Node, width: u64, moe: &Moe) -> Result<Node, MathError> {
         if moe.expert_bias {
             let biases = self.weight(&[width, moe.n_experts])?;
             return self.graph.elementwise(y, &[biases, ids]);
