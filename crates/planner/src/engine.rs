@@ -14,7 +14,7 @@ use plimsoll_math::engine::llama_cpp::estimator::Estimator;
 use plimsoll_math::engine::llama_cpp::quantize::file_tensors;
 use plimsoll_math::engine::llama_cpp::{Build, FileType, LoaderFacts};
 use plimsoll_math::error::MathError;
-use plimsoll_math::tensor::{Place, TensorTable};
+use plimsoll_math::tensor::{Counts, Place, TensorTable};
 use plimsoll_math::units::{Bytes, mul};
 
 use crate::driver::driver_context;
@@ -122,8 +122,12 @@ impl<'a> Question<'a> {
         };
         // Towers are converted into a file of their own (llama.cpp: conversion, mmproj).
         let mut table = TensorTable { tensors: self.model.tensors.tensors.clone() };
-        table.tensors.retain(|tensor| tensor.place != Place::Tower);
-        table = match LoaderFacts::of(&self.model.spec, build) {
+        let spec = self.model.converted();
+        let predicts = !spec.mtp.is_empty();
+        table
+            .tensors
+            .retain(|tensor| tensor.place != Place::Tower && (predicts || tensor.counts != Counts::MultiTokenPrediction));
+        table = match LoaderFacts::of(&spec, build) {
             Ok(facts) => file_tensors(build, &facts, &table, file_type)?,
             Err(_) if self.has_no_loader() => {
                 generic::stored_as(&mut table, file_type.default_format());
@@ -180,7 +184,7 @@ impl<'a> Question<'a> {
 
     fn plan_llama_cpp(&self, build: Build) -> Result<Planned, PlanError> {
         let deployment = &self.effective.deployment;
-        let mut allocated = allocate(&self.model.spec, &self.tensors, deployment, build)?;
+        let mut allocated = allocate(&self.model.converted(), &self.tensors, deployment, build)?;
         let resolved = allocated.resolved;
         if let Some(device) = allocated.allocation.devices.first_mut() {
             device.terms.extend(driver_context(deployment, resolved.n_ubatch)?);
@@ -236,7 +240,7 @@ impl<'a> Question<'a> {
             Engine::LlamaCpp(build) if !self.model.generic => {
                 let deployment = &self.effective.deployment;
                 Ok(Compiled::LlamaCpp {
-                    estimator: Box::new(Estimator::new(&self.model.spec, &self.tensors, build, deployment)?),
+                    estimator: Box::new(Estimator::new(&self.model.converted(), &self.tensors, build, deployment)?),
                     question: self.clone(),
                 })
             }

@@ -1,9 +1,11 @@
 //! A model as the planner sees it: facts with a name, and how to ask the engine for it.
 
+use alloc::borrow::Cow;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use plimsoll_ingest::Ingested;
+use plimsoll_math::engine::llama_cpp::conversion::leaves_out_prediction_layers;
 use plimsoll_math::spec::{FeedForward, LmHead, ModelSpec};
 use plimsoll_math::tensor::{Component, Counts, Place, TensorTable};
 use plimsoll_math::units::{Params, mul};
@@ -65,6 +67,17 @@ impl Model {
             reference: None,
             generic: ingested.generic,
         }
+    }
+
+    /// The architecture as a converted file holds it: without prediction layers where the converter leaves them out.
+    #[must_use]
+    pub fn converted(&self) -> Cow<'_, ModelSpec> {
+        let arch = self.spec.llama_cpp_arch.as_deref().unwrap_or_default();
+        let drops = self.basis != Basis::Gguf && leaves_out_prediction_layers(arch, &self.spec.architecture);
+        if drops && !self.spec.mtp.is_empty() {
+            return Cow::Owned(ModelSpec { mtp: Vec::new(), ..self.spec.clone() });
+        }
+        Cow::Borrowed(&self.spec)
     }
 
     /// Whether the model yields embeddings or classes instead of tokens.
