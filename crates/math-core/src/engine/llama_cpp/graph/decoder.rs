@@ -3,10 +3,11 @@
 
 use alloc::vec::Vec;
 
+use super::latent;
 use super::ops::Node;
 use super::parts::{Activation, Attend, CacheInputs, NormKind, Parts, Routing, Store};
 use crate::error::MathError;
-use crate::spec::{Attention, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, OutputGate, QkvLayout};
+use crate::spec::{Attention, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, Moe, OutputGate, QkvLayout};
 use crate::units::mul;
 
 /// What an architecture's graph does where its mechanisms leave a choice.
@@ -67,6 +68,7 @@ const ROWS: &[Row] = &[
     Row { archs: &["gemma2"], scales_embedding: true, scales_queries: true, caps_scores: true, caps_logits: true, ..PLAIN },
     Row { archs: &["gemma3"], scales_embedding: true, scales_queries: true, ..PLAIN },
     Row { archs: &["gpt-oss"], chooses_late: true, routing: Routing { softmax_after: true, normed: false, ..SOFTMAX }, ..PLAIN },
+    Row { archs: &["deepseek2"], routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
     Row { archs: &["command-r"], norm: NormKind::Layer, parallel: true, scales_logits: true, ..PLAIN },
     Row { archs: &["glm4moe"], routing: Routing { scaled: true, ..SOFTMAX }, ..PLAIN },
     Row { archs: &["granite", "granitemoe"], scales_embedding: true, scales_residual: true, scales_logits: true, ..PLAIN },
@@ -78,6 +80,12 @@ const ROWS: &[Row] = &[
         ..PLAIN
     },
 ];
+
+/// How a layer's experts are chosen: those with a correction bias have their weights divided by the sum and scaled.
+const fn routing(row: &Row, moe: &Moe) -> Routing {
+    let corrected = moe.correction_bias.is_some();
+    Routing { normed: row.routing.normed || corrected, scaled: row.routing.scaled || corrected, ..row.routing }
+}
 
 /// The row of an architecture, where its graph is known.
 pub(super) fn row(arch: &str) -> Option<&'static Row> {
@@ -106,10 +114,21 @@ pub(super) fn build(
     caches: &Caches,
     window: HasWindow<'_>,
 ) -> Result<bool, MathError> {
+    let mixes = |layer: &Layer| match &layer.mixer {
+        Mixer::Attention(attention) => {
+            attention.gate == OutputGate::None
+                && attention.indexer.is_none()
+                && matches!(attention.kv_source, KvSource::Own)
+                && attention.layout != QkvLayout::QueryOnly
+                && attention.layout != QkvLayout::ValueIsKey
+        }
+        Mixer::Mla(mla) => {
+            !mla.expanded && mla.gate == OutputGate::None && mla.indexer.is_none() && !mla.bias && mla.extra.is_empty()
+        }
+        _ => false,
+    };
     let fits = |layer: &Layer| {
-        matches!(&layer.mixer, Mixer::Attention(attention)
-            if attention.gate == OutputGate::None && attention.indexer.is_none() && matches!(attention.kv_source, KvSource::Own)
-                && attention.layout != QkvLayout::QueryOnly && attention.layout != QkvLayout::ValueIsKey)
+        mixes(layer)
             && matches!(&layer.feed_forward, FeedForward::Dense(_) | FeedForward::Moe(_))
             && layer.cross_attention.is_none()
             && layer.extra.is_empty()
@@ -124,7 +143,10 @@ pub(super) fn build(
     let positions = parts.positions(1)?;
     let [full_rotation, window_rotation] = caches.rotations;
     let [full_width, window_width] = caches.v_widths;
-    let full = parts.cache_inputs(parts.setting.cells, Some(full_width), full_rotation)?;
+    // A cache of latents alone keeps no values.
+    let keys_only = spec.layers.iter().all(|layer| matches!(&layer.mixer, Mixer::Mla(mla) if !mla.expanded));
+    let values = if keys_only { None } else { Some(full_width) };
+    let full = parts.cache_inputs(parts.setting.cells, values, full_rotation)?;
     let sliding = match caches.window_cells {
         Some(cells) => Some(parts.cache_inputs(cells, Some(window_width), window_rotation)?),
         None => None,
@@ -172,6 +194,10 @@ pub(super) fn build(
 /// high-water mark of two rounds is that of many (every measured row holds this to be true).
 fn representative(spec: &ModelSpec, every: u64) -> Vec<usize> {
     // Layers of one kind get one number; where an architecture counts layers, the count is part of the kind.
+    // Latent attention leaves holes that differ from round to round: nothing settles, and all layers are shown.
+    if spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Mla(_))) {
+        return (0..spec.layers.len()).collect();
+    }
     let mut kinds: Vec<(&Layer, bool)> = Vec::new();
     let mut shown: Vec<(usize, usize)> = Vec::new();
     let last = spec.layers.len().saturating_sub(1);
@@ -188,12 +214,12 @@ fn representative(spec: &ModelSpec, every: u64) -> Vec<usize> {
             break;
         }
         for period in 1..=LONGEST_PERIOD {
-            let Some(start) = shown.len().checked_sub(period.saturating_mul(3)) else { break };
+            let Some(start) = shown.len().checked_sub(period.saturating_mul(ROUNDS.saturating_add(1))) else { break };
             let block = |nth: usize| {
                 let from = start.saturating_add(nth.saturating_mul(period));
                 shown.iter().skip(from).take(period).map(|(_, kind)| kind)
             };
-            if block(0).eq(block(1)) && block(1).eq(block(2)) {
+            if (0..ROUNDS).all(|nth| block(nth).eq(block(nth.saturating_add(1)))) {
                 shown.truncate(shown.len().saturating_sub(period));
                 break;
             }
@@ -201,6 +227,9 @@ fn representative(spec: &ModelSpec, every: u64) -> Vec<usize> {
     }
     shown.into_iter().map(|(index, _)| index).collect()
 }
+
+/// How often a block is shown.
+const ROUNDS: usize = 2;
 
 /// The longest block of layers that is looked for (Jamba repeats every 8).
 const LONGEST_PERIOD: usize = 12;
@@ -232,12 +261,15 @@ impl Trunk<'_> {
         chooses: bool,
     ) -> Result<Node, MathError> {
         let row = self.row;
-        let Mixer::Attention(attention) = &layer.mixer else { return Ok(input) };
         let mut normed = input;
         if let Some(bias) = has_norm(layer, "attn_norm") {
             normed = parts.norm(input, row.norm, bias, true)?;
         }
-        let mut mixed = self.attention(parts, attention, d_model, index, normed)?;
+        let mut mixed = match &layer.mixer {
+            Mixer::Attention(attention) => self.attention(parts, attention, d_model, index, normed)?,
+            Mixer::Mla(mla) => latent::attention(parts, mla, &self.full, Some(self.positions), d_model, normed)?,
+            _ => return Ok(input),
+        };
         let mut residual = input;
         if chooses {
             mixed = parts.graph.get_rows(mixed, self.rows)?;
@@ -279,7 +311,7 @@ impl Trunk<'_> {
         match &layer.feed_forward {
             FeedForward::Dense(dense) => parts.feed_forward(x, dense, d_model, self.row.activation),
             FeedForward::Moe(moe) => {
-                let routed = parts.experts(x, moe, self.row.routing, self.row.activation)?;
+                let routed = parts.experts(x, moe, routing(self.row, moe), self.row.activation)?;
                 match &moe.shared {
                     Some(shared) => {
                         let shared = parts.feed_forward(x, shared, d_model, self.row.activation)?;

@@ -5,6 +5,7 @@
 //! order of the architecture ([`decoder`]), split among backends ([`schedule`]) and replayed ([`replay`]).
 
 mod decoder;
+mod latent;
 pub mod length;
 pub mod ops;
 mod parts;

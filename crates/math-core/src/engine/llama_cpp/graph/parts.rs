@@ -317,6 +317,7 @@ impl Parts {
         let ([q0, q1, q2, _], [_, s1, s2, _]) = (self.graph.dims(q)?, self.graph.strides(q)?);
         let per_stream = q2 / streams.max(1);
         let q = self.graph.view(q, [q0, q1, per_stream, streams], [s1, s2, mul(s2, per_stream)?])?;
+        let stored = self.graph.strides(v)?;
         let q = self.graph.permute(q, [0, 2, 1, 3])?;
         let k = self.graph.permute(k, [0, 2, 1, 3])?;
         let v = self.graph.permute(v, [0, 2, 1, 3])?;
@@ -345,6 +346,15 @@ impl Parts {
             let mut sources = alloc::vec![mask];
             sources.extend(sinks);
             let weights = self.graph.elementwise(scores, &sources)?;
+            // Values that are not stored transposed (latents, and a batch without a cache) are turned around first.
+            let [_, by_cell, by_head, _] = stored;
+            let v = if by_cell > by_head {
+                v
+            } else {
+                let turned = self.graph.transpose(v)?;
+                let dims = self.graph.dims(turned)?;
+                self.graph.cont(turned, dims)?
+            };
             let mut attended = self.graph.mul_mat(v, weights)?;
             if let Some(matrices) = expand_values {
                 attended = self.graph.mul_mat(matrices, attended)?;

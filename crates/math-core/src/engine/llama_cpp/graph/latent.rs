@@ -1,0 +1,65 @@
+//! Attention whose cache holds a latent (`src/models/deepseek2.cpp`, `llm_graph_context::build_attn` with keys only).
+
+use super::ops::Node;
+use super::parts::{CacheInputs, NormKind, Parts, Setting};
+use crate::error::MathError;
+use crate::spec::Mla;
+use crate::units::{Bytes, add, mul};
+
+/// Latent attention with absorbed expansions: every head reads the same latent as key and, in part, as value.
+/// `positions` is `None` where the engine applies no rotary embedding.
+pub(super) fn attention(
+    parts: &mut Parts,
+    mla: &Mla,
+    inputs: &CacheInputs,
+    positions: Option<Node>,
+    d_model: u64,
+    x: Node,
+) -> Result<Node, MathError> {
+    let Setting { tokens, streams, k_format, device, .. } = parts.setting;
+    let (rank, nope, rope, heads) = (mla.kv_lora_rank, mla.qk_nope_head_dim, mla.qk_rope_head_dim, mla.n_heads);
+    let head = add(nope, rope)?;
+    let mut q = x;
+    if let Some(q_rank) = mla.q_lora_rank {
+        q = parts.linear(q, q_rank)?;
+        q = parts.norm(q, NormKind::Rms, false, true)?;
+    }
+    q = parts.linear(q, mul(head, heads)?)?;
+    q = parts.graph.reshape(q, [head, heads, tokens, 1])?;
+
+    let both = parts.linear(x, add(rank, rope)?)?;
+    let row = mul(4, add(rank, rope)?)?;
+    let latent = parts.graph.view_2d(both, rank, tokens, row)?;
+    let mut k_rope = parts.graph.view_3d(both, [rope, 1, tokens], row, row)?;
+    let [_, s1, s2, _] = parts.graph.strides(q)?;
+    let q_nope = parts.graph.view_3d(q, [nope, heads, tokens], s1, s2)?;
+    let mut q_rope = parts.graph.view_3d(q, [rope, heads, tokens], s1, s2)?;
+    if let Some(positions) = positions {
+        k_rope = parts.graph.rope(k_rope, positions, None)?;
+        q_rope = parts.graph.rope(q_rope, positions, None)?;
+    }
+    let latent = parts.norm(latent, NormKind::Rms, false, true)?;
+    let by_head = parts.graph.permute(q_nope, [0, 2, 1, 3])?;
+    let absorb = parts.weight(&[nope, rank, heads])?;
+    let absorbed = parts.graph.mul_mat(absorb, by_head)?;
+    let absorbed = parts.graph.permute(absorbed, [0, 2, 1, 3])?;
+    let q = parts.graph.concat(absorbed, q_rope, 0)?;
+    let v = parts.graph.reshape(latent, [rank, 1, tokens, 1])?;
+    let k = parts.graph.concat(v, k_rope, 0)?;
+
+    parts.graph.expand(q)?;
+    parts.graph.expand(v)?;
+    parts.graph.expand(k)?;
+    let cells = inputs.cells;
+    let width = add(rank, rope)?;
+    let cache = parts.graph.cache(k_format, [width, cells, streams, 1], device)?;
+    let stored = parts.store_rows(k, cache, inputs.k_rows)?;
+    parts.graph.expand(stored)?;
+    let stride = k_format.row_bytes(width).map(Bytes::get)?;
+    let strides = [stride, stride, mul(stride, cells)?];
+    let k = parts.graph.view(cache, [width, 1, cells, streams], strides)?;
+    let v = parts.graph.view(k, [rank, 1, cells, streams], strides)?;
+    let expand = parts.weight(&[rank, mla.v_head_dim, heads])?;
+    let attended = parts.attend_views(q, k, v, inputs.mask, None, false, Some(expand))?;
+    parts.linear(attended, d_model)
+}
