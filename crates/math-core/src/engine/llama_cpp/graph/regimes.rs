@@ -27,8 +27,17 @@ const MOST_REGIMES: usize = 64;
 struct Regime {
     from: u64,
     to: u64,
+    /// Micro-batch and rows of logits. They follow the context as it was asked for, before it is rounded up.
+    tokens: u64,
+    outputs: u64,
     device: Length,
     host: Length,
+}
+
+impl Regime {
+    const fn covers(&self, resolved: &Resolved) -> bool {
+        self.from <= resolved.n_ctx_seq && self.tokens == resolved.graph_tokens && self.outputs == resolved.n_outputs_max
+    }
 }
 
 /// The ranges for one number of sequences.
@@ -71,7 +80,7 @@ impl Regimes {
             return Ok(None);
         }
         let index = self.list.partition_point(|regime| regime.to < cells);
-        let Some(regime) = self.list.get(index).filter(|regime| regime.from <= cells) else { return Ok(None) };
+        let Some(regime) = self.list.get(index).filter(|regime| regime.covers(resolved)) else { return Ok(None) };
         let steps = cells.saturating_sub(regime.from) / CONTEXT_PAD;
         Ok(Some(ComputeBytes { device: regime.device.after(steps)?, host: regime.host.after(steps)? }))
     }
@@ -123,7 +132,7 @@ fn regime(
     }
     let from = here.n_ctx_seq;
     let to = add(from, mul(steps.most().min(MOST_CELLS / CONTEXT_PAD), CONTEXT_PAD)?)?;
-    Ok(Some(Regime { from, to, device, host }))
+    Ok(Some(Regime { from, to, tokens: here.graph_tokens, outputs: here.n_outputs_max, device, host }))
 }
 
 /// A graph whose sizes are straight lines through two contexts.
