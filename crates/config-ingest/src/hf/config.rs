@@ -267,7 +267,7 @@ fn wrong(place: String, found: &Value, expected: &str) -> IngestError {
 }
 
 /// A short rendering of a value for error messages.
-fn describe(value: &Value) -> String {
+pub(super) fn describe(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() > 60 { format!("{}…", text.chars().take(60).collect::<String>()) } else { text }
 }

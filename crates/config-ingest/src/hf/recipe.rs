@@ -14,6 +14,7 @@ use plimsoll_math::spec::{
 use plimsoll_math::tensor::{Component, Counts, Shape};
 
 use super::reader::{HeadKind, Reader};
+use crate::error::IngestError;
 
 /// Spellings of the hidden size.
 pub const D_MODEL: &[&str] = &["hidden_size", "n_embd", "d_model", "model_dim"];
@@ -382,22 +383,27 @@ pub fn truncated(count: u64, factor: f64) -> Option<u64> {
     if back > exact { rounded.checked_sub(1) } else { Some(rounded) }
 }
 
-/// How the config says weights are stored; float32 when it does not, as in transformers.
+/// How the config says weights are stored: here, else in the document around; bfloat16, with a note, where neither
+/// says. A name that no framework has is an error, since every size that follows would be guessed.
 #[must_use]
 pub fn weight_dtype(r: &Reader<'_>) -> StorageFormat {
     let keys = ["dtype", "torch_dtype"];
-    let found = r.text(&keys).or_else(|| r.keep(r.root.str(&keys)));
-    match found.map(|name| name.strip_prefix("torch.").unwrap_or(name)) {
+    let said = r.config.raw(&keys).or_else(|| r.root.raw(&keys));
+    let silent = || {
+        r.note(format!("{}.torch_dtype: missing; weights are taken to be bfloat16", r.config.path()));
+        StorageFormat::Bf16
+    };
+    let Some((value, place)) = said else { return silent() };
+    match value.as_str().map(|name| name.strip_prefix("torch.").unwrap_or(name)) {
         Some("bfloat16") => StorageFormat::Bf16,
         Some("float16" | "half") => StorageFormat::F16,
         Some("float32" | "float") => StorageFormat::F32,
         Some("float8_e4m3fn" | "fp8") => StorageFormat::F8E4M3,
-        Some("auto") | None => {
-            r.note(format!("{}.torch_dtype: missing; weights are taken to be bfloat16", r.config.path()));
-            StorageFormat::Bf16
-        }
-        Some(other) => {
-            r.note(format!("{}.torch_dtype: {other} is unknown; weights are taken to be bfloat16", r.config.path()));
+        Some("float8_e5m2") => StorageFormat::F8E5M2,
+        Some("auto") => silent(),
+        _ => {
+            let expected = "one of bfloat16, float16, float32, float8_e4m3fn, float8_e5m2, auto".to_owned();
+            r.error(IngestError::Field { place, found: super::config::describe(value), expected });
             StorageFormat::Bf16
         }
     }

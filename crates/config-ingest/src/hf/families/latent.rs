@@ -30,7 +30,7 @@ pub const FAMILIES: &[Family] = &[
         defaults: r#"{"vocab_size": 102400, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
             "num_attention_heads": 32, "max_position_embeddings": 2048, "first_k_dense_replace": 0, "kv_lora_rank": 512,
             "q_lora_rank": 1536, "n_routed_experts": 64, "n_shared_experts": 2, "qk_nope_head_dim": 128,
-            "qk_rope_head_dim": 64, "v_head_dim": 128, "moe_intermediate_size": 1407, "tie_word_embeddings": false}"#,
+            "qk_rope_head_dim": 64, "v_head_dim": 128, "moe_intermediate_size": 1407, "num_experts_per_tok": 8, "tie_word_embeddings": false}"#,
         build: deepseek_v2,
     },
     Family {
@@ -207,7 +207,7 @@ pub(super) fn experts(r: &Reader<'_>, shared: &[&str]) -> Moe {
 }
 
 /// The lightning indexer: keys from the hidden state, queries from the compressed ones.
-fn indexer(r: &Reader<'_>, dims: &Dims, q_lora_rank: u64, own: bool) -> Indexer {
+pub(super) fn indexer(r: &Reader<'_>, dims: &Dims, q_lora_rank: u64, own: bool) -> Indexer {
     let n_heads = r.need_below(&["index_n_heads"], r.limits().heads);
     let head_dim = r.need(&["index_head_dim"]);
     let tensor = |name: &str, shape| weight(name, shape, Component::AttnIndexer);
@@ -222,7 +222,7 @@ fn indexer(r: &Reader<'_>, dims: &Dims, q_lora_rank: u64, own: bool) -> Indexer 
 }
 
 /// A stack of latent attention with dense and expert layers, and its prediction layers.
-fn stack(r: &Reader<'_>, dims: &Dims, mixers: &[Mixer], moe: Option<&Moe>, is_moe: &[bool]) -> ModelSpec {
+pub(super) fn stack(r: &Reader<'_>, dims: &Dims, mixers: &[Mixer], moe: Option<&Moe>, is_moe: &[bool]) -> ModelSpec {
     let dense = FeedForward::Dense(Dense::gated(dims.d_ff));
     let experts = moe.map_or_else(|| dense.clone(), |moe| FeedForward::Moe(moe.clone()));
     let layer = |mixer: &Mixer, feed_forward: &FeedForward| -> Layer {
@@ -249,7 +249,7 @@ fn uniform(dims: &Dims, mixer: Mixer) -> Vec<Mixer> {
     vec![mixer; usize::try_from(dims.n_layers).unwrap_or(0)]
 }
 
-fn with_ff(r: &Reader<'_>) -> Dims {
+pub(super) fn with_ff(r: &Reader<'_>) -> Dims {
     Dims { d_ff: r.need(recipe::D_FF), ..dims(r) }
 }
 
@@ -308,7 +308,7 @@ fn deepseek_v32(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     Ok(sparse_stack(r, &dims, &full))
 }
 
-fn sparse_stack(r: &Reader<'_>, dims: &Dims, own: &[bool]) -> ModelSpec {
+pub(super) fn sparse_stack(r: &Reader<'_>, dims: &Dims, own: &[bool]) -> ModelSpec {
     let attention = mla(r, dims);
     if attention.q_lora_rank.is_none() {
         r.invalid("q_lora_rank", "nothing", "the rank that the indexer's queries are made from");
@@ -320,23 +320,28 @@ fn sparse_stack(r: &Reader<'_>, dims: &Dims, own: &[bool]) -> ModelSpec {
     stack(r, dims, &mixers, Some(&experts(r, SHARED)), &is_moe)
 }
 
-fn glm_moe_dsa(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
-    let dims = with_ff(r);
+/// Which layers have an indexer of their own; the others reuse what an earlier one chose.
+pub(super) fn own_indexers(r: &Reader<'_>, n_layers: u64) -> Vec<bool> {
     let kinds = match (r.texts(&["indexer_types"]), r.config.raw(&["index_topk_pattern"])) {
         (Some(kinds), _) => Some(kinds.into_iter().map(|kind| kind == "full").collect()),
         (None, Some((serde_json::Value::String(pattern), _))) => Some(pattern.chars().map(|letter| letter == 'F').collect()),
         (None, Some(_)) => r.texts(&["index_topk_pattern"]).map(|kinds| kinds.into_iter().map(|kind| kind == "full").collect()),
         (None, None) => None,
     };
-    let own: Vec<bool> = match kinds {
-        Some(kinds) => recipe::per_layer(r, "indexer_types", Some(kinds), dims.n_layers),
+    match kinds {
+        Some(kinds) => recipe::per_layer(r, "indexer_types", Some(kinds), n_layers),
         None => {
             // The schedule of GlmMoeDsaConfig: every `freq`-th layer from `offset` on, and those before.
             let freq = r.opt_below(&["index_topk_freq"], r.limits().layers).unwrap_or(1).max(1);
             let offset = r.opt_below(&["index_skip_topk_offset"], r.limits().layers).unwrap_or(2);
-            dims.layers().map(|index| (index + 1).saturating_sub(offset).is_multiple_of(freq)).collect()
+            (0..n_layers).map(|index| (index + 1).saturating_sub(offset).is_multiple_of(freq)).collect()
         }
-    };
+    }
+}
+
+fn glm_moe_dsa(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+    let dims = with_ff(r);
+    let own = own_indexers(r, dims.n_layers);
     Ok(sparse_stack(r, &dims, &own))
 }
 

@@ -423,7 +423,7 @@ fn lfm2_mixers(r: &Reader<'_>, dims: &Dims) -> Vec<Mixer> {
 }
 
 /// LFM2's decoder: its last norm is called a norm of the embedding, in the model and in llama.cpp.
-fn lfm2_decoder(r: &Reader<'_>, dims: &Dims, layers: Vec<Layer>) -> ModelSpec {
+pub(super) fn lfm2_decoder(r: &Reader<'_>, dims: &Dims, layers: Vec<Layer>) -> ModelSpec {
     let tied = r.flag(&["tie_embedding", "tie_word_embeddings"], true);
     let r = Reader { tied: r.tied.or(Some(tied)), ..r.clone() };
     let mut spec = recipe::decoder(&r, dims, layers);

@@ -22,6 +22,7 @@ pub mod deepseek_vl;
 pub mod latent;
 pub mod linear;
 pub mod mamba;
+pub mod newest;
 pub mod rwkv;
 pub mod sparse;
 
@@ -30,6 +31,7 @@ pub mod bert;
 pub mod gemma3;
 pub mod modernbert;
 pub mod multimodal;
+pub mod omni;
 pub mod seamless;
 pub mod seq2seq;
 
@@ -94,6 +96,7 @@ const TABLES: &[&[Family]] = &[
     deepseek_vl::FAMILIES,
     latent::FAMILIES,
     linear::FAMILIES,
+    newest::FAMILIES,
     rwkv::FAMILIES,
     sparse::FAMILIES,
     // Encoders, encoder-decoders, towers.
@@ -103,6 +106,7 @@ const TABLES: &[&[Family]] = &[
     seamless::FAMILIES,
     seq2seq::FAMILIES,
     multimodal::FAMILIES,
+    omni::FAMILIES,
 ];
 
 /// Every row.

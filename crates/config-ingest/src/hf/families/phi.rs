@@ -57,7 +57,7 @@ fn phi(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
 }
 
 /// Fused projections, no biases; the window applies to all layers.
-fn phi3(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+pub(super) fn phi3(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let dims = Dims::read(r);
     let mut attention = dims.attention();
     attention.layout = QkvLayout::Fused;

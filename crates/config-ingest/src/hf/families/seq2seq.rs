@@ -23,25 +23,31 @@ pub const FAMILIES: &[Family] = &[
     Family::new(&["mt5"], &["MT5ForConditionalGeneration", "MT5Model", "MT5EncoderModel"], Some("t5"), MT5, t5),
     Family::new(&["umt5"], &["UMT5ForConditionalGeneration", "UMT5Model", "UMT5EncoderModel"], Some("t5"), MT5, t5),
     Family::new(&["longt5"], &["LongT5ForConditionalGeneration", "LongT5Model", "LongT5EncoderModel"], None, T5, t5),
-    Family::new(&["bart"], &["BartForConditionalGeneration", "BartModel"], None, BART, bart),
-    Family::new(&["plbart"], &["PLBartForConditionalGeneration", "PLBartModel"], None, BART, bart),
-    Family::new(&["mbart"], &["MBartForConditionalGeneration", "MBartModel"], None, BART, mbart),
+    Family::new(&["bart"], &["BartForConditionalGeneration", "BartForCausalLM", "BartModel"], None, BART, bart),
+    Family::new(&["plbart"], &["PLBartForConditionalGeneration", "PLBartForCausalLM", "PLBartModel"], None, BART, bart),
+    Family::new(&["mbart"], &["MBartForConditionalGeneration", "MBartForCausalLM", "MBartModel"], None, BART, mbart),
     Family::new(&["m2m_100"], &["M2M100ForConditionalGeneration", "M2M100Model"], None, M2M, m2m),
-    Family::new(&["pegasus"], &["PegasusForConditionalGeneration", "PegasusModel"], None, BART, pegasus),
-    Family::new(&["blenderbot"], &["BlenderbotForConditionalGeneration", "BlenderbotModel"], None, BLENDERBOT, pegasus),
+    Family::new(&["pegasus"], &["PegasusForConditionalGeneration", "PegasusForCausalLM", "PegasusModel"], None, BART, pegasus),
+    Family::new(
+        &["blenderbot"],
+        &["BlenderbotForConditionalGeneration", "BlenderbotForCausalLM", "BlenderbotModel"],
+        None,
+        BLENDERBOT,
+        pegasus,
+    ),
     Family::new(
         &["blenderbot-small"],
-        &["BlenderbotSmallForConditionalGeneration", "BlenderbotSmallModel"],
+        &["BlenderbotSmallForConditionalGeneration", "BlenderbotSmallForCausalLM", "BlenderbotSmallModel"],
         None,
         r#"{"vocab_size": 50265, "d_model": 512, "encoder_layers": 8, "decoder_layers": 8, "encoder_ffn_dim": 2048,
             "decoder_ffn_dim": 2048, "encoder_attention_heads": 16, "decoder_attention_heads": 16,
             "max_position_embeddings": 512}"#,
         blenderbot_small,
     ),
-    Family::new(&["marian"], &["MarianMTModel", "MarianModel"], None, MARIAN, marian),
+    Family::new(&["marian"], &["MarianMTModel", "MarianModel", "MarianForCausalLM"], None, MARIAN, marian),
     Family::new(
         &["whisper"],
-        &["WhisperForConditionalGeneration", "WhisperModel"],
+        &["WhisperForConditionalGeneration", "WhisperModel", "WhisperForCausalLM", "WhisperForAudioClassification"],
         None,
         r#"{"vocab_size": 51865, "num_mel_bins": 80, "d_model": 384, "encoder_layers": 4, "decoder_layers": 4,
             "encoder_ffn_dim": 1536, "decoder_ffn_dim": 1536, "encoder_attention_heads": 6, "decoder_attention_heads": 6,
@@ -105,7 +111,33 @@ impl Stack {
     }
 }
 
+/// Endings of the classes whose parts these recipes know; any other class may hold half of the model, or more.
+const KNOWN: &[&str] = &[
+    "ForConditionalGeneration",
+    "ForCausalLM",
+    "ForSequenceClassification",
+    "ForQuestionAnswering",
+    "ForTokenClassification",
+    "LMHeadModel",
+    "MTModel",
+    "Model",
+];
+
 fn model(r: &Reader<'_>, d_model: u64, max_context: u64, encoder: Encoder, layers: Vec<Layer>) -> ModelSpec {
+    if !r.class.is_empty()
+        && !KNOWN.iter().any(|end| r.class.ends_with(end))
+        && !r.family.architectures.contains(&r.class.as_str())
+    {
+        r.error(IngestError::Field {
+            place: "$.architectures[0]".to_owned(),
+            found: r.class.clone(),
+            expected: format!(
+                "a class of {} whose parts are known, such as {}",
+                r.family.name(),
+                r.family.architectures.join(", ")
+            ),
+        });
+    }
     ModelSpec {
         name: r.name(),
         architecture: if r.class.is_empty() { r.family.name().to_owned() } else { r.class.clone() },
@@ -132,10 +164,33 @@ fn classifier(name: &str, n_in: u64, n_out: u64) -> [Weight; 2] {
     })
 }
 
+/// Leaves the decoder alone, as the classes for causal language models of these families do. It keeps its attention to
+/// an encoder's output, for which it has weights all the same.
+fn decoder_only(spec: &mut ModelSpec) {
+    spec.encoder = None;
+    // Where nothing is tied, the decoder's copy of the embedding is the only one.
+    spec.embedding.extra.retain(|weight| !weight.name.starts_with("enc.") && weight.name != "dec.token_embd.weight");
+    spec.head.extra.clear();
+}
+
+/// Leaves the encoder alone.
+fn encoder_only(spec: &mut ModelSpec) {
+    spec.layers.clear();
+    spec.embedding.extra.retain(|weight| weight.name.starts_with("enc."));
+    spec.embedding.n_vocab = 0;
+    spec.head = Head { lm_head: LmHead::None, ..Head::default() };
+    spec.causal = false;
+}
+
+/// Families whose configuration class sets three labels.
+const THREE_CLASSES: &[&str] = &["bart"];
+
 /// The heads that sequence models of these families have beside generation.
 fn classes(r: &Reader<'_>, spec: &mut ModelSpec) {
     let d = spec.d_model;
-    let rows = recipe::n_labels(r);
+    // BartConfig and its kin count three classes where the config says nothing.
+    let silent = !r.root.has(&["id2label", "num_labels"]);
+    let rows = if silent && THREE_CLASSES.contains(&r.family.name()) { 3 } else { recipe::n_labels(r) };
     if r.class.ends_with("ForSequenceClassification") {
         spec.head.extra.extend(classifier("cls.dense", d, d));
         spec.head.extra.extend(classifier("cls.output", d, rows));
@@ -264,6 +319,9 @@ fn bart_like(r: &Reader<'_>, style: &Style) -> ModelSpec {
         });
     }
     classes(r, &mut spec);
+    if r.class.ends_with("ForCausalLM") {
+        decoder_only(&mut spec);
+    }
     spec
 }
 
@@ -292,6 +350,9 @@ fn marian(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
         let target = r.opt_below(&["decoder_vocab_size"], r.limits().vocab).unwrap_or(source);
         spec.embedding.n_vocab = target;
         let shape = Shape::matrix(spec.d_model, source);
+        if spec.encoder.is_none() {
+            return Ok(spec);
+        }
         spec.embedding.extra.push(weight("enc.token_embd.weight", shape, Component::Embeddings));
         for weight in &mut spec.head.extra {
             if weight.name == "output.bias" {
@@ -324,6 +385,19 @@ fn whisper(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
         weight("enc.position_embd.weight", Shape::matrix(d, r.need(&["max_source_positions"])), Component::Embeddings),
         weight("dec.position_embd.weight", Shape::matrix(d, targets), Component::Embeddings),
     ]);
+    if r.class.ends_with("ForCausalLM") {
+        decoder_only(&mut spec);
+    } else if r.class.ends_with("ForAudioClassification") {
+        let n_layers = spec.encoder.as_ref().map_or(0, |encoder| encoder.layers.len());
+        encoder_only(&mut spec);
+        let hidden = r.opt_below(&["classifier_proj_size"], r.limits().width).unwrap_or(256);
+        spec.head.extra.extend(classifier("projector", d, hidden));
+        spec.head.extra.extend(classifier("classifier", hidden, recipe::n_labels(r)));
+        if r.flag(&["use_weighted_layer_sum"], false) {
+            let states = Shape::vector(u64::try_from(n_layers).unwrap_or(0).saturating_add(1));
+            spec.head.extra.push(Weight { counts: Counts::Unconverted, ..weight("layer_weights", states, Component::Other) });
+        }
+    }
     Ok(spec)
 }
 

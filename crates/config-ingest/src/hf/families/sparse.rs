@@ -243,7 +243,7 @@ fn hyper_connections(d_model: u64, streams: u64) -> Vec<Weight> {
 }
 
 /// What joins the residual streams at the end.
-fn hyper_head(prefix: &str, d_model: u64, streams: u64) -> [Weight; 3] {
+pub(super) fn hyper_head(prefix: &str, d_model: u64, streams: u64) -> [Weight; 3] {
     let name = |suffix: &str| alloc::format!("{prefix}_{suffix}.weight");
     [
         weight(&name("fn"), Shape::matrix(streams.saturating_mul(d_model), streams), Component::Other),

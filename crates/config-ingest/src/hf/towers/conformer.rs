@@ -5,7 +5,7 @@ use alloc::format;
 use plimsoll_math::spec::AttentionBias;
 use plimsoll_math::tensor::Shape;
 
-use super::{Block, Draft, Row};
+use super::{Block, Draft, Row, added};
 use crate::hf::reader::Reader;
 
 /// The rows.
@@ -47,6 +47,18 @@ pub(super) const ROWS: &[Row] = &[
             "input_size": 80, "time_reduction": 8, "bias_max_distance": 1000, "bias_symmetric": false,
             "nemo_conv_channels": 1024, "nemo_final_size": 10}"#,
         build: phi4,
+    },
+    Row {
+        model_types: &["granite_speech_encoder"],
+        defaults: r#"{"input_dim": 160, "num_layers": 10, "hidden_dim": 1024, "feedforward_mult": 4, "num_heads": 8,
+            "dim_head": 128, "output_dim": 42, "max_pos_emb": 512, "conv_kernel_size": 15, "conv_expansion_factor": 2}"#,
+        build: granite,
+    },
+    Row {
+        model_types: &["blip_2_qformer"],
+        defaults: r#"{"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072, "encoder_hidden_size": 1408,
+            "cross_attention_frequency": 2}"#,
+        build: qformer,
     },
 ];
 
@@ -200,6 +212,54 @@ fn phi4(r: &Reader<'_>) -> Draft {
             .vector(&name("glu_bias"), pointwise.saturating_mul(2));
         draft.linear(&name("conv_dw"), kernel, expanded, true).linear(&name("conv_pw"), expanded, depthwise, true);
         draft.linear(&name("conv_out"), depthwise, pointwise, true).norm(&name("ln1"), d, true).norm(&name("ln2"), d, true);
+    }
+    draft
+}
+
+fn granite(r: &Reader<'_>) -> Draft {
+    let d = r.need(&["hidden_dim"]);
+    let mut draft = Draft::audio(d);
+    let width = r.need_below(&["num_heads"], r.limits().heads).saturating_mul(r.need(&["dim_head"]));
+    let wide = d.saturating_mul(r.need(&["feedforward_mult"]));
+    let inner = d.saturating_mul(r.need(&["conv_expansion_factor"]));
+    // Distances in both directions, and none.
+    let distances = added(r.need(&["max_pos_emb"]).saturating_mul(2), 1);
+    draft.linear("input", r.need(&["input_dim"]), d, true);
+    for index in 0..r.need_below(&["num_layers"], r.limits().layers) {
+        let name = |part: &str| format!("blk.{index}.{part}");
+        for half in ["ffn", "ffn_1"] {
+            draft.norm(&name(&format!("{half}_norm")), d, true);
+            draft.linear(&name(&format!("{half}_up")), d, wide, true).linear(&name(&format!("{half}_down")), wide, d, true);
+        }
+        draft.norm(&name("ln1"), d, true).linear(&name("attn_q"), d, width, false);
+        draft.linear(&name("attn_kv"), d, width.saturating_mul(2), false).linear(&name("attn_out"), width, d, true);
+        draft.tensor(&name("attn_rel_pos.weight"), Shape::matrix(r.need(&["dim_head"]), distances));
+        draft.norm(&name("conv_ln"), d, true).linear(&name("conv_pw1"), d, inner.saturating_mul(2), true);
+        draft.linear(&name("conv_dw"), r.need(&["conv_kernel_size"]), inner, false).norm(&name("conv_norm"), inner, true);
+        draft.buffer(&name("conv_norm.mean"), inner).buffer(&name("conv_norm.var"), inner).buffer(&name("conv_norm.count"), 1);
+        draft.linear(&name("conv_pw2"), inner, d, true).norm(&name("ln2"), d, true);
+    }
+    let classes = r.need(&["output_dim"]);
+    draft.linear("out", d, classes, true).linear("out_mid", classes, d, true);
+    draft
+}
+
+/// BLIP-2's querying transformer: queries attend to each other in every layer, and to the encoder in some.
+fn qformer(r: &Reader<'_>) -> Draft {
+    let (d, wide) = (r.need(&["hidden_size"]), r.need(&["intermediate_size"]));
+    let mut draft = Draft::audio(d);
+    let d_encoder = r.need(&["encoder_hidden_size"]);
+    let every = r.need_below(&["cross_attention_frequency"], r.limits().layers).max(1);
+    draft.norm("qf.ln", d, true);
+    for index in 0..r.need_below(&["num_hidden_layers"], r.limits().layers) {
+        let name = |part: &str| format!("qf.blk.{index}.{part}");
+        draft.attention(&format!("qf.blk.{index}"), d).norm(&name("ln1"), d, true);
+        if index.is_multiple_of(every) {
+            draft.linear(&name("cross_q"), d, d, true).linear(&name("cross_k"), d_encoder, d, true);
+            draft.linear(&name("cross_v"), d_encoder, d, true).linear(&name("cross_out"), d, d, true);
+            draft.norm(&name("cross_ln"), d, true);
+        }
+        draft.linear(&name("ffn_up"), d, wide, true).linear(&name("ffn_down"), wide, d, true).norm(&name("ln2"), d, true);
     }
     draft
 }

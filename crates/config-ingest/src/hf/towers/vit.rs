@@ -88,6 +88,12 @@ pub(super) const ROWS: &[Row] = &[
         build: minimax,
     },
     Row {
+        model_types: &["muse_glimmer_vision"],
+        defaults: r#"{"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 50, "num_attention_heads": 16,
+            "patch_size": 14, "patch_temporal": 2, "pos_emb_height": 32, "pos_emb_width": 32}"#,
+        build: muse,
+    },
+    Row {
         model_types: &["gemma4_vision"],
         defaults: r#"{"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 16, "num_attention_heads": 12,
             "num_key_value_heads": 12, "head_dim": 64, "patch_size": 16, "position_embedding_size": 10240,
@@ -213,6 +219,16 @@ fn moon(r: &Reader<'_>) -> Draft {
     draft.blocks(layers(r), &block(r, d)).norm("post_ln", d, true);
     let [down, right] = sides(r, "merge_kernel_size");
     draft.d_output = d.saturating_mul(down).saturating_mul(right);
+    draft
+}
+
+fn muse(r: &Reader<'_>) -> Draft {
+    let d = r.need(&["hidden_size"]);
+    let positions = r.need(&["pos_emb_height"]).saturating_mul(r.need(&["pos_emb_width"]));
+    let patch = patch_elements(r, CHANNELS).saturating_mul(r.need(&["patch_temporal"]));
+    let mut draft = Draft::vision(d);
+    draft.linear("patch_embd", patch, d, false).tensor("position_embd.weight", Shape::matrix(d, positions));
+    draft.norm("pre_ln", d, true).blocks(layers(r), &block(r, d)).norm("post_ln", d, true);
     draft
 }
 
