@@ -129,7 +129,8 @@ fn graphs(
         schedule::schedule(&parts.graph, buffer_kinds(deployment.backend).len()).map(Some)
     };
     let tokens = resolved.graph_tokens;
-    let batch = build(tokens, resolved.n_outputs_max.min(tokens))?;
+    // Rows of logits are limited before the micro-batch is rounded up to whole sequences.
+    let batch = build(tokens, resolved.n_outputs_max.min(resolved.n_ubatch).min(resolved.n_ctx))?;
     let single = build(resolved.n_seq_max, resolved.n_seq_max)?;
     Ok(batch.zip(single).map(|(batch, single)| [batch, single]))
 }

@@ -322,6 +322,8 @@ impl Parts {
         let k = self.graph.permute(k, [0, 2, 1, 3])?;
         let v = self.graph.permute(v, [0, 2, 1, 3])?;
         let out = if flash {
+            let k = self.as_f16(k)?;
+            let v = self.as_f16(v)?;
             let attended = self.graph.flash_attention(q, k, v, Some(mask), sinks)?;
             if copies_kv {
                 self.add_copies(attended, k, v, device)?;
@@ -365,6 +367,11 @@ impl Parts {
         };
         self.graph.expand(out)?;
         Ok(out)
+    }
+
+    /// Flash attention reads no f32: the graph itself casts keys and values of that format (`build_attn_mha`).
+    fn as_f16(&mut self, x: Node) -> Result<Node, MathError> {
+        if self.graph.format(x)? == Self::F32 { self.graph.cast(x, StorageFormat::F16) } else { Ok(x) }
     }
 
     /// CUDA's flash attention keeps f16 copies of keys and values that are stored otherwise behind its result
