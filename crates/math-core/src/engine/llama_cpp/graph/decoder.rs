@@ -31,6 +31,8 @@ pub(super) struct Row {
     pub(super) caps_logits: bool,
     /// Both halves read the same norm and join the residual together.
     pub(super) parallel: bool,
+    /// A layer's sum names the residual before the feed-forward's result: the former's memory is tried first.
+    pub(super) residual_first: bool,
     /// Rows of logits are chosen after the last layer instead of inside it.
     pub(super) chooses_late: bool,
     /// Layers without rotary embedding: every so many, 0 for none.
@@ -55,6 +57,7 @@ const PLAIN: Row = Row {
     caps_scores: false,
     caps_logits: false,
     parallel: false,
+    residual_first: false,
     chooses_late: false,
     no_rope_every: 0,
     bare_qk_norm: false,
@@ -64,7 +67,7 @@ const PLAIN: Row = Row {
 const ROWS: &[Row] = &[
     Row { archs: &["llama", "qwen2", "qwen3", "qwen3moe", "mistral3"], ..PLAIN },
     Row { archs: &["smollm3"], no_rope_every: 4, ..PLAIN },
-    Row { archs: &["phi3"], scales_queries: true, ..PLAIN },
+    Row { archs: &["phi3"], scales_queries: true, residual_first: true, ..PLAIN },
     Row { archs: &["gemma2"], scales_embedding: true, scales_queries: true, caps_scores: true, caps_logits: true, ..PLAIN },
     Row { archs: &["gemma3"], scales_embedding: true, scales_queries: true, ..PLAIN },
     Row { archs: &["gpt-oss"], chooses_late: true, routing: Routing { softmax_after: true, normed: false, ..SOFTMAX }, ..PLAIN },
@@ -304,7 +307,8 @@ impl Trunk<'_> {
         if row.scales_residual {
             fed = parts.scale(fed)?;
         }
-        parts.graph.elementwise(fed, &[joined])
+        let (first, second) = if row.residual_first { (joined, fed) } else { (fed, joined) };
+        parts.graph.elementwise(first, &[second])
     }
 
     fn feed_forward(&self, parts: &mut Parts, layer: &Layer, d_model: u64, x: Node) -> Result<Node, MathError> {

@@ -18,7 +18,7 @@ use alloc::vec::Vec;
 use super::cache::{BufferRules, CachePlan, CellRule};
 use super::facts::Facts;
 use super::flash::runs_fused;
-use super::resolve::Resolved;
+use super::resolve::{ResolveFacts, Resolved};
 use crate::deployment::{Backend, Deployment};
 use crate::error::MathError;
 use crate::spec::{Attention, ModelSpec};
@@ -104,6 +104,7 @@ fn graphs(
         }
     }
     caches.v_widths = [widest; 2];
+    let transposed = ResolveFacts::new(spec, facts, deployment)?.transposes_values(deployment);
     let window = |attention: &Attention| facts.window(attention.window).is_some();
     let build = |tokens: u64, outputs: u64| -> Result<Option<Graph>, MathError> {
         let setting = Setting {
@@ -114,6 +115,7 @@ fn graphs(
             k_format: deployment.kv_type_k,
             v_format: deployment.kv_type_v,
             flash: resolved.flash_attention,
+            transposed,
             device: 0,
             host: usize::from(on_device),
             copies_kv: on_device,

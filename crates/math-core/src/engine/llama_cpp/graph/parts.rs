@@ -24,6 +24,9 @@ pub(super) struct Setting {
     pub(super) v_format: StorageFormat,
     /// Flash attention.
     pub(super) flash: bool,
+    /// Whether values are cached transposed. A cache made for flash attention is not, also where the device turns out not
+    /// to have it.
+    pub(super) transposed: bool,
     /// The backend of layers and output: 0, the device if there is one.
     pub(super) device: usize,
     /// The backend of the input layer: the processor.
@@ -192,11 +195,11 @@ impl Parts {
         v_width: Option<u64>,
         rotations: [u64; 2],
     ) -> Result<CacheInputs, MathError> {
-        let Setting { tokens, streams, flash, .. } = self.setting;
+        let Setting { tokens, streams, flash, transposed, .. } = self.setting;
         let k_rows = self.row_numbers(tokens)?;
         let v_rows = match v_width {
             None => None,
-            Some(_) if flash => Some(self.row_numbers(tokens)?),
+            Some(_) if !transposed => Some(self.row_numbers(tokens)?),
             Some(width) => Some(self.row_numbers(mul(tokens, width)?)?),
         };
         let format = if flash { StorageFormat::F16 } else { Self::F32 };
@@ -239,7 +242,7 @@ impl Parts {
     /// Attention over a cache (`build_attn`, `build_attn_mha`): `q`, `k`, `v` are `[head, heads, tokens]`. Without
     /// `k` and `v` the layer reads what another layer `source` wrote. Returns `[heads * v_head, tokens]`.
     pub(super) fn attend(&mut self, inputs: &CacheInputs, attention: &Attend) -> Result<Node, MathError> {
-        let Setting { streams, k_format, v_format, flash, device, .. } = self.setting;
+        let Setting { streams, k_format, v_format, transposed, device, .. } = self.setting;
         let Attend { mut q, store, n_kv_heads, k_head, v_head, v_width, sinks, soft_cap } = *attention;
         let k_dim = mul(n_kv_heads, k_head)?;
         let v_dim = mul(n_kv_heads, v_head)?;
@@ -249,7 +252,9 @@ impl Parts {
             Store::Of { k_cache, .. } => k_cache,
         };
         let v_cache = match store {
-            Store::Own { .. } => self.graph.cache(v_format, [if flash { v_dim } else { v_width }, cells, streams, 1], device)?,
+            Store::Own { .. } => {
+                self.graph.cache(v_format, [if transposed { v_width } else { v_dim }, cells, streams, 1], device)?
+            }
             Store::Of { v_cache, .. } => v_cache,
         };
         if let Some(rotation) = inputs.k_rotation {
@@ -269,7 +274,7 @@ impl Parts {
             self.graph.expand(stored)?;
             if let Some(rows) = inputs.v_rows {
                 let stored =
-                    if flash { self.store_rows(v, v_cache, rows)? } else { self.store_elements(v, v_cache, rows, v_width)? };
+                    if transposed { self.store_elements(v, v_cache, rows, v_width)? } else { self.store_rows(v, v_cache, rows)? };
                 self.graph.expand(stored)?;
             }
         } else {
@@ -282,16 +287,16 @@ impl Parts {
             [k_head, n_kv_heads, cells, streams],
             [row(k_format, k_head)?, k_row, mul(k_row, cells)?],
         )?;
-        let v = if flash {
-            let v_row = row(v_format, v_dim)?;
-            self.graph.view(v_cache, [v_head, n_kv_heads, cells, streams], [row(v_format, v_head)?, v_row, mul(v_row, cells)?])?
-        } else {
+        let v = if transposed {
             let column = row(v_format, cells)?;
             self.graph.view(
                 v_cache,
                 [cells, n_kv_heads, v_head, streams],
                 [mul(column, v_head)?, column, mul(column, v_width)?],
             )?
+        } else {
+            let v_row = row(v_format, v_dim)?;
+            self.graph.view(v_cache, [v_head, n_kv_heads, cells, streams], [row(v_format, v_head)?, v_row, mul(v_row, cells)?])?
         };
         let out = self.attend_views(q, k, v, inputs.mask, sinks, soft_cap, None)?;
         match inputs.v_rotation {
