@@ -43,10 +43,10 @@ pub(super) struct Row {
     pub(super) routing: Routing,
 }
 
-const SOFTMAX: Routing =
+pub(super) const SOFTMAX: Routing =
     Routing { softmax_after: false, normed: true, scaled: false, choose_on_logits: false, weighted_first: false, groups: 0 };
 
-const PLAIN: Row = Row {
+pub(super) const PLAIN: Row = Row {
     archs: &[],
     norm: NormKind::Rms,
     activation: Activation::Single,
@@ -107,7 +107,7 @@ pub(super) struct Caches {
 }
 
 /// Which layers have windows that the engine honours.
-type HasWindow<'a> = &'a dyn Fn(&Attention) -> bool;
+pub(super) type HasWindow<'a> = &'a dyn Fn(&Attention) -> bool;
 
 /// Builds the whole graph; `false` when some layer is none of this file's.
 pub(super) fn build(
@@ -195,7 +195,7 @@ pub(super) fn build(
 
 /// Layers that stand for all: a block of layers that repeats is shown twice. Memory is reused from layer to layer, so the
 /// high-water mark of two rounds is that of many (every measured row holds this to be true).
-fn representative(spec: &ModelSpec, every: u64) -> Vec<usize> {
+pub(super) fn representative(spec: &ModelSpec, every: u64) -> Vec<usize> {
     // Layers of one kind get one number; where an architecture counts layers, the count is part of the kind.
     // Latent attention leaves holes that differ from round to round: nothing settles, and all layers are shown.
     if spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Mla(_))) {
@@ -237,19 +237,20 @@ const ROUNDS: usize = 2;
 /// The longest block of layers that is looked for (Jamba repeats every 8).
 const LONGEST_PERIOD: usize = 12;
 
-struct Trunk<'a> {
-    row: &'a Row,
-    positions: Node,
-    factors: Option<Node>,
-    attention_scale: Option<Node>,
-    rows: Node,
-    full: CacheInputs,
-    sliding: Option<CacheInputs>,
-    caches: Caches,
-    window: HasWindow<'a>,
+/// What all layers read.
+pub(super) struct Trunk<'a> {
+    pub(super) row: &'a Row,
+    pub(super) positions: Node,
+    pub(super) factors: Option<Node>,
+    pub(super) attention_scale: Option<Node>,
+    pub(super) rows: Node,
+    pub(super) full: CacheInputs,
+    pub(super) sliding: Option<CacheInputs>,
+    pub(super) caches: Caches,
+    pub(super) window: HasWindow<'a>,
 }
 
-fn has_norm(layer: &Layer, name: &str) -> Option<bool> {
+pub(super) fn has_norm(layer: &Layer, name: &str) -> Option<bool> {
     layer.norms.iter().find(|norm| norm.name == name).map(|norm| norm.bias)
 }
 
@@ -311,14 +312,19 @@ impl Trunk<'_> {
         parts.graph.elementwise(first, &[second])
     }
 
-    fn feed_forward(&self, parts: &mut Parts, layer: &Layer, d_model: u64, x: Node) -> Result<Node, MathError> {
+    pub(super) fn feed_forward(&self, parts: &mut Parts, layer: &Layer, d_model: u64, x: Node) -> Result<Node, MathError> {
         match &layer.feed_forward {
             FeedForward::Dense(dense) => parts.feed_forward(x, dense, d_model, self.row.activation),
             FeedForward::Moe(moe) => {
                 let routed = parts.experts(x, moe, routing(self.row, moe), self.row.activation)?;
                 match &moe.shared {
                     Some(shared) => {
-                        let shared = parts.feed_forward(x, shared, d_model, self.row.activation)?;
+                        let mut shared = parts.feed_forward(x, shared, d_model, self.row.activation)?;
+                        if moe.shared_gate {
+                            let logit = parts.linear(x, 1)?;
+                            let gate = parts.scale(logit)?;
+                            shared = parts.graph.elementwise(shared, &[gate])?;
+                        }
                         parts.graph.elementwise(routed, &[shared])
                     }
                     None => Ok(routed),
@@ -328,7 +334,7 @@ impl Trunk<'_> {
         }
     }
 
-    fn attention(
+    pub(super) fn attention(
         &self,
         parts: &mut Parts,
         attention: &Attention,
@@ -338,7 +344,16 @@ impl Trunk<'_> {
     ) -> Result<Node, MathError> {
         let row = self.row;
         let tokens = parts.setting.tokens;
-        let [mut q, mut k, v] = self.queries_keys_values(parts, attention, x, tokens)?;
+        let [full, mut k, v] = self.queries_keys_values(parts, attention, x, tokens)?;
+        let (mut q, gate) = match attention.gate {
+            OutputGate::InQuery => {
+                let [width, heads, ..] = parts.graph.dims(full)?;
+                let [_, s1, s2, _] = parts.graph.strides(full)?;
+                let half = [width / 2, heads, tokens];
+                (parts.graph.view_3d(full, half, s1, s2)?, Some(parts.graph.view_3d(full, half, s1, s2)?))
+            }
+            OutputGate::None | OutputGate::Own { .. } => (full, None),
+        };
         let [q_norm, _] = attention.qk_norm.q;
         if q_norm > 0 {
             q = parts.norm(q, row.norm, attention.qk_norm.bias, true)?;
@@ -374,7 +389,13 @@ impl Trunk<'_> {
             sinks,
             soft_cap: row.caps_scores,
         };
-        let attended = parts.attend(inputs, &attend)?;
+        let mut attended = parts.attend(inputs, &attend)?;
+        if let Some(gate) = gate {
+            let dims = parts.graph.dims(attended)?;
+            let flat = parts.graph.cont(gate, dims)?;
+            let gate = parts.scale(flat)?;
+            attended = parts.graph.elementwise(attended, &[gate])?;
+        }
         parts.linear_bias(attended, d_model, attention.bias.o)
     }
 
@@ -386,8 +407,9 @@ impl Trunk<'_> {
         x: Node,
         tokens: u64,
     ) -> Result<[Node; 3], MathError> {
+        let q_head = if attention.gate == OutputGate::InQuery { mul(2, attention.k_head_dim)? } else { attention.k_head_dim };
         let shapes = [
-            (attention.k_head_dim, attention.n_heads, attention.bias.q),
+            (q_head, attention.n_heads, attention.bias.q),
             (attention.k_head_dim, attention.n_kv_heads, attention.bias.k),
             (attention.v_head_dim, attention.n_kv_heads, attention.bias.v),
         ];

@@ -6,9 +6,12 @@
 
 mod decoder;
 mod latent;
+mod delta;
+mod hybrid;
 pub mod length;
 pub mod ops;
 mod parts;
+mod recurrent;
 pub(super) mod regimes;
 pub mod replay;
 pub mod schedule;
@@ -71,16 +74,19 @@ fn buffer_kinds(backend: Backend) -> Vec<BufferKind> {
     kinds
 }
 
-/// The graphs that the engine reserves memory for: a full micro-batch, and one token per sequence. Buffers never shrink,
-/// so the larger need counts (`llama-context.cpp:sched_reserve`).
+/// The graphs that the engine reserves memory for: a full micro-batch, one token per sequence, and for some models a full
+/// micro-batch of one sequence. Buffers never shrink, so the larger need counts (`llama-context.cpp:sched_reserve`).
 fn graphs(
     spec: &ModelSpec,
     deployment: &Deployment,
     facts: Facts<'_>,
     resolved: &Resolved,
     plans: &[CachePlan],
-) -> Result<Option<[Graph; 2]>, MathError> {
-    let Some(row) = decoder::row(facts.arch) else { return Ok(None) };
+) -> Result<Option<Vec<Graph>>, MathError> {
+    let (row, hybrid) = (decoder::row(facts.arch), hybrid::row(facts.arch));
+    if row.is_none() && hybrid.is_none() {
+        return Ok(None);
+    }
     let on_device = match deployment.backend {
         Backend::Cpu => false,
         Backend::Cuda { .. } => true,
@@ -106,9 +112,11 @@ fn graphs(
     caches.v_widths = [widest; 2];
     let transposed = ResolveFacts::new(spec, facts, deployment)?.transposes_values(deployment);
     let window = |attention: &Attention| facts.window(attention.window).is_some();
-    let build = |tokens: u64, outputs: u64| -> Result<Option<Graph>, MathError> {
+    let build = |tokens: u64, sequences: u64, outputs: u64| -> Result<Option<Graph>, MathError> {
         let setting = Setting {
             tokens,
+            sequences,
+            states: resolved.n_seq_max,
             outputs,
             streams: resolved.streams,
             cells: resolved.n_ctx_seq,
@@ -125,14 +133,24 @@ fn graphs(
             limits_experts: facts.build.limits_expert_activations(facts.arch),
         };
         let mut parts = Parts { graph: Builder::default(), setting };
-        if !decoder::build(&mut parts, spec, row, &caches, &window)? {
+        let built = match (row, hybrid) {
+            (Some(row), _) => decoder::build(&mut parts, spec, row, &caches, &window)?,
+            (None, Some(row)) => hybrid::build(&mut parts, spec, row, &caches, &window)?,
+            (None, None) => false,
+        };
+        if !built {
             return Ok(None);
         }
         schedule::schedule(&parts.graph, buffer_kinds(deployment.backend).len()).map(Some)
     };
     let tokens = resolved.graph_tokens;
     // Rows of logits are limited before the micro-batch is rounded up to whole sequences.
-    let batch = build(tokens, resolved.n_outputs_max.min(resolved.n_ubatch).min(resolved.n_ctx))?;
-    let single = build(resolved.n_seq_max, resolved.n_seq_max)?;
-    Ok(batch.zip(single).map(|(batch, single)| [batch, single]))
+    let outputs = resolved.n_outputs_max.min(resolved.n_ubatch).min(resolved.n_ctx);
+    let sequences = resolved.n_seq_max;
+    let mut out = Vec::new();
+    for (tokens, sequences, outputs) in [(tokens, sequences, outputs), (sequences, sequences, sequences)] {
+        let Some(graph) = build(tokens, sequences, outputs)? else { return Ok(None) };
+        out.push(graph);
+    }
+    Ok(Some(out))
 }

@@ -324,6 +324,14 @@ impl Builder {
         let (format, dims, strides, root) = (self.format(a)?, self.dims(a)?, self.strides(a)?, self.root(a)?);
         self.push(format, dims, strides, Kind::Elementwise, Some(root), &[a])
     }
+    /// The first `n` elements, or any `n` in a row.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`].
+    pub fn view_1d(&mut self, a: Node, n: u64) -> Built4 {
+        let bytes = mul(self.format(a)?.block_bytes(), n)?;
+        self.view(a, [n, 1, 1, 1], [bytes, bytes, bytes])
+    }
     /// The same elements with other dimensions.
     ///
     /// # Errors

@@ -12,6 +12,10 @@ use crate::units::{add, mul, round_up};
 pub(super) struct Setting {
     /// Tokens of the micro-batch.
     pub(super) tokens: u64,
+    /// Sequences of the micro-batch, equally long.
+    pub(super) sequences: u64,
+    /// Rows of the recurrent state: one per sequence of the context.
+    pub(super) states: u64,
     /// Rows that the output matrix is applied to.
     pub(super) outputs: u64,
     /// Streams of the caches that this graph reads.
@@ -94,6 +98,13 @@ pub(super) struct Routing {
     pub(super) weighted_first: bool,
     /// Groups of experts of which some are chosen first, and how many.
     pub(super) groups: u64,
+}
+
+impl Setting {
+    /// Tokens of each sequence.
+    pub(super) fn sequence_tokens(&self) -> u64 {
+        self.tokens / self.sequences.max(1)
+    }
 }
 
 impl Parts {

@@ -1,0 +1,138 @@
+//! Delta rules in a graph (`src/models/delta-net-base.cpp`): gated DeltaNet of Qwen3-Next and Qwen3.5.
+
+use super::ops::Node;
+use super::parts::{NormKind, Parts};
+use super::recurrent::{State, StateInputs};
+use crate::error::MathError;
+use crate::spec::GatedDeltaNet;
+use crate::units::{add, mul};
+
+/// What a delta rule reads: queries, keys, values, decay, strength, each `[head, heads, tokens, sequences]`, and state.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DeltaRule {
+    pub(super) q: Node,
+    pub(super) k: Node,
+    pub(super) v: Node,
+    pub(super) decay: Node,
+    pub(super) beta: Node,
+    pub(super) state: Node,
+}
+
+impl Parts {
+    /// L2 norm as the engine writes it (`models.h:build_gdn_l2_norm`).
+    pub(super) fn l2_norm(&mut self, x: Node) -> Result<Node, MathError> {
+        let normed = self.bare_norm(x, NormKind::Rms)?;
+        self.scale(normed)
+    }
+
+    /// The fused delta rule: its output, `[v_head, heads, tokens, sequences]`, and the new state
+    /// (`build_delta_net_fused`, which every backend here runs).
+    pub(super) fn delta_rule(&mut self, rule: &DeltaRule) -> Result<[Node; 2], MathError> {
+        let [head, heads, tokens, sequences] = self.graph.dims(rule.v)?;
+        let width = mul(head, heads)?;
+        let rows = add(mul(tokens, sequences)?, mul(head, sequences)?)?;
+        let sources = [rule.q, rule.k, rule.v, rule.decay, rule.beta, rule.state];
+        let both = self.graph.other(Self::F32, [width, rows, 1, 1], &sources)?;
+        let row = mul(4, head)?;
+        let token = mul(row, heads)?;
+        let out = self.graph.view(both, [head, heads, tokens, sequences], [row, token, mul(token, tokens)?])?;
+        let square = mul(row, head)?;
+        let state = self.graph.view(both, [head, head, heads, sequences], [row, square, mul(square, heads)?])?;
+        Ok([out, state])
+    }
+
+    /// Keeps a new state of the micro-batch's sequences.
+    pub(super) fn store_state(&mut self, state: State, updated: Node) -> Result<(), MathError> {
+        let target = self.graph.view_2d(state.cache, state.width, self.setting.sequences, mul(4, state.width)?)?;
+        let stored = self.graph.copy(updated, target)?;
+        self.graph.expand(stored)
+    }
+
+    /// Gated DeltaNet (`qwen35.cpp:build_layer_attn_linear`) of `x`, `[d_model, tokens]`. `repeats_keys`: queries and keys
+    /// are repeated to the value heads.
+    pub(super) fn gated_delta_net(
+        &mut self,
+        delta: &GatedDeltaNet,
+        inputs: &StateInputs,
+        repeats_keys: bool,
+        x: Node,
+    ) -> Result<Node, MathError> {
+        let (sequences, tokens) = (self.setting.sequences, self.setting.sequence_tokens());
+        let GatedDeltaNet { n_k_heads, n_v_heads, k_head_dim, v_head_dim, d_conv, .. } = *delta;
+        let [d_model, all_tokens, ..] = self.graph.dims(x)?;
+        let (keys, values) = (mul(n_k_heads, k_head_dim)?, mul(n_v_heads, v_head_dim)?);
+        let channels = add(mul(2, keys)?, values)?;
+        let mixed = self.linear(x, channels)?;
+        let mixed = self.graph.reshape(mixed, [channels, tokens, sequences, 1])?;
+        let z = self.linear(x, values)?;
+        let [beta, decay] = self.beta_and_decay(delta, x)?;
+
+        let joined = self.window(inputs, d_conv, mixed)?;
+        let state = self.state(mul(k_head_dim, values)?)?;
+        let loaded = self.load(inputs, state)?;
+        let square = self.graph.reshape(loaded, [v_head_dim, v_head_dim, n_v_heads, sequences])?;
+        let convolved = self.convolve(joined, d_conv)?;
+        let active = self.scale(convolved)?;
+        let row = mul(4, channels)?;
+        let all = mul(row, tokens)?;
+        let key_view = ([k_head_dim, n_k_heads, tokens, sequences], [mul(4, k_head_dim)?, row, all]);
+        let q = self.graph.view(active, key_view.0, key_view.1)?;
+        let k = self.graph.view(active, key_view.0, key_view.1)?;
+        let v = self.graph.view(active, [v_head_dim, n_v_heads, tokens, sequences], [mul(4, v_head_dim)?, row, all])?;
+        let mut q = self.l2_norm(q)?;
+        let mut k = self.l2_norm(k)?;
+        if repeats_keys && n_k_heads != n_v_heads {
+            q = self.repeat_heads(q, n_v_heads)?;
+            k = self.repeat_heads(k, n_v_heads)?;
+        }
+        let [out, updated] = self.delta_rule(&DeltaRule { q, k, v, decay, beta, state: square })?;
+        self.store_state(state, updated)?;
+
+        let gate = self.graph.reshape(z, [v_head_dim, n_v_heads, tokens, sequences])?;
+        let normed = self.norm(out, NormKind::Rms, false, true)?;
+        let gate = self.scale(gate)?;
+        let gated = self.graph.elementwise(normed, &[gate])?;
+        let flat = self.graph.reshape(gated, [values, tokens, sequences, 1])?;
+        let out = self.linear(flat, d_model)?;
+        self.graph.reshape(out, [d_model, all_tokens, 1, 1])
+    }
+
+    /// Strength and decay of the delta rule, each `[1, heads, tokens, sequences]`.
+    fn beta_and_decay(&mut self, delta: &GatedDeltaNet, x: Node) -> Result<[Node; 2], MathError> {
+        let (sequences, tokens) = (self.setting.sequences, self.setting.sequence_tokens());
+        let heads = delta.n_v_heads;
+        let one = [1, heads, tokens, sequences];
+        let (beta, alpha) = if delta.fused_beta_alpha {
+            let each = heads / delta.n_k_heads.max(1);
+            let both = self.linear(x, mul(2, heads)?)?;
+            let both = self.graph.reshape(both, [mul(2, each)?, delta.n_k_heads, tokens, sequences])?;
+            let [_, s1, s2, s3] = self.graph.strides(both)?;
+            let half = [each, delta.n_k_heads, tokens, sequences];
+            let beta = self.graph.view(both, half, [s1, s2, s3])?;
+            let alpha = self.graph.view(both, half, [s1, s2, s3])?;
+            let beta = self.graph.cont(beta, half)?;
+            let beta = self.scale(beta)?;
+            let alpha = self.graph.cont(alpha, [heads, tokens, sequences, 1])?;
+            (self.graph.reshape(beta, one)?, alpha)
+        } else {
+            let beta = self.linear(x, heads)?;
+            let beta = self.graph.reshape(beta, one)?;
+            let beta = self.scale(beta)?;
+            let alpha = self.linear(x, heads)?;
+            (beta, self.graph.reshape(alpha, [heads, tokens, sequences, 1])?)
+        };
+        let biased = self.bias(alpha)?;
+        let soft = self.scale(biased)?;
+        let decay = self.bias(soft)?;
+        Ok([beta, self.graph.reshape(decay, one)?])
+    }
+
+    /// Every head several times in a row (Qwen3-Next).
+    fn repeat_heads(&mut self, x: Node, heads: u64) -> Result<Node, MathError> {
+        let [head, n, tokens, sequences] = self.graph.dims(x)?;
+        let all = mul(tokens, sequences)?;
+        let apart = self.graph.reshape(x, [head, 1, n, all])?;
+        let repeated = self.graph.other(Self::F32, [head, heads / n.max(1), n, all], &[apart])?;
+        self.graph.reshape(repeated, [head, heads, tokens, sequences])
+    }
+}

@@ -1,0 +1,242 @@
+//! Graphs of recurrent models and of hybrids with attention (`src/models/*.cpp`), one row of facts per architecture for
+//! what the model's mechanisms do not say.
+
+use super::decoder::{Caches, HasWindow, PLAIN, Row, SOFTMAX, Trunk, has_norm, representative};
+use super::ops::Node;
+use super::parts::{Activation, Parts, Routing};
+use super::recurrent::StateInputs;
+use crate::error::MathError;
+use crate::spec::{Attention, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, OutputGate, QkvLayout};
+
+/// What an architecture's graph does where its mechanisms leave a choice.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HybridRow {
+    /// What it shares with decoders.
+    row: Row,
+    /// Numbers that a position is made of.
+    positions: u64,
+    /// A layer's first norm is computed before anything else of the layer.
+    norm_first: bool,
+    /// The residual is the first operand where halves join it.
+    residual_first: bool,
+    /// Queries and keys of a delta rule are repeated to the value heads.
+    repeats_keys: bool,
+}
+
+const RECURRENT: HybridRow = HybridRow {
+    row: Row { no_rope_every: 1, ..PLAIN },
+    positions: 1,
+    norm_first: false,
+    residual_first: false,
+    repeats_keys: false,
+};
+
+const ROTATED: HybridRow = HybridRow { row: PLAIN, ..RECURRENT };
+
+const ROWS: &[HybridRow] = &[
+    HybridRow { row: Row { archs: &["mamba", "mamba2"], ..RECURRENT.row }, ..RECURRENT },
+    HybridRow {
+        row: Row { archs: &["jamba"], routing: Routing { normed: false, ..SOFTMAX }, ..RECURRENT.row },
+        residual_first: true,
+        ..RECURRENT
+    },
+    HybridRow { row: Row { archs: &["falcon-h1"], ..PLAIN }, ..ROTATED },
+    HybridRow {
+        row: Row {
+            archs: &["granitehybrid"],
+            scales_embedding: true,
+            scales_residual: true,
+            scales_logits: true,
+            ..RECURRENT.row
+        },
+        ..RECURRENT
+    },
+    HybridRow {
+        row: Row { archs: &["nemotron_h"], activation: Activation::Squared, chooses_late: true, ..RECURRENT.row },
+        ..RECURRENT
+    },
+    HybridRow {
+        row: Row {
+            archs: &["nemotron_h_moe"],
+            activation: Activation::Squared,
+            chooses_late: true,
+            routing: Routing { scaled: true, ..SOFTMAX },
+            ..RECURRENT.row
+        },
+        ..RECURRENT
+    },
+    HybridRow { row: Row { archs: &["lfm2", "lfm2moe"], ..PLAIN }, residual_first: true, ..ROTATED },
+    HybridRow {
+        row: Row { archs: &["qwen3next"], chooses_late: true, ..PLAIN },
+        norm_first: true,
+        repeats_keys: true,
+        ..ROTATED
+    },
+    HybridRow {
+        row: Row { archs: &["qwen35", "qwen35moe"], chooses_late: true, ..PLAIN },
+        positions: 4,
+        norm_first: true,
+        ..ROTATED
+    },
+];
+
+/// The row of an architecture, where its graph is known.
+pub(super) fn row(arch: &str) -> Option<&'static HybridRow> {
+    ROWS.iter().find(|row| row.row.archs.contains(&arch))
+}
+
+fn attends(attention: &Attention) -> bool {
+    matches!(attention.gate, OutputGate::None | OutputGate::InQuery)
+        && (attention.gate == OutputGate::None || attention.layout == QkvLayout::Split)
+        && attention.indexer.is_none()
+        && matches!(attention.kv_source, KvSource::Own)
+        && matches!(attention.layout, QkvLayout::Split | QkvLayout::Fused)
+}
+
+/// Whether a layer is made of this file's mechanisms alone.
+fn fits(layer: &Layer) -> bool {
+    let mixes = |mixer: &Mixer| {
+        matches!(mixer, Mixer::Mamba1(_) | Mixer::Mamba2(_) | Mixer::GatedDeltaNet(_) | Mixer::ShortConv(_) | Mixer::None)
+    };
+    let mixer = match &layer.mixer {
+        Mixer::Attention(attention) => attends(attention),
+        Mixer::Parallel(parallel) => attends(&parallel.attention) && mixes(&parallel.state),
+        other => mixes(other),
+    };
+    let feeds = match &layer.feed_forward {
+        FeedForward::Moe(moe) => moe.latent.is_none() && moe.beside.is_none(),
+        FeedForward::Dense(_) | FeedForward::None => true,
+        FeedForward::ChannelMix { .. } => false,
+    };
+    mixer && feeds && layer.cross_attention.is_none() && layer.extra.is_empty() && layer.weights_of.is_none()
+}
+
+/// Builds the whole graph; `false` when some layer is none of this file's.
+pub(super) fn build(
+    parts: &mut Parts,
+    spec: &ModelSpec,
+    hybrid: &HybridRow,
+    caches: &Caches,
+    window: HasWindow<'_>,
+) -> Result<bool, MathError> {
+    if !spec.layers.iter().all(fits) || spec.encoder.is_some() || spec.embedding.n_positions > 0 {
+        return Ok(false);
+    }
+    let row = &hybrid.row;
+    let mut current = parts.embed(spec.d_model, spec.embedding.n_vocab)?;
+    if row.scales_embedding {
+        current = parts.scale(current)?;
+    }
+    let states = parts.state_inputs()?;
+    let [full_rotation, _] = caches.rotations;
+    let [full_width, _] = caches.v_widths;
+    let full = parts.cache_inputs(parts.setting.cells, Some(full_width), full_rotation)?;
+    let positions = parts.positions(hybrid.positions)?;
+    let rows = parts.output_rows()?;
+    let trunk =
+        Trunk { row, positions, factors: None, attention_scale: None, rows, full, sliding: None, caches: *caches, window };
+    let last = spec.layers.len().saturating_sub(1);
+    let mut layers = Hybrid { hybrid, states, trunk };
+    for index in representative(spec, 0) {
+        let Some(layer) = spec.layers.get(index) else { continue };
+        let chooses = index == last && !row.chooses_late;
+        current = layers.layer(parts, layer, spec.d_model, index, current, chooses)?;
+    }
+    let norm_bias = spec.head.norm.as_ref().is_some_and(|norm| norm.bias);
+    current = parts.norm(current, row.norm, norm_bias, false)?;
+    parts.graph.output(current)?;
+    if row.chooses_late {
+        // The normed hidden state of all tokens is handed out as well (`t_h_nextn`).
+        current = parts.graph.get_rows(current, rows)?;
+        parts.graph.output(current)?;
+    }
+    let outputs = spec.head.n_outputs.unwrap_or(spec.embedding.n_vocab);
+    current = parts.linear_bias(current, outputs, spec.head.lm_head == LmHead::Own { bias: true })?;
+    if row.scales_logits {
+        current = parts.scale(current)?;
+    }
+    parts.graph.output(current)?;
+    parts.graph.expand(current)?;
+    Ok(true)
+}
+
+struct Hybrid<'a> {
+    hybrid: &'a HybridRow,
+    states: StateInputs,
+    trunk: Trunk<'a>,
+}
+
+impl Hybrid<'_> {
+    fn layer(
+        &mut self,
+        parts: &mut Parts,
+        layer: &Layer,
+        d_model: u64,
+        index: usize,
+        input: Node,
+        chooses: bool,
+    ) -> Result<Node, MathError> {
+        let row = self.trunk.row;
+        let bias = has_norm(layer, "attn_norm").unwrap_or(false);
+        let normed = parts.norm(input, row.norm, bias, true)?;
+        if self.hybrid.norm_first {
+            parts.graph.expand(normed)?;
+        }
+        if matches!(layer.mixer, Mixer::None) {
+            // Nemotron-H: the whole layer is a feed-forward.
+            let fed = self.trunk.feed_forward(parts, layer, d_model, normed)?;
+            return parts.graph.elementwise(fed, &[input]);
+        }
+        let mut joined = if let Mixer::Parallel(parallel) = &layer.mixer {
+            // The engine computes the norm once for each half, and chooses rows after the halves have joined.
+            let attended = self.trunk.attention(parts, &parallel.attention, d_model, index, normed)?;
+            let again = parts.norm(input, row.norm, bias, true)?;
+            let state = self.state(parts, &parallel.state, again)?;
+            let both = parts.graph.elementwise(attended, &[state])?;
+            let joined = parts.graph.elementwise(both, &[input])?;
+            if chooses { parts.graph.get_rows(joined, self.trunk.rows)? } else { joined }
+        } else {
+            let mut mixed = match &layer.mixer {
+                Mixer::Attention(attention) => self.trunk.attention(parts, attention, d_model, index, normed)?,
+                other => self.state(parts, other, normed)?,
+            };
+            let mut residual = input;
+            if chooses {
+                mixed = parts.graph.get_rows(mixed, self.trunk.rows)?;
+                residual = parts.graph.get_rows(residual, self.trunk.rows)?;
+            }
+            if row.scales_residual {
+                mixed = parts.scale(mixed)?;
+            }
+            self.join(parts, mixed, residual)?
+        };
+        if !matches!(layer.feed_forward, FeedForward::None) {
+            let before = has_norm(layer, "ffn_norm").or_else(|| has_norm(layer, "post_attention_norm"));
+            let normed = parts.norm(joined, row.norm, before.unwrap_or(false), true)?;
+            let mut fed = self.trunk.feed_forward(parts, layer, d_model, normed)?;
+            if row.scales_residual {
+                fed = parts.scale(fed)?;
+            }
+            joined = self.join(parts, fed, joined)?;
+        }
+        Ok(joined)
+    }
+
+    fn join(&self, parts: &mut Parts, half: Node, residual: Node) -> Result<Node, MathError> {
+        if self.hybrid.residual_first {
+            parts.graph.elementwise(residual, &[half])
+        } else {
+            parts.graph.elementwise(half, &[residual])
+        }
+    }
+
+    fn state(&self, parts: &mut Parts, mixer: &Mixer, x: Node) -> Result<Node, MathError> {
+        match mixer {
+            Mixer::Mamba1(mamba) => parts.mamba1(mamba, &self.states, x),
+            Mixer::Mamba2(mamba) => parts.mamba2(mamba, &self.states, x),
+            Mixer::ShortConv(conv) => parts.short_convolution(conv, &self.states, x),
+            Mixer::GatedDeltaNet(delta) => parts.gated_delta_net(delta, &self.states, self.hybrid.repeats_keys, x),
+            _ => Ok(x),
+        }
+    }
+}
