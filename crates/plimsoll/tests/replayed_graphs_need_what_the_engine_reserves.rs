@@ -60,6 +60,6 @@ fn every_row_with_a_graph() {
         }
     }
     assert!(wrong.is_empty(), "{exact} exact; {wrong:#?}");
-    assert!(exact > 2150, "{exact}");
+    assert!(exact > 3300, "{exact}");
     assert!(exact_in_newest > 270, "{exact_in_newest}");
 }

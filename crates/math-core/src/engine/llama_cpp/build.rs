@@ -120,6 +120,16 @@ impl Build {
         }
     }
 
+    /// b12032 gathers the recurrent state of all sequences at once, those that the micro-batch continues and those that are
+    /// carried along (`llama-graph.cpp:build_rs`).
+    #[must_use]
+    pub const fn gathers_states_at_once(self) -> bool {
+        match self {
+            Self::C0c1e57098 => false,
+            Self::B12032 => true,
+        }
+    }
+
     /// b12032 adds three nodes to every graph, for inputs that may be embeddings (`llama-graph.cpp:build_inp_embd`).
     #[must_use]
     pub const fn extra_graph_nodes(self) -> u64 {

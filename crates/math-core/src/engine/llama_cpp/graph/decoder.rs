@@ -195,7 +195,7 @@ pub(super) fn build(
 
 /// Layers that stand for all: a block of layers that repeats is shown twice. Memory is reused from layer to layer, so the
 /// high-water mark of two rounds is that of many (every measured row holds this to be true).
-pub(super) fn representative(spec: &ModelSpec, every: u64) -> Vec<usize> {
+fn representative(spec: &ModelSpec, every: u64) -> Vec<usize> {
     // Layers of one kind get one number; where an architecture counts layers, the count is part of the kind.
     // Latent attention leaves holes that differ from round to round: nothing settles, and all layers are shown.
     if spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Mla(_))) {

@@ -1,7 +1,7 @@
 //! Graphs of recurrent models and of hybrids with attention (`src/models/*.cpp`), one row of facts per architecture for
 //! what the model's mechanisms do not say.
 
-use super::decoder::{Caches, HasWindow, PLAIN, Row, SOFTMAX, Trunk, has_norm, representative};
+use super::decoder::{Caches, HasWindow, PLAIN, Row, SOFTMAX, Trunk, has_norm};
 use super::ops::Node;
 use super::parts::{Activation, Parts, Routing};
 use super::recurrent::StateInputs;
@@ -125,7 +125,9 @@ pub(super) fn build(
     let row = &hybrid.row;
     let mut current = parts.embed(spec.d_model, spec.embedding.n_vocab)?;
     if row.scales_embedding {
-        current = parts.scale(current)?;
+        current = parts.scale_embedded(current)?;
+        // The embeddings are complete before any state is read.
+        parts.graph.expand(current)?;
     }
     let states = parts.state_inputs()?;
     let [full_rotation, _] = caches.rotations;
@@ -137,8 +139,8 @@ pub(super) fn build(
         Trunk { row, positions, factors: None, attention_scale: None, rows, full, sliding: None, caches: *caches, window };
     let last = spec.layers.len().saturating_sub(1);
     let mut layers = Hybrid { hybrid, states, trunk };
-    for index in representative(spec, 0) {
-        let Some(layer) = spec.layers.get(index) else { continue };
+    // Every layer is shown: where blocks of several kinds alternate, the holes that they leave take many rounds to settle.
+    for (index, layer) in spec.layers.iter().enumerate() {
         let chooses = index == last && !row.chooses_late;
         current = layers.layer(parts, layer, spec.d_model, index, current, chooses)?;
     }

@@ -130,6 +130,7 @@ fn graphs(
             mixed_inputs: facts.build.mixes_tokens_and_embeddings(facts.arch),
             scales_rows: facts.build.scales_embedded_rows(facts.arch),
             cached_rotations: facts.build.rotation_matrices_are_cached(),
+            gathers_states: facts.build.gathers_states_at_once(),
             limits_experts: facts.build.limits_expert_activations(facts.arch),
         };
         let mut parts = Parts { graph: Builder::default(), setting };

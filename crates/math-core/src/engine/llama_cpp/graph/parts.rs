@@ -16,6 +16,8 @@ pub(super) struct Setting {
     pub(super) sequences: u64,
     /// Rows of the recurrent state: one per sequence of the context.
     pub(super) states: u64,
+    /// Recurrent state of all sequences is gathered at once.
+    pub(super) gathers_states: bool,
     /// Rows that the output matrix is applied to.
     pub(super) outputs: u64,
     /// Streams of the caches that this graph reads.

@@ -11,8 +11,12 @@ use crate::units::{add, mul};
 /// Which rows of state the sequences of the micro-batch continue, and which are carried along.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StateInputs {
-    pub(super) main: Node,
-    pub(super) extra: Node,
+    /// All of them.
+    all: Node,
+    /// Those that the micro-batch continues.
+    main: Node,
+    /// Those that are carried along; all but the first where all are gathered at once.
+    extra: Node,
 }
 
 /// The state of one layer: a cache, and the elements of a row.
@@ -28,8 +32,9 @@ impl Parts {
         let (sequences, states) = (self.setting.sequences, self.setting.states);
         let rows = self.graph.input(StorageFormat::I32, [states, 1, 1, 1])?;
         let main = self.graph.view_1d(rows, sequences)?;
-        let extra = self.graph.view_1d(rows, states.saturating_sub(sequences))?;
-        Ok(StateInputs { main, extra })
+        let first = if self.setting.gathers_states { 1 } else { sequences };
+        let extra = self.graph.view_1d(rows, states.saturating_sub(first))?;
+        Ok(StateInputs { all: rows, main, extra })
     }
 
     /// The state of a layer, `width` elements a row.
@@ -47,12 +52,26 @@ impl Parts {
         Ok(rows)
     }
 
-    /// Carries the rows along that `loaded` does not continue.
-    fn carry(&mut self, inputs: &StateInputs, state: State, rows: Node, loaded: Node) -> Result<(), MathError> {
-        self.graph.expand(loaded)?;
+    /// Computes what continues the state, then carries the other rows along: `gathered` holds them if they were gathered
+    /// with the rest.
+    fn carry(
+        &mut self,
+        inputs: &StateInputs,
+        state: State,
+        rows: Node,
+        continued: Node,
+        gathered: Option<Node>,
+    ) -> Result<(), MathError> {
         let others = self.setting.states.saturating_sub(self.setting.sequences);
-        let carried = self.graph.get_rows(rows, inputs.extra)?;
-        let target = self.graph.view_2d(state.cache, state.width, others, mul(4, state.width)?)?;
+        let row = mul(4, state.width)?;
+        self.graph.expand(continued)?;
+        let gathered = match gathered {
+            Some(gathered) => gathered,
+            None => self.graph.get_rows(rows, inputs.extra)?,
+        };
+        let carried =
+            if self.setting.gathers_states { self.graph.view_2d(gathered, state.width, others, row)? } else { gathered };
+        let target = self.graph.view_2d(state.cache, state.width, others, row)?;
         let stored = self.graph.copy(carried, target)?;
         self.graph.expand(stored)
     }
@@ -60,8 +79,14 @@ impl Parts {
     /// The state of the micro-batch's sequences, `[width, sequences]`.
     pub(super) fn load(&mut self, inputs: &StateInputs, state: State) -> Result<Node, MathError> {
         let rows = self.cleared(state)?;
-        let loaded = self.graph.get_rows(rows, inputs.main)?;
-        self.carry(inputs, state, rows, loaded)?;
+        if !self.setting.gathers_states {
+            let loaded = self.graph.get_rows(rows, inputs.main)?;
+            self.carry(inputs, state, rows, loaded, None)?;
+            return Ok(loaded);
+        }
+        let gathered = self.graph.get_rows(rows, inputs.all)?;
+        let loaded = self.graph.view_2d(gathered, state.width, self.setting.sequences, mul(4, state.width)?)?;
+        self.carry(inputs, state, rows, loaded, Some(gathered))?;
         Ok(loaded)
     }
 
@@ -131,7 +156,7 @@ impl Parts {
         let rows = self.cleared(state)?;
         let states = self.graph.reshape(rows, [d_state, 1, d_inner, self.setting.states])?;
         let scanned = self.scan(states, heads, steps, decay, b, c, inputs)?;
-        self.carry(inputs, state, rows, scanned)?;
+        self.carry(inputs, state, rows, scanned, None)?;
         let updated = self.graph.view_1d(scanned, mul(state.width, sequences)?)?;
         let target = self.graph.view_1d(state.cache, mul(state.width, sequences)?)?;
         let stored = self.graph.copy(updated, target)?;
@@ -203,7 +228,7 @@ impl Parts {
         let rows = self.cleared(state)?;
         let states = self.graph.reshape(rows, [d_state, head_dim, n_heads, self.setting.states])?;
         let scanned = self.scan(states, heads, steps, decay, b, c, inputs)?;
-        self.carry(inputs, state, rows, scanned)?;
+        self.carry(inputs, state, rows, scanned, None)?;
         let row = mul(4, state.width)?;
         let updated = self.graph.view_3d(scanned, [state.width, sequences, 1], row, mul(row, sequences)?)?;
         let target = self.graph.view_3d(state.cache, [state.width, sequences, 1], row, mul(row, self.setting.states)?)?;
