@@ -5,9 +5,9 @@
 //! order of the architecture ([`decoder`]), split among backends ([`schedule`]) and replayed ([`replay`]).
 
 mod decoder;
-mod latent;
 mod delta;
 mod hybrid;
+mod latent;
 pub mod length;
 pub mod ops;
 mod parts;
