@@ -92,6 +92,55 @@ fn on_cuda(heads: Heads, (k, v): (StorageFormat, StorageFormat), groups: bool) -
     sizes && known(k) && known(v)
 }
 
+/// A node of flash attention as CUDA looks at it to choose a kernel.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CudaAttention {
+    pub(super) compute_capability: u32,
+    /// Width of a key head.
+    pub(super) head: u64,
+    /// Query heads per key head.
+    pub(super) shared: u64,
+    /// Tokens of each stream.
+    pub(super) tokens: u64,
+    pub(super) streams: u64,
+    /// Cells of each stream.
+    pub(super) cells: u64,
+    /// Formats of keys and values.
+    pub(super) formats: (StorageFormat, StorageFormat),
+}
+
+impl CudaAttention {
+    /// Whether the vector kernel takes the node and was built for its formats: it is chosen for one or two tokens
+    /// (`ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel`), and by default built for four formats, keys and values
+    /// alike (`GGML_CUDA_FA_QUANTS`).
+    pub(super) fn reads_cache_as_stored(&self) -> bool {
+        let Self { compute_capability, head, shared, tokens, streams, cells, formats: (k, v) } = *self;
+        let built = k == v
+            && matches!(k, StorageFormat::F16 | StorageFormat::Bf16 | StorageFormat::Q4_0 | StorageFormat::Q8_0)
+            && matches!(head, 64 | 128 | 256)
+            && cells.is_multiple_of(256);
+        let quantized = k.is_quantized() || v.is_quantized();
+        let grouped = shared >= 2;
+        let chosen = match compute_capability {
+            750.. => {
+                let newest = compute_capability >= 890;
+                let wide = shared > 4 && (head >= 256 || cells >= 8192);
+                match (tokens, quantized) {
+                    (1, true) => true,
+                    (2, true) => newest,
+                    (1, false) => !grouped || (newest && streams == 1 && !wide),
+                    _ => false,
+                }
+            }
+            // Tensor cores of the first generation work on query heads that share a key head together, up to eight.
+            700.. => tokens.saturating_mul(1 << shared.trailing_zeros().min(3)) <= 2,
+            _ if quantized => tokens <= 2,
+            _ => tokens == 1 && !grouped,
+        };
+        built && chosen
+    }
+}
+
 /// `ggml-metal-device.m:ggml_metal_device_supports_op`.
 fn on_metal(heads: Heads, (k, v): (StorageFormat, StorageFormat)) -> bool {
     let sizes = matches!(heads.k, 32 | 40 | 48 | 64 | 72 | 80 | 96 | 112 | 128 | 192 | 256 | 320 | 512 | 576)

@@ -232,7 +232,7 @@ fn representative(spec: &ModelSpec, every: u64) -> Vec<usize> {
 }
 
 /// How often a block is shown.
-const ROUNDS: usize = 2;
+const ROUNDS: usize = 3;
 
 /// The longest block of layers that is looked for (Jamba repeats every 8).
 const LONGEST_PERIOD: usize = 12;

@@ -87,11 +87,12 @@ fn graphs(
     if row.is_none() && hybrid.is_none() {
         return Ok(None);
     }
-    let on_device = match deployment.backend {
-        Backend::Cpu => false,
-        Backend::Cuda { .. } => true,
+    let cuda = match deployment.backend {
+        Backend::Cpu => None,
+        Backend::Cuda { compute_capability } => Some(compute_capability),
         Backend::Metal => return Ok(None),
     };
+    let on_device = cuda.is_some();
     // Without a kernel for its heads, attention falls back to the processor and the graph is cut in places of its own.
     let falls_back = on_device && resolved.flash_attention && !runs_fused(spec, facts, deployment)?;
     if !facts.build.graphs_are_known() || deployment.embeddings || deployment.load_mtp || falls_back {
@@ -126,7 +127,7 @@ fn graphs(
             transposed,
             device: 0,
             host: usize::from(on_device),
-            copies_kv: on_device,
+            cuda,
             mixed_inputs: facts.build.mixes_tokens_and_embeddings(facts.arch),
             scales_rows: facts.build.scales_embedded_rows(facts.arch),
             cached_rotations: facts.build.rotation_matrices_are_cached(),

@@ -2,6 +2,7 @@
 //! (`src/llama-graph.cpp:llm_graph_context`).
 
 use super::ops::{Builder, Node};
+use crate::engine::llama_cpp::flash::CudaAttention;
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::{Dense, Moe};
@@ -37,8 +38,8 @@ pub(super) struct Setting {
     pub(super) device: usize,
     /// The backend of the input layer: the processor.
     pub(super) host: usize,
-    /// Whether the device is CUDA: its flash attention keeps copies of caches in other formats than f16.
-    pub(super) copies_kv: bool,
+    /// The compute capability of a CUDA device: its flash attention keeps copies of caches in other formats than f16.
+    pub(super) cuda: Option<u32>,
     /// Whether tokens and embeddings may come in one micro-batch (`build.rs:mixes_tokens_and_embeddings`).
     pub(super) mixed_inputs: bool,
     /// Whether a factor per row scales embedded tokens (`build.rs:scales_embedded_rows`).
@@ -331,7 +332,7 @@ impl Parts {
         soft_cap: bool,
         expand_values: Option<Node>,
     ) -> Result<Node, MathError> {
-        let Setting { streams, flash, copies_kv, device, .. } = self.setting;
+        let Setting { streams, flash, cuda, .. } = self.setting;
         let ([q0, q1, q2, _], [_, s1, s2, _]) = (self.graph.dims(q)?, self.graph.strides(q)?);
         let per_stream = q2 / streams.max(1);
         let q = self.graph.view(q, [q0, q1, per_stream, streams], [s1, s2, mul(s2, per_stream)?])?;
@@ -343,8 +344,8 @@ impl Parts {
             let k = self.as_f16(k)?;
             let v = self.as_f16(v)?;
             let attended = self.graph.flash_attention(q, k, v, Some(mask), sinks)?;
-            if copies_kv {
-                self.add_copies(attended, k, v, device)?;
+            if let Some(compute_capability) = cuda {
+                self.add_copies(attended, [q, k, v], compute_capability)?;
             }
             let mut current = attended;
             if let Some(matrices) = expand_values {
@@ -393,9 +394,16 @@ impl Parts {
     }
 
     /// CUDA's flash attention keeps f16 copies of keys and values that are stored otherwise behind its result
-    /// (`ggml-cuda/fattn-common.cuh:ggml_cuda_flash_attn_ext_get_f16_extra_data`). One or two tokens take a kernel that
-    /// reads the common formats directly.
-    fn add_copies(&mut self, attended: Node, k: Node, v: Node, device: usize) -> Result<(), MathError> {
+    /// (`ggml-cuda/fattn-common.cuh:ggml_cuda_flash_attn_ext_get_f16_extra_data`), unless the kernel for one or two tokens
+    /// reads them as they are.
+    fn add_copies(&mut self, attended: Node, [q, k, v]: [Node; 3], compute_capability: u32) -> Result<(), MathError> {
+        let ([head, tokens, heads, streams], [_, cells, kv_heads, _]) = (self.graph.dims(q)?, self.graph.dims(k)?);
+        let formats = (self.graph.format(k)?, self.graph.format(v)?);
+        let shared = heads / kv_heads.max(1);
+        let node = CudaAttention { compute_capability, head, shared, tokens, streams, cells, formats };
+        if node.reads_cache_as_stored() {
+            return Ok(());
+        }
         let bytes = self.graph.bytes(attended)?;
         let mut end = bytes;
         for tensor in [k, v] {
@@ -405,7 +413,7 @@ impl Parts {
             }
         }
         if end > bytes {
-            self.graph.add_extra(attended, device, end.saturating_sub(bytes))?;
+            self.graph.add_extra(attended, self.setting.device, end.saturating_sub(bytes))?;
         }
         Ok(())
     }
