@@ -311,6 +311,8 @@ pub struct Mamba1 {
     pub proj_bias: bool,
     /// Norms on time step, B and C (Jamba).
     pub dt_b_c_norm: bool,
+    /// Norms without weights on time step, B and C (Falcon-Mamba).
+    pub bare_dt_b_c_norm: bool,
     /// Tensors of one family only.
     pub extra: Vec<Weight>,
 }

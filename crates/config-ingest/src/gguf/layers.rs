@@ -272,6 +272,7 @@ impl Builder<'_> {
                 conv_bias: tensors.bias("ssm_conv1d"),
                 proj_bias: tensors.bias("ssm_in"),
                 dt_b_c_norm: tensors.weight("ssm_dt_norm").is_some(),
+                bare_dt_b_c_norm: keys.bool("ssm.dt_b_c_rms")?.unwrap_or(false),
                 extra: Vec::new(),
             }),
             State::Mamba2 | State::Mamba2BesideAttention => Mixer::Mamba2(self.mamba2(tensors)?),

@@ -36,7 +36,7 @@ pub const FAMILIES: &[Family] = &[
         is_wrapper: false,
         defaults: r#"{"vocab_size": 50280, "hidden_size": 768, "state_size": 16, "num_hidden_layers": 32, "expand": 2,
             "conv_kernel": 4, "time_step_rank": "auto", "tie_word_embeddings": true}"#,
-        build: mamba1,
+        build: falcon_mamba,
     },
     Family {
         model_types: &["mamba2"],
@@ -158,6 +158,15 @@ fn dt_rank(r: &Reader<'_>, d_model: u64) -> u64 {
 }
 
 fn mamba1(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+    mamba1_model(r, false)
+}
+
+/// Mamba with norms that have no weights on time step, B and C.
+fn falcon_mamba(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+    mamba1_model(r, true)
+}
+
+fn mamba1_model(r: &Reader<'_>, bare_dt_b_c_norm: bool) -> Result<ModelSpec, IngestError> {
     let dims = bare_dims(r);
     let expanded = dims.d_model.saturating_mul(r.opt_below(&["expand"], r.limits().width).unwrap_or(2));
     let mixer = Mamba1 {
@@ -169,6 +178,7 @@ fn mamba1(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
         conv_bias: r.flag(&["use_conv_bias"], true),
         proj_bias: r.flag(&["use_bias"], false),
         dt_b_c_norm: false,
+        bare_dt_b_c_norm,
         extra: Vec::new(),
     };
     let layer = recipe::layer(Mixer::Mamba1(mixer), FeedForward::None, recipe::one_norm(dims.d_model, false));
@@ -240,6 +250,7 @@ fn jamba(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
         conv_bias: r.flag(&["mamba_conv_bias"], true),
         proj_bias: r.flag(&["mamba_proj_bias"], false),
         dt_b_c_norm: true,
+        bare_dt_b_c_norm: false,
         extra: Vec::new(),
     });
     let attention = Mixer::Attention(dims.attention());
@@ -328,6 +339,7 @@ fn zamba(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
         conv_bias: r.flag(&["mamba_conv_bias"], true),
         proj_bias: r.flag(&["mamba_proj_bias"], false),
         dt_b_c_norm: false,
+        bare_dt_b_c_norm: false,
         extra: Vec::new(),
     });
     let period = r.need_below(&["attn_layer_period"], r.limits().layers);

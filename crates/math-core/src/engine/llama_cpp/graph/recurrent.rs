@@ -141,7 +141,11 @@ impl Parts {
         let group = [d_state, 1, tokens, sequences];
         let mut b = self.graph.view(step_b_c, group, [mul(4, d_state)?, s1, s2])?;
         let mut c = self.graph.view(step_b_c, group, [mul(4, d_state)?, s1, s2])?;
-        if mamba.dt_b_c_norm {
+        if mamba.bare_dt_b_c_norm && !mamba.dt_b_c_norm {
+            dt = self.bare_norm(dt, NormKind::Rms)?;
+            b = self.bare_norm(b, NormKind::Rms)?;
+            c = self.bare_norm(c, NormKind::Rms)?;
+        } else if mamba.dt_b_c_norm {
             dt = self.norm(dt, NormKind::Rms, false, true)?;
             b = self.norm(b, NormKind::Rms, false, true)?;
             c = self.norm(c, NormKind::Rms, false, true)?;
