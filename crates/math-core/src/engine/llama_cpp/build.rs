@@ -130,6 +130,26 @@ impl Build {
         }
     }
 
+    /// GPT-OSS hands out its last hidden state for prediction layers: b12032 chooses rows of logits inside the last
+    /// layer unless that state is asked for (`llama-graph.h:crop_before_nextn`); before, always after it.
+    #[must_use]
+    pub const fn chooses_rows_after_layers(self) -> bool {
+        match self {
+            Self::C0c1e57098 => true,
+            Self::B12032 => false,
+        }
+    }
+
+    /// b12032's gated DeltaNet multiplies a matrix of all tokens by its last projection and copies strengths no more;
+    /// before, sequences were kept apart up to there (`models/qwen35.cpp:build_layer_attn_linear`).
+    #[must_use]
+    pub const fn delta_output_is_flat(self) -> bool {
+        match self {
+            Self::C0c1e57098 => false,
+            Self::B12032 => true,
+        }
+    }
+
     /// b12032 adds three nodes to every graph, for inputs that may be embeddings (`llama-graph.cpp:build_inp_embd`).
     #[must_use]
     pub const fn extra_graph_nodes(self) -> u64 {

@@ -162,18 +162,21 @@ pub(super) fn build(
     let attention_scale =
         if row.bare_qk_norm { Some(parts.graph.input(Parts::F32, [1, 1, parts.setting.tokens, 1])?) } else { None };
     let rows = parts.output_rows()?;
+    let late = row.chooses_late && parts.setting.rows_after_layers;
     let last = spec.layers.len().saturating_sub(1);
     let shown = representative(spec, row.no_rope_every);
     let mut trunk = Trunk { row, positions, factors, attention_scale, rows, full, sliding, caches: *caches, window };
     for index in shown {
         let Some(layer) = spec.layers.get(index) else { continue };
-        let chooses = index == last && !row.chooses_late;
+        let chooses = index == last && !late;
         current = trunk.layer(parts, layer, spec.d_model, index, current, chooses)?;
     }
     if row.chooses_late {
         // The hidden state of all tokens is handed out as well (`t_h_nextn`).
         parts.graph.output(current)?;
-        current = parts.graph.get_rows(current, rows)?;
+        if late {
+            current = parts.graph.get_rows(current, rows)?;
+        }
     }
     let norm_bias = spec.head.norm.as_ref().is_some_and(|norm| norm.bias);
     current = parts.norm(current, row.norm, norm_bias, false)?;

@@ -92,6 +92,10 @@ impl Parts {
         let normed = self.norm(out, NormKind::Rms, false, true)?;
         let gate = self.scale(gate)?;
         let gated = self.graph.elementwise(normed, &[gate])?;
+        if self.setting.flat_delta {
+            let flat = self.graph.reshape(gated, [values, all_tokens, 1, 1])?;
+            return self.linear(flat, d_model);
+        }
         let flat = self.graph.reshape(gated, [values, tokens, sequences, 1])?;
         let out = self.linear(flat, d_model)?;
         self.graph.reshape(out, [d_model, all_tokens, 1, 1])
@@ -110,7 +114,7 @@ impl Parts {
             let half = [each, delta.n_k_heads, tokens, sequences];
             let beta = self.graph.view(both, half, [s1, s2, s3])?;
             let alpha = self.graph.view(both, half, [s1, s2, s3])?;
-            let beta = self.graph.cont(beta, half)?;
+            let beta = if self.setting.flat_delta { beta } else { self.graph.cont(beta, half)? };
             let beta = self.scale(beta)?;
             let alpha = self.graph.cont(alpha, [heads, tokens, sequences, 1])?;
             (self.graph.reshape(beta, one)?, alpha)

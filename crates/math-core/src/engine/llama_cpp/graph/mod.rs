@@ -128,6 +128,8 @@ fn graphs(
             device: 0,
             host: usize::from(on_device),
             cuda,
+            rows_after_layers: facts.build.chooses_rows_after_layers(),
+            flat_delta: facts.build.delta_output_is_flat(),
             mixed_inputs: facts.build.mixes_tokens_and_embeddings(facts.arch),
             scales_rows: facts.build.scales_embedded_rows(facts.arch),
             cached_rotations: facts.build.rotation_matrices_are_cached(),

@@ -40,6 +40,10 @@ pub(super) struct Setting {
     pub(super) host: usize,
     /// The compute capability of a CUDA device: its flash attention keeps copies of caches in other formats than f16.
     pub(super) cuda: Option<u32>,
+    /// Whether GPT-OSS chooses rows of logits after the last layer (`build.rs:chooses_rows_after_layers`).
+    pub(super) rows_after_layers: bool,
+    /// Whether gated DeltaNet hands a matrix to its last projection (`build.rs:delta_output_is_flat`).
+    pub(super) flat_delta: bool,
     /// Whether tokens and embeddings may come in one micro-batch (`build.rs:mixes_tokens_and_embeddings`).
     pub(super) mixed_inputs: bool,
     /// Whether a factor per row scales embedded tokens (`build.rs:scales_embedded_rows`).
