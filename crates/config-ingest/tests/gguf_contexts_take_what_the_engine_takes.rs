@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use plimsoll_ingest::gguf::{Options, ingest};
 use plimsoll_math::deployment::{Backend, ContextRequest, Deployment, FlashAttention};
 use plimsoll_math::engine::llama_cpp::Build;
+use plimsoll_math::engine::llama_cpp::compute::Bounds;
 use plimsoll_math::engine::llama_cpp::memory::memory;
 use plimsoll_math::error::MathError;
 use plimsoll_math::format::StorageFormat;
@@ -79,7 +80,12 @@ fn check(row: &Value, spec: &ModelSpec) -> Option<String> {
     } else if output != row["output"] {
         Some(format!("output {output}, the engine {}", row["output"]))
     } else {
-        None
+        let outside = |place: &str, bounds: Bounds| {
+            let truth = row["compute"][place].as_u64().unwrap_or(0);
+            let inside = bounds.low <= truth && truth <= bounds.high;
+            (!inside).then(|| format!("compute on the {place}: {} <= {truth} <= {}", bounds.low, bounds.high))
+        };
+        outside("device", memory.compute.device).or_else(|| outside("host", memory.compute.host))
     }
 }
 
@@ -105,7 +111,7 @@ fn contexts_of_the_menagerie_equal_the_engines() {
             wrong.push(format!("{file} {} {} {}\n  {what}", row["engine"], row["backend"], row["params"]));
         }
     }
-    let shown: Vec<&String> = wrong.iter().take(40).collect();
+    let shown: Vec<&String> = wrong.iter().take(400).collect();
     assert!(wrong.is_empty(), "{} of {checked} rows differ: {shown:#?}", wrong.len());
     assert!(checked > 3000, "only {checked} rows");
 }

@@ -14,7 +14,7 @@ use crate::engine::llama_cpp::recurrent::state_elements;
 use crate::engine::llama_cpp::resolve::Resolved;
 use crate::error::MathError;
 use crate::format::StorageFormat;
-use crate::spec::{FeedForward, LmHead, Mixer, ModelSpec};
+use crate::spec::{FeedForward, LmHead, Mixer, ModelSpec, Window};
 use crate::tensor::Component;
 use crate::units::{add, mul};
 
@@ -73,6 +73,18 @@ pub(crate) struct ComputeShape {
     output: u64,
     /// Feed-forwards and recurrent mixers.
     linear: Bounds,
+    /// The lower bound of those after which every kind of mask is still needed, so that all masks are alive beside them.
+    linear_with_masks: u64,
+    /// Tokens of the encoder's output that a graph is reserved for, 0 without an encoder.
+    encoded: u64,
+    /// Whether a layer has latent attention over latents.
+    absorbs_queries: bool,
+    /// Whether the graph looks its embeddings up itself (`models/granite-switch.cpp`).
+    embeds_itself: bool,
+    /// Whether the selector scores pooled blocks of the whole cache (`models/qwen4exp.cpp:build_qsa_top_k`).
+    scores_blocks: bool,
+    /// Whether the device has no kernel for a layer's scan, which then runs on the host.
+    scan_falls: bool,
     /// Around flash attention.
     attention: Bounds,
     /// Queries of all heads, widest layer.
@@ -109,6 +121,14 @@ impl ComputeShape {
             d_model,
             output: add(spec.embedding.n_vocab, d_model)?,
             linear: Bounds { low: mul(2, d_model)?, high: mul(3, d_model)? },
+            linear_with_masks: mul(2, d_model)?,
+            // A reserved graph reads as much as the encoder was trained for (`llama-graph.cpp:build_inp_cross_embd`).
+            encoded: spec.encoder.as_ref().map_or(0, |_| spec.max_context),
+            absorbs_queries: spec.layers.iter().any(|layer| matches!(&layer.mixer, Mixer::Mla(mla) if !mla.expanded)),
+            embeds_itself: facts.arch == "graniteswitch",
+            scores_blocks: facts.arch == "qwen4exp",
+            scan_falls: matches!(deployment.backend, Backend::Cuda { .. })
+                && spec.layers.iter().any(|layer| !scans_on_cuda(&layer.mixer)),
             attention: Bounds::default(),
             queries: 0,
             n_heads: 0,
@@ -131,20 +151,31 @@ impl ComputeShape {
                 out.per_layer_embeddings = out.per_layer_embeddings.max(weight.shape.row());
             }
         }
-        let mut layers: &[crate::spec::Layer] = &spec.layers;
-        for _ in 0..2 {
-            for layer in layers {
-                out.mixer(&layer.mixer, spec.d_model)?;
+        // A mask is freed behind the last layer that reads it; there are two kinds, with and without a window.
+        let until = last_masked_layer(spec);
+        for (index, layer) in spec.layers.iter().enumerate() {
+            out.mixer(&layer.mixer, spec.d_model)?;
+            if until.is_none_or(|until| index <= until) {
+                out.linear_with_masks = out.linear.low;
             }
-            layers = spec.encoder.as_ref().map_or(&[], |encoder| &encoder.layers);
+        }
+        for layer in spec.encoder.iter().flat_map(|encoder| &encoder.layers) {
+            out.mixer(&layer.mixer, spec.d_model)?;
         }
         // The feed-forward of the last layer works on the rows of the output alone (`inp_out_ids`).
         let last = spec.layers.len().saturating_sub(1);
         for (index, layer) in spec.layers.iter().enumerate() {
             let low = out.linear.low;
             out.feed_forward(&layer.feed_forward)?;
-            if index == last {
+            // Refact loads experts and builds its graph without them (`models/refact.cpp`).
+            let is_built = facts.arch != "refact" || !matches!(layer.feed_forward, FeedForward::Moe(_));
+            if index == last || !is_built {
                 out.linear.low = low;
+            }
+            if until.is_none_or(|until| index < until) && index != last && is_built {
+                let mut alone = Self { linear: Bounds::default(), ..out.clone() };
+                alone.feed_forward(&layer.feed_forward)?;
+                out.linear_with_masks = out.linear_with_masks.max(alone.linear.low);
             }
         }
         for layer in spec.encoder.iter().flat_map(|encoder| &encoder.layers) {
@@ -264,7 +295,8 @@ impl ComputeShape {
                 let beside = if outputs > mul(2, hidden)? { outputs } else { 0 };
                 let shared = moe.shared.as_ref().map_or(0, |shared| shared.d_ff);
                 let side = moe.beside.as_ref().map_or(0, |beside| beside.d_ff);
-                let low = if moe.gated { add(mul(3, hidden)?, beside)? } else { add(hidden, outputs)? };
+                let least = add(hidden, outputs)?;
+                let low = if moe.gated { least.max(mul(3, hidden)?) } else { least };
                 let high = add(mul(3, hidden)?, add(beside, mul(3, self.d_model)?)?)?;
                 let high = add(high, add(self.queries, add(shared, moe.n_experts)?)?)?;
                 self.linear = self.linear.max(Bounds { low: add(self.d_model, low)?, high });
@@ -313,6 +345,8 @@ impl ComputeShape {
             copies = copies.max(each);
         }
         if self.whole_batch {
+            // Keys and values are the batch's own, whatever the cache beside them holds.
+            copies = Bounds { low: 0, high: copies.high };
             cells = tokens;
             masks = mul(tokens, mul(tokens, if resolved.flash_attention { 2 } else { 4 })?)?;
         }
@@ -324,6 +358,9 @@ impl ComputeShape {
             Build::B12032 => 0,
         };
         let mut work = self.linear.times(element)?;
+        let beside_masks = mul(self.linear_with_masks, element)?;
+        let mut without_masks = work.low;
+        work.low = beside_masks;
         let states = mul(4, mul(self.state, resolved.n_seq_max)?)?;
         work.high = add(work.high, mul(2, states)?)?;
         if self.n_heads > 0 {
@@ -336,29 +373,38 @@ impl ComputeShape {
         }
         if self.decay_heads > 0 {
             let matrix = mul(4, mul(self.decay_heads, mul(tokens, tokens)?)?)?;
-            let decay = Bounds { low: matrix, high: add(mul(5, matrix)?, work.high)? };
-            work = work.max(decay);
+            without_masks = without_masks.max(matrix);
+            work.high = add(mul(5, matrix)?, work.high)?;
         }
         // Nothing of the layers is left when logits are made, masks included.
         let logits = if self.has_logits { mul(4, mul(outputs, self.output)?)? } else { 0 };
         work.high = work.high.max(add(logits, mul(element, mul(2, self.d_model)?)?)?);
         if self.per_layer_embeddings > 0 {
             // AltUp keeps four versions of the hidden state, predicted and corrected.
-            let extra = add(self.per_layer_embeddings, mul(16, self.d_model)?)?;
+            // The embeddings of all layers are projected, scaled, added and turned around.
+            let extra = add(mul(4, self.per_layer_embeddings)?, mul(24, self.d_model)?)?;
             work.high = add(work.high, mul(element, extra)?)?;
         }
         let embedding = mul(element, self.d_model)?;
         // What falls to the host takes its inputs and a layer's keys and values with it.
         let falls = resolved.flash_attention && self.n_heads > 0 && !self.runs_fused;
-        if falls {
+        if falls || self.scan_falls {
             work.low = 0;
+            without_masks = 0;
+        }
+        if self.embeds_itself {
+            // A router attends first, padded to whole heads, and every product has its adapter's delta beside it.
+            work.high = add(mul(2, work.high)?, mul(element, mul(4, self.queries)?)?)?;
+        }
+        if self.whole_batch {
+            work.high = add(work.high, mul(element, add(mul(4, self.d_model)?, mul(cells, self.n_heads)?)?)?)?;
         }
         let mut whole = inputs.plus(work)?;
-        if falls {
+        if falls || self.scan_falls {
             whole.low = logits;
         }
         whole.high = add(whole.high, rotation)?;
-        whole.low = whole.low.max(logits);
+        whole.low = whole.low.max(logits).max(without_masks);
         Ok(match deployment.backend {
             Backend::Cpu => {
                 whole.high = add(whole.high, mul(2, embedding)?)?;
@@ -372,6 +418,10 @@ impl ComputeShape {
                 if falls {
                     let layer = mul(8, layer_elements)?;
                     host.high = add(host.high, add(layer, mul(element, mul(2, self.attention.high)?)?)?)?;
+                }
+                if self.scan_falls {
+                    // The scan takes its inputs, the states it starts from and those it leaves with it.
+                    host.high = add(host.high, add(mul(element, mul(2, self.linear.high)?)?, mul(4, states)?)?)?;
                 }
                 ComputeBounds { device: whole, host }
             }
@@ -425,6 +475,13 @@ impl ComputeShape {
     ) -> Result<Bounds, MathError> {
         let mut work = self.attention.times(element)?;
         let tokens = resolved.graph_tokens;
+        if self.encoded > 0 {
+            // Attention to the encoder's output, as the decoder reserves it, and what is read for it.
+            let wide = cells.max(self.encoded).max(tokens);
+            let scores = mul(4, mul(wide, mul(tokens, self.n_heads)?)?)?;
+            let read = mul(4, mul(wide, add(mul(3, self.d_model)?, mul(2, self.queries)?)?)?)?;
+            work.high = add(work.high, add(mul(4, scores)?, read)?)?;
+        }
         if !resolved.flash_attention {
             let scores = mul(4, mul(cells, mul(tokens, self.n_heads)?)?)?;
             let (low, high) = match (self.biased_scores, self.compressed) {
@@ -447,7 +504,7 @@ impl ComputeShape {
         let (heads, top) = self.selector;
         if heads > 0 {
             // Scores of the selector's heads over the tokens it may choose from, and its sorted choice.
-            let scored = if resolved.flash_attention { cells.min(mul(4, top)?) } else { cells };
+            let scored = if resolved.flash_attention && !self.scores_blocks { cells.min(mul(4, top)?) } else { cells };
             let extra = add(mul(heads, scored)?, add(mul(6, cells)?, mul(8, self.d_model)?)?)?;
             work.high = add(work.high, mul(element, extra)?)?;
         }
@@ -485,10 +542,45 @@ impl ComputeShape {
         if self.whole_batch || self.biased_scores {
             high = add(high, add(mul(6, embedding)?, mul(5, masks)?)?)?;
         }
+        if !resolved.flash_attention && self.absorbs_queries {
+            // Measured: where latent attention is not fused, one hidden state more may wait on the host.
+            high = add(high, embedding)?;
+        }
+        if self.encoded > 0 {
+            let read = self.encoded.max(tokens);
+            high = add(high, mul(4, mul(read, add(mul(3, self.d_model)?, mul(2, tokens)?)?)?)?)?;
+        }
         if self.compressed || self.selector.0 > 0 {
             high = add(high, add(mul(12, embedding)?, mul(8, masks)?)?)?;
         }
-        Ok(Bounds { low: if self.whole_batch { mul(copies, embedding)? } else { low }, high })
+        // The masks of whole batches and of selectors may be made where they are read; a graph that prepares its own
+        // inputs takes half of the copies of the embeddings, and none where it embeds other tokens than the batch's.
+        let least = if self.embeds_itself { 0 } else { mul(copies / 2, embedding)? };
+        let low = if self.whole_batch || self.compressed || self.selector.0 > 0 { least } else { add(masks, least)? };
+        Ok(Bounds { low, high })
+    }
+}
+
+/// The last layer in which every kind of mask that the model has is still read; `None` when it has none.
+fn last_masked_layer(spec: &ModelSpec) -> Option<usize> {
+    let last = |windowed: bool| {
+        spec.layers.iter().rposition(|layer| match &layer.mixer {
+            Mixer::Mla(_) | Mixer::CompressedAttention(_) => !windowed,
+            mixer => attention_of(mixer).is_some_and(|attention| (attention.window != Window::Full) == windowed),
+        })
+    };
+    match (last(false), last(true)) {
+        (Some(full), Some(windowed)) => Some(full.min(windowed)),
+        (only, None) | (None, only) => only,
+    }
+}
+
+/// Whether CUDA has a kernel for a layer's scan (`ggml-cuda.cu:ggml_backend_cuda_device_supports_op`, `SSM_SCAN`): states
+/// of 16 elements in whole blocks of 128 channels for Mamba 1.
+fn scans_on_cuda(mixer: &Mixer) -> bool {
+    match mixer {
+        Mixer::Mamba1(mamba) => mamba.d_state == 16 && mamba.d_inner.is_multiple_of(128),
+        _ => true,
     }
 }
 
