@@ -39,6 +39,12 @@ pub(super) struct Row {
     pub(super) no_rope_every: u64,
     /// Norms of queries and keys come after the rotary embedding and have no weights (Llama 4).
     pub(super) bare_qk_norm: bool,
+    /// Positions of a token: 4 where the rotary embedding has sections for time and place.
+    pub(super) positions_per_token: u64,
+    /// Both norms follow their halves; nothing is normed before them.
+    pub(super) norms_after: bool,
+    /// The gate of shared experts is a SiLU divided by its input.
+    pub(super) divides_gate: bool,
     /// How experts are chosen.
     pub(super) routing: Routing,
 }
@@ -61,13 +67,54 @@ pub(super) const PLAIN: Row = Row {
     chooses_late: false,
     no_rope_every: 0,
     bare_qk_norm: false,
+    positions_per_token: 1,
+    norms_after: false,
+    divides_gate: false,
     routing: SOFTMAX,
 };
 
 const ROWS: &[Row] = &[
-    Row { archs: &["llama", "qwen2", "qwen3", "qwen3moe", "mistral3"], ..PLAIN },
+    Row {
+        archs: &[
+            "llama",
+            "qwen2",
+            "qwen3",
+            "qwen3moe",
+            "mistral3",
+            "internlm2",
+            "xverse",
+            "dots1",
+            "ernie4_5",
+            "ernie4_5-moe",
+            "hunyuan-moe",
+            "hunyuan-dense",
+            "seed_oss",
+            "bailingmoe",
+            "glm4",
+            "pangu-embedded",
+            "maincoder",
+            "qwen",
+            "chatglm",
+            "nanbeige",
+            "minimax-m2",
+            "exaone",
+            "deci",
+            "mellum",
+            "mimo2",
+        ],
+        ..PLAIN
+    },
+    Row { archs: &["olmo2", "exaone4"], norms_after: true, ..PLAIN },
+    Row { archs: &["qwen2vl", "qwen3tts", "hunyuan_vl", "paddleocr"], positions_per_token: 4, ..PLAIN },
+    Row { archs: &["deepseek", "olmoe"], routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
+    Row { archs: &["qwen2moe"], divides_gate: true, routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
+    Row { archs: &["arcee"], activation: Activation::Squared, ..PLAIN },
+    Row { archs: &["gemma"], scales_embedding: true, scales_queries: true, ..PLAIN },
+    Row { archs: &["nemotron", "jais2"], activation: Activation::Squared, norm: NormKind::Layer, ..PLAIN },
+    Row { archs: &["minicpm"], scales_embedding: true, scales_residual: true, scales_logits: true, ..PLAIN },
+    Row { archs: &["stablelm", "orion", "codeshell", "starcoder2"], norm: NormKind::Layer, ..PLAIN },
     Row { archs: &["smollm3"], no_rope_every: 4, ..PLAIN },
-    Row { archs: &["phi3"], scales_queries: true, residual_first: true, ..PLAIN },
+    Row { archs: &["phi3", "phimoe"], scales_queries: true, residual_first: true, ..PLAIN },
     Row { archs: &["gemma2"], scales_embedding: true, scales_queries: true, caps_scores: true, caps_logits: true, ..PLAIN },
     Row { archs: &["gemma3"], scales_embedding: true, scales_queries: true, ..PLAIN },
     Row { archs: &["gpt-oss"], chooses_late: true, routing: Routing { softmax_after: true, normed: false, ..SOFTMAX }, ..PLAIN },
@@ -130,9 +177,18 @@ pub(super) fn build(
         }
         _ => false,
     };
+    let feeds = |layer: &Layer| match &layer.feed_forward {
+        FeedForward::Dense(_) => true,
+        FeedForward::Moe(moe) => moe.beside.is_none() && moe.latent.is_none(),
+        FeedForward::ChannelMix { .. } | FeedForward::None => false,
+    };
     let fits = |layer: &Layer| {
         mixes(layer)
-            && matches!(&layer.feed_forward, FeedForward::Dense(_) | FeedForward::Moe(_))
+            && feeds(layer)
+            && (row.parallel
+                || row.norms_after
+                || has_norm(layer, "ffn_norm").is_some()
+                || has_norm(layer, "post_attention_norm").is_some())
             && layer.cross_attention.is_none()
             && layer.extra.is_empty()
     };
@@ -143,7 +199,7 @@ pub(super) fn build(
     if row.scales_embedding {
         current = parts.scale_embedded(current)?;
     }
-    let positions = parts.positions(1)?;
+    let positions = parts.positions(row.positions_per_token)?;
     let [full_rotation, window_rotation] = caches.rotations;
     let [full_width, window_width] = caches.v_widths;
     // A cache of latents alone keeps no values.
@@ -240,6 +296,12 @@ const ROUNDS: usize = 3;
 /// The longest block of layers that is looked for (Jamba repeats every 8).
 const LONGEST_PERIOD: usize = 12;
 
+/// Whether queries and keys are normed over all heads together, before they are split.
+const fn normed_flat(attention: &Attention) -> bool {
+    let [width, rows] = attention.qk_norm.q;
+    attention.n_heads > 1 && rows <= 1 && width > attention.k_head_dim
+}
+
 /// What all layers read.
 pub(super) struct Trunk<'a> {
     pub(super) row: &'a Row,
@@ -290,7 +352,7 @@ impl Trunk<'_> {
             let with_residual = parts.graph.elementwise(fed, &[residual])?;
             return parts.graph.elementwise(with_residual, &[mixed]);
         }
-        let sandwich = has_norm(layer, "ffn_norm").is_some();
+        let sandwich = row.norms_after || has_norm(layer, "ffn_norm").is_some();
         if sandwich && let Some(bias) = has_norm(layer, "post_attention_norm") {
             mixed = parts.norm(mixed, row.norm, bias, true)?;
         }
@@ -299,7 +361,8 @@ impl Trunk<'_> {
         }
         let joined = parts.graph.elementwise(mixed, &[residual])?;
         // A layer without `ffn_norm` names the norm before its feed-forward `post_attention_norm`.
-        let before = has_norm(layer, "ffn_norm").or_else(|| has_norm(layer, "post_attention_norm"));
+        let before =
+            has_norm(layer, "ffn_norm").or_else(|| if row.norms_after { None } else { has_norm(layer, "post_attention_norm") });
         let normed = match before {
             Some(bias) => parts.norm(joined, row.norm, bias, true)?,
             None => joined,
@@ -325,7 +388,11 @@ impl Trunk<'_> {
                         let mut shared = parts.feed_forward(x, shared, d_model, self.row.activation)?;
                         if moe.shared_gate {
                             let logit = parts.linear(x, 1)?;
-                            let gate = parts.scale(logit)?;
+                            let mut gate = parts.scale(logit)?;
+                            if self.row.divides_gate {
+                                // A sigmoid, written as SiLU over its own input (`src/models/qwen2moe.cpp`).
+                                gate = parts.graph.elementwise(gate, &[logit])?;
+                            }
                             shared = parts.graph.elementwise(shared, &[gate])?;
                         }
                         parts.graph.elementwise(routed, &[shared])
@@ -358,7 +425,7 @@ impl Trunk<'_> {
             OutputGate::None | OutputGate::Own { .. } => (full, None),
         };
         let [q_norm, _] = attention.qk_norm.q;
-        if q_norm > 0 {
+        if q_norm > 0 && !normed_flat(attention) {
             q = parts.norm(q, row.norm, attention.qk_norm.bias, true)?;
             k = parts.norm(k, row.norm, attention.qk_norm.bias, true)?;
         }
@@ -429,7 +496,10 @@ impl Trunk<'_> {
             }
         } else {
             for (head, heads, bias) in shapes {
-                let flat = parts.linear_bias(x, mul(head, heads)?, bias)?;
+                let mut flat = parts.linear_bias(x, mul(head, heads)?, bias)?;
+                if normed_flat(attention) && out.len() < 2 {
+                    flat = parts.norm(flat, self.row.norm, attention.qk_norm.bias, true)?;
+                }
                 out.push(parts.graph.reshape(flat, [head, heads, tokens, 1])?);
             }
         }
