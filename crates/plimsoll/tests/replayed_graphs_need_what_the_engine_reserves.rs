@@ -44,7 +44,7 @@ fn every_row_with_a_graph() {
         if ours == (device, host) {
             entry.0 += 1;
         } else if entry.2.is_empty() {
-            entry.2 = format!("ours {ours:?}, engine {device} {host}: {}", row["params"]);
+            entry.2 = format!("ours {ours:?}, engine {device} {host}: {}", truth::describe(&row));
         }
     }
     let mut wrong = Vec::new();

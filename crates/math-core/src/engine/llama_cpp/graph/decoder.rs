@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::latent;
 use super::ops::Node;
-use super::parts::{Activation, Attend, CacheInputs, NormKind, Parts, Routing, Store};
+use super::parts::{Activation, Attend, CacheInputs, NormKind, Parts, Routing};
 use crate::error::MathError;
 use crate::spec::{Attention, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, Moe, OutputGate, QkvLayout};
 use crate::units::mul;
@@ -451,7 +451,8 @@ impl Trunk<'_> {
         };
         let attend = Attend {
             q,
-            store: Store::Own { k, v },
+            k,
+            v,
             n_kv_heads: attention.n_kv_heads,
             k_head: attention.k_head_dim,
             v_head: attention.v_head_dim,

@@ -257,46 +257,35 @@ impl Parts {
         Ok(true)
     }
 
-    /// Attention over a cache (`build_attn`, `build_attn_mha`): `q`, `k`, `v` are `[head, heads, tokens]`. Without
-    /// `k` and `v` the layer reads what another layer `source` wrote. Returns `[heads * v_head, tokens]`.
+    /// Attention over a cache (`build_attn`, `build_attn_mha`): `q`, `k`, `v` are `[head, heads, tokens]`. Returns
+    /// `[heads * v_head, tokens]`.
     pub(super) fn attend(&mut self, inputs: &CacheInputs, attention: &Attend) -> Result<Node, MathError> {
         let Setting { streams, k_format, v_format, transposed, device, .. } = self.setting;
-        let Attend { mut q, store, n_kv_heads, k_head, v_head, v_width, sinks, soft_cap } = *attention;
+        let Attend { mut q, k: mut keys, v: mut values, n_kv_heads, k_head, v_head, v_width, sinks, soft_cap } = *attention;
         let k_dim = mul(n_kv_heads, k_head)?;
         let v_dim = mul(n_kv_heads, v_head)?;
         let cells = inputs.cells;
-        let k_cache = match store {
-            Store::Own { .. } => self.graph.cache(k_format, [k_dim, cells, streams, 1], device)?,
-            Store::Of { k_cache, .. } => k_cache,
-        };
-        let v_cache = match store {
-            Store::Own { .. } => {
-                self.graph.cache(v_format, [if transposed { v_width } else { v_dim }, cells, streams, 1], device)?
-            }
-            Store::Of { v_cache, .. } => v_cache,
-        };
+        let k_cache = self.graph.cache(k_format, [k_dim, cells, streams, 1], device)?;
+        let v_cache = self.graph.cache(v_format, [if transposed { v_width } else { v_dim }, cells, streams, 1], device)?;
         if let Some(rotation) = inputs.k_rotation {
             q = self.rotate(q, rotation)?;
+            keys = self.rotate(keys, rotation)?;
         }
-        if let Store::Own { mut k, mut v } = store {
-            if let Some(rotation) = inputs.k_rotation {
-                k = self.rotate(k, rotation)?;
-            }
-            if let Some(rotation) = inputs.v_rotation {
-                v = self.rotate(v, rotation)?;
-            }
-            self.graph.expand(q)?;
-            self.graph.expand(v)?;
-            self.graph.expand(k)?;
-            let stored = self.store_rows(k, k_cache, inputs.k_rows)?;
+        if let Some(rotation) = inputs.v_rotation {
+            values = self.rotate(values, rotation)?;
+        }
+        self.graph.expand(q)?;
+        self.graph.expand(values)?;
+        self.graph.expand(keys)?;
+        let stored = self.store_rows(keys, k_cache, inputs.k_rows)?;
+        self.graph.expand(stored)?;
+        if let Some(rows) = inputs.v_rows {
+            let stored = if transposed {
+                self.store_elements(values, v_cache, rows, v_width)?
+            } else {
+                self.store_rows(values, v_cache, rows)?
+            };
             self.graph.expand(stored)?;
-            if let Some(rows) = inputs.v_rows {
-                let stored =
-                    if transposed { self.store_elements(v, v_cache, rows, v_width)? } else { self.store_rows(v, v_cache, rows)? };
-                self.graph.expand(stored)?;
-            }
-        } else {
-            self.graph.expand(q)?;
         }
         let row = |format: StorageFormat, n: u64| format.row_bytes(n).map(crate::units::Bytes::get);
         let k_row = row(k_format, k_dim)?;
@@ -619,7 +608,10 @@ impl Parts {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attend {
     pub(super) q: Node,
-    pub(super) store: Store,
+    /// Keys of this micro-batch; they are written to the cache first.
+    pub(super) k: Node,
+    /// Values, likewise.
+    pub(super) v: Node,
     pub(super) n_kv_heads: u64,
     pub(super) k_head: u64,
     pub(super) v_head: u64,
@@ -627,23 +619,4 @@ pub(super) struct Attend {
     pub(super) v_width: u64,
     pub(super) sinks: Option<Node>,
     pub(super) soft_cap: bool,
-}
-
-/// Whose keys and values are read.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Store {
-    /// Those of this layer, written first.
-    Own {
-        /// Keys.
-        k: Node,
-        /// Values.
-        v: Node,
-    },
-    /// Those of another layer.
-    Of {
-        /// Its keys.
-        k_cache: Node,
-        /// Its values.
-        v_cache: Node,
-    },
 }
