@@ -188,6 +188,7 @@ impl Question {
             device: self.device.clone(),
             memory: self.memory.or_else(|| self.host_memory()),
             assume_generic: Some(self.source.assume_generic),
+            skip_limits: None,
         }
     }
 

@@ -20,8 +20,8 @@ use crate::model::Model;
 use crate::naive::naive;
 use crate::request::Options;
 use crate::response::{
-    CacheBrief, Change, DeploymentBrief, DeviceUse, EXPLAIN_SCHEMA, EngineBrief, Explain, FIT_SCHEMA, Fit, HostUse, ModelBrief,
-    Totals, Verdict,
+    CacheBrief, Change, DeploymentBrief, DeviceUse, EXPLAIN_SCHEMA, EngineBrief, Explain, FIT_SCHEMA, Fit, HostUse, Limits,
+    ModelBrief, Totals, Verdict,
 };
 use crate::size::grouped;
 
@@ -251,7 +251,7 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
         verdict,
         throughput: None,
         command: command(&question, &planned),
-        limits: limits::both(&question)?,
+        limits: if options.skip_limits == Some(true) { Limits::default() } else { limits::both(&question)? },
         naive: naive(
             model,
             question.effective.deployment.sequences,

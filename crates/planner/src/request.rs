@@ -54,6 +54,8 @@ pub struct Options {
     pub memory: Option<u64>,
     /// Whether an unknown architecture may be taken for a generic decoder.
     pub assume_generic: Option<bool>,
+    /// Leaves out the search for the limits reachable on the device, which takes longer than the answer itself.
+    pub skip_limits: Option<bool>,
 }
 
 /// Which engine's rules apply.

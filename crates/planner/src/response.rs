@@ -214,7 +214,7 @@ pub struct Limit {
 }
 
 /// Limits reachable on this device with everything else as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Limits {
     /// Tokens per sequence.
     pub max_context: Option<Limit>,

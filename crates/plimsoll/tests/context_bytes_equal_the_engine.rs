@@ -1,13 +1,7 @@
 //! Caches, recurrent state, output buffer and effective parameters against every measured row of a single device or
 //! the processor alone: 0 bytes off, and a refusal wherever the engine refuses.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::as_conversions,
-    reason = "a test stops at the first surprise"
-)]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test stops at the first surprise")]
 
 use std::collections::BTreeMap;
 

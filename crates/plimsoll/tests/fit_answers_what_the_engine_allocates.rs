@@ -63,6 +63,7 @@ fn options(row: &Value) -> Option<Options> {
         mmap: Some(false),
         device: Some(device.to_owned()),
         memory: Some(1 << 50),
+        skip_limits: Some(true),
         ..Options::default()
     })
 }
