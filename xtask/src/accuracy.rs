@@ -133,6 +133,9 @@ fn score(score: &mut Score, name: &str, row: &Value, answer: Result<plimsoll::pl
     score.measured += 1;
     if (low..=high).contains(&truth) {
         score.contained += 1;
+        if low == high {
+            *score.exact.entry("compute").or_default() += 1;
+        }
     } else {
         score.miss(name, format!("compute {truth} B is not between {low} B and {high} B"));
     }
@@ -261,7 +264,9 @@ fn summary(engine: &Groups, corpus: &Corpus) -> String {
         let (refusals, refused) = groups.iter().fold((0, 0), |sum, score| (sum.0 + score.refusals, sum.1 + score.refused));
         let _ = writeln!(out, "| llama.cpp, settings it refuses, from a {door} | {refusals} | {refused} refused |");
         let (measured, contained) = groups.iter().fold((0, 0), |sum, score| (sum.0 + score.measured, sum.1 + score.contained));
-        let _ = writeln!(out, "| llama.cpp, compute buffers, from a {door} | {measured} | bounds hold for {contained} |");
+        let exact: u64 = groups.iter().filter_map(|score| score.exact.get("compute")).sum();
+        let _ =
+            writeln!(out, "| llama.cpp, compute buffers, from a {door} | {measured} | {exact}; bounds hold for {contained} |");
     }
     let _ = writeln!(out, "| parameter count from a config.json alone | {} | {} |", corpus.counted, corpus.exact);
     out
@@ -271,20 +276,21 @@ fn page(engine: &Groups, corpus: &Corpus) -> String {
     let mut out = String::from(
         "# Accuracy\n\nWritten by `cargo xtask accuracy` from `fixtures/`; `cargo xtask test` fails when it is out of date.\n\n\
          ## llama.cpp, one device or the processor\n\n\
-         Bytes of the real engine (see `fixtures/README.md`) beside ours, by source, build and backend. Compute buffers are stated as \
-         bounds: how many rows they hold, and their width in percent of the truth at the median and the 95th percentile. Rows that \
+         Bytes of the real engine (see `fixtures/README.md`) beside ours, by source, build and backend. Compute buffers are exact where \
+         the architecture's graph is replayed, and bounds elsewhere: how many rows they hold, and their width in percent of the truth at the median and the 95th percentile. Rows that \
          were measured without the server's rule for rows of logits are left out.\n\n\
-         | source | build | backend | rows | weights | caches and state | output | refusals | compute inside | width p50 | width p95 |\n\
-         |---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+         | source | build | backend | rows | weights | caches and state | output | refusals | compute exact | compute inside | width p50 | width p95 |\n\
+         |---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     for ((door, build, backend), score) in engine {
         let exact = TERMS.map(|term| score.exact.get(term).copied().unwrap_or(0).to_string()).join(" | ");
         let _ = writeln!(
             out,
-            "| {door} | {build} | {backend} | {} | {exact} | {} of {} | {} | {} | {} |",
+            "| {door} | {build} | {backend} | {} | {exact} | {} of {} | {} | {} | {} | {} |",
             score.rows,
             score.refused,
             score.refusals,
+            score.exact.get("compute").copied().unwrap_or(0),
             score.contained,
             score.width(50),
             score.width(95)
