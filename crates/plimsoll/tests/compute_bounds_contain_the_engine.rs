@@ -1,7 +1,7 @@
 //! Bounds of compute buffers against every measured row of a single device or the processor alone: the truth lies
 //! inside each of them.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::as_conversions, reason = "a test stops at the first surprise")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
 use std::collections::BTreeMap;
 

@@ -6,7 +6,6 @@
     clippy::panic,
     clippy::expect_used,
     clippy::indexing_slicing,
-    clippy::as_conversions,
     reason = "a test stops at the first surprise"
 )]
 
