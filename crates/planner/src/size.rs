@@ -119,6 +119,10 @@ pub fn grouped(value: u64) -> String {
 #[must_use]
 pub fn short(bytes: u64) -> String {
     const UNITS: [(&str, u32); 5] = [("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    // Below the first unit a size is whole as it is.
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
     for (unit, shift) in UNITS {
         // Tenths, rounded half up; a value that rounds to 1.0 of a unit is shown in that unit.
         let tenths = (u128::from(bytes) * 10 + (1_u128 << (shift - 1))) >> shift;
