@@ -1,7 +1,7 @@
 //! Questions over the formulas: does a model fit, with what to spare, how much context, how many sequences, and what
 //! does every byte pay for.
 //!
-//! Pure functions: a [`Model`](model::Model) and [`Options`](request::Options) in, an answer of [`response`] out.
+//! Pure functions: a [`Model`] and [`Options`] in, an answer of [`response`] out.
 //! [`wire`] is the same as JSON.
 #![cfg_attr(not(feature = "std"), no_std)]
 

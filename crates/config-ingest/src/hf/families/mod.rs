@@ -1,7 +1,7 @@
 //! The families: which names belong to which row, and what a row says.
 //!
 //! A family is a [`Family`] row in one of the tables below. To add one: a file with a `FAMILIES` table, and a line
-//! in [`TABLES`].
+//! in `TABLES`.
 
 // Attention in every layer.
 pub mod asia;

@@ -1,6 +1,6 @@
 //! Vision and audio towers: what a multimodal config puts beside its language model.
 //!
-//! A tower is chosen by the `model_type` of its nested object ([`ROWS`]), or by the wrapper where that is silent.
+//! A tower is chosen by the `model_type` of its nested object (`ROWS`), or by the wrapper where that is silent.
 //! Only sizes matter here: converters put towers into a file of their own (`mmproj`), so names are ours.
 
 mod conformer;

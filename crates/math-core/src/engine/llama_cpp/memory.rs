@@ -93,7 +93,7 @@ impl Memory {
 /// The memory of a context.
 ///
 /// # Errors
-/// As [`crate::engine::llama_cpp::resolve`], and [`MathError::Refused`] for combinations the engine does not start
+/// As [`crate::engine::llama_cpp::resolve()`], and [`MathError::Refused`] for combinations the engine does not start
 /// with.
 pub fn memory(spec: &ModelSpec, deployment: &Deployment, build: Build) -> Result<Memory, MathError> {
     let facts = Facts::new(spec, build)?;

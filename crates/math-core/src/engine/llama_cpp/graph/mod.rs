@@ -1,8 +1,8 @@
 //! Compute buffers: the engine's computation graph, and its graph allocator replayed over it.
 //!
 //! The size of a compute buffer is the high-water mark of `ggml-alloc.c` over the scheduler's copy of the graph:
-//! integer arithmetic without any measurement in it. A graph is built from the model's mechanisms ([`parts`]) in the
-//! order of the architecture ([`decoder`]), split among backends ([`schedule`]) and replayed ([`replay`]).
+//! integer arithmetic without any measurement in it. A graph is built from the model's mechanisms (`parts`) in the
+//! order of the architecture (`decoder`), split among backends ([`schedule`]) and replayed ([`replay`]).
 
 mod decoder;
 mod delta;
