@@ -35,3 +35,29 @@ fn a_class_whose_parts_are_unknown_is_named() {
         assert!(sentence.contains(class) && sentence.contains("$.architectures[0]"), "{sentence}");
     }
 }
+
+#[test]
+fn a_size_that_cannot_be_is_refused_with_its_name() {
+    let sizes = [
+        ("hidden_size", "4096"),
+        ("intermediate_size", "14336"),
+        ("num_hidden_layers", "32"),
+        ("num_attention_heads", "32"),
+        ("num_key_value_heads", "8"),
+        ("vocab_size", "128256"),
+        ("head_dim", "128"),
+    ];
+    for (field, _) in sizes {
+        for wrong in ["0", "-1", "1.5", "1e300", "1e30", "9007199254740992", "\"many\"", "[1]", "{}", "true"] {
+            let fields = sizes.map(|(name, right)| format!(", \"{name}\": {}", if name == field { wrong } else { right }));
+            let sentence = check("llama", "LlamaForCausalLM", &fields.concat()).unwrap_err();
+            assert!(sentence.contains(&format!("$.{field}")) && sentence.lines().count() == 1, "{field} {wrong}: {sentence}");
+        }
+    }
+}
+
+#[test]
+fn an_error_uses_the_spelling_of_the_config() {
+    let sentence = check("gpt2", "GPT2LMHeadModel", r#", "n_head": 0"#).unwrap_err();
+    assert!(sentence.contains("$.n_head:"), "{sentence}");
+}

@@ -68,8 +68,7 @@ fn cached(mixer: &Mixer) -> (u64, u64, Option<u64>) {
 
 fn brief(index: u32, layer: &Layer, model: &Model) -> Result<LayerBrief, PlanError> {
     let (kv_dim_k, kv_dim_v, window) = cached(&layer.mixer);
-    let parameters =
-        model.tensors.params_where(|tensor| tensor.counts == Counts::Parameter && tensor.place == Place::Layer(index))?;
+    let parameters = model.tensors.params_where(|tensor| tensor.counts.is_parameter() && tensor.place == Place::Layer(index))?;
     let (convolution, recurrence) = state_elements(&layer.mixer, model.spec.d_model)?.unwrap_or((0, 0));
     Ok(LayerBrief {
         index,
@@ -90,7 +89,7 @@ fn brief(index: u32, layer: &Layer, model: &Model) -> Result<LayerBrief, PlanErr
 pub fn inspect(model: &Model) -> Result<Inspect, PlanError> {
     let counts = model.parameters()?;
     let mut by_component: BTreeMap<Component, Params> = BTreeMap::new();
-    for tensor in model.tensors.tensors.iter().filter(|tensor| tensor.counts == Counts::Parameter) {
+    for tensor in model.tensors.tensors.iter().filter(|tensor| tensor.counts.is_parameter()) {
         let entry = by_component.entry(tensor.component).or_insert(Params::ZERO);
         *entry = entry.plus(tensor.params()?)?;
     }
@@ -112,7 +111,7 @@ pub fn inspect(model: &Model) -> Result<Inspect, PlanError> {
             active: counts.active,
             by_component,
             multi_token_prediction: model.tensors.params_where(|tensor| tensor.counts == Counts::MultiTokenPrediction)?,
-            buffers: model.tensors.params_where(|tensor| tensor.counts == Counts::Buffer)?,
+            buffers: model.tensors.params_where(|tensor| tensor.counts.is_buffer())?,
         },
         layers: layers?,
         tensors: u64::try_from(model.tensors.tensors.len()).unwrap_or(u64::MAX),

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use plimsoll_ingest::Ingested;
 use plimsoll_math::engine::llama_cpp::conversion::leaves_out_prediction_layers;
 use plimsoll_math::spec::{FeedForward, LmHead, ModelSpec};
-use plimsoll_math::tensor::{Component, Counts, Place, TensorTable};
+use plimsoll_math::tensor::{Component, Place, TensorTable};
 use plimsoll_math::units::{Params, mul};
 use serde::{Deserialize, Serialize};
 
@@ -92,16 +92,13 @@ impl Model {
     /// [`PlanError::Math`] on overflow.
     pub fn parameters(&self) -> Result<ParameterCounts, PlanError> {
         let total = self.tensors.total_params()?;
-        let embedding = self
-            .tensors
-            .params_where(|tensor| tensor.counts == Counts::Parameter && tensor.component == Component::Embeddings)?;
+        let embedding =
+            self.tensors.params_where(|tensor| tensor.counts.is_parameter() && tensor.component == Component::Embeddings)?;
         let mut idle = Params::ZERO;
         for (index, layer) in (0_u32..).zip(&self.spec.layers) {
             let FeedForward::Moe(moe) = &layer.feed_forward else { continue };
             let routed = self.tensors.params_where(|tensor| {
-                tensor.counts == Counts::Parameter
-                    && tensor.component == Component::Experts
-                    && tensor.place == Place::Layer(index)
+                tensor.counts.is_parameter() && tensor.component == Component::Experts && tensor.place == Place::Layer(index)
             })?;
             let unused = moe.n_experts.saturating_sub(moe.n_experts_per_token);
             if let Some(share) = routed.get().checked_div(moe.n_experts) {

@@ -25,8 +25,9 @@ use plimsoll_planner::response::{Fit, Totals};
 use plimsoll_planner::{Basis, Model, Options, PlanError};
 use serde_json::Value;
 
-/// Models that are not the engine's through their config yet; the list only shrinks.
-const NOT_YET: &[&str] = &["SmolLM3-3B"];
+/// Recorded for a file with an output matrix that the published checkpoint, being tied, does not have: through the
+/// config there are rightly fewer weights (`docs/accuracy.md`).
+const RECORDED_UNTIED: &[&str] = &["SmolLM3-3B"];
 
 /// What the command line would be given for a row; `None` for placements and settings of later versions.
 fn options(row: &Value) -> Option<Options> {
@@ -173,7 +174,7 @@ fn walk(at_least: usize, not_yet: &[&str], mut door: impl FnMut(&str, &str) -> O
 
 #[test]
 fn through_the_config_door() {
-    walk(4400, NOT_YET, |name, _| Some(config_model(name)));
+    walk(4400, RECORDED_UNTIED, |name, _| Some(config_model(name)));
 }
 
 #[test]

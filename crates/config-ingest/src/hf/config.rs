@@ -72,6 +72,13 @@ impl<'a> Config<'a> {
         Self { defaults: Some(defaults), ..self }
     }
 
+    /// The spelling that the config uses, or the first one where it uses none.
+    #[must_use]
+    pub fn named<'b>(&self, aliases: &[&'b str]) -> &'b str {
+        let used = aliases.iter().find(|alias| self.map.get(**alias).is_some_and(|value| !value.is_null()));
+        used.or(aliases.first()).copied().unwrap_or_default()
+    }
+
     /// Whether any alias is present and not null.
     #[must_use]
     pub fn has(&self, aliases: &[&str]) -> bool {

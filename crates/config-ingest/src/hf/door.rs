@@ -62,15 +62,7 @@ pub fn ingest(bytes: &[u8], options: &Options) -> Result<Ingested, IngestError> 
             limit: count(limit),
         });
     }
-    // Some editors put a byte order mark in front.
-    let bytes = bytes.strip_prefix(&[0xef, 0xbb, 0xbf]).unwrap_or(bytes);
-    let text = super::python_json::plain(bytes);
-    let bytes = text.as_ref();
-    let value: Value = serde_json::from_slice(bytes).map_err(|error| IngestError::Malformed {
-        format: "config.json",
-        offset: offset_of(bytes, error.line(), error.column()),
-        problem: error.to_string(),
-    })?;
+    let value = parse(bytes)?;
     let root = Config::root(&value)?;
     let shared = Shared::new(options);
     let built = lookup::build(root.clone(), &shared);
@@ -92,6 +84,23 @@ pub fn ingest(bytes: &[u8], options: &Options) -> Result<Ingested, IngestError> 
     );
     let tensors = tensor_table(&spec)?;
     Ok(Ingested { spec, tensors, quantization: quantization.map(|scheme| scheme.to_string()), generic, notes })
+}
+
+/// The JSON of a config as Python writes it: with a byte order mark or not, and with `NaN` and infinities, which are
+/// read as null.
+///
+/// # Errors
+/// [`IngestError::Malformed`] for anything else than JSON.
+pub fn parse(bytes: &[u8]) -> Result<Value, IngestError> {
+    // Some editors put a byte order mark in front.
+    let bytes = bytes.strip_prefix(&[0xef, 0xbb, 0xbf]).unwrap_or(bytes);
+    let text = super::python_json::plain(bytes);
+    let bytes = text.as_ref();
+    serde_json::from_slice(bytes).map_err(|error| IngestError::Malformed {
+        format: "config.json",
+        offset: offset_of(bytes, error.line(), error.column()),
+        problem: error.to_string(),
+    })
 }
 
 fn one_or_several(mut errors: Vec<IngestError>) -> IngestError {

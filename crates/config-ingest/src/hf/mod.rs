@@ -16,4 +16,4 @@ pub mod reader;
 pub mod recipe;
 pub mod towers;
 
-pub use door::{Limits, Options, ingest};
+pub use door::{Limits, Options, ingest, parse};

@@ -135,8 +135,13 @@ impl<'a> Reader<'a> {
                 0
             }
             Some(value) if value > limit => {
-                let name = aliases.first().copied().unwrap_or_default();
-                self.invalid(name, value, format!("at most {limit}"));
+                self.invalid(self.config.named(aliases), value, format!("at most {limit}"));
+                0
+            }
+            // A model without layers, heads or rows is none; what may be absent is read with `opt`.
+            Some(0) => {
+                let name = self.config.named(aliases);
+                self.invalid(name, 0, "at least 1");
                 0
             }
             Some(value) => {
@@ -164,8 +169,7 @@ impl<'a> Reader<'a> {
     pub fn opt_below(&self, aliases: &[&str], limit: u64) -> Option<u64> {
         let value = self.opt(aliases)?;
         if value > limit {
-            let name = aliases.first().copied().unwrap_or_default();
-            self.invalid(name, value, format!("at most {limit}"));
+            self.invalid(self.config.named(aliases), value, format!("at most {limit}"));
             return None;
         }
         Some(value)

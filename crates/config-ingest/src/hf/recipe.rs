@@ -92,6 +92,10 @@ impl Dims {
             r.invalid("num_key_value_heads", n_kv_heads, format!("a divisor of {n_heads} query heads"));
         }
         let head_dim = match r.opt_below(HEAD_DIM, limits.width) {
+            Some(0) => {
+                r.invalid(r.config.named(HEAD_DIM), 0, "at least 1");
+                0
+            }
             Some(explicit) => explicit,
             None if n_heads == 0 => 0,
             None => r.divide("num_attention_heads", d_model, n_heads),

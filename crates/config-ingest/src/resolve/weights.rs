@@ -89,7 +89,7 @@ pub(super) fn read(
     config: &[u8],
     ingested: &mut Ingested,
 ) -> Result<Checkpoint, IngestError> {
-    let config: Value = serde_json::from_slice(config).unwrap_or_default();
+    let config = crate::hf::parse(config)?;
     let hints = Hints { mlx: Quantization::from_config(&config)?, packed_bits: packed_bits(&config) };
     let spec = &ingested.spec;
     let context = Context {
