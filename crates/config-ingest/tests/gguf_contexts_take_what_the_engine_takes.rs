@@ -85,7 +85,8 @@ fn check(row: &Value, spec: &ModelSpec) -> Option<String> {
             let inside = bounds.low <= truth && truth <= bounds.high;
             (!inside).then(|| format!("compute on the {place}: {} <= {truth} <= {}", bounds.low, bounds.high))
         };
-        outside("device", memory.compute.device).or_else(|| outside("host", memory.compute.host))
+        outside("device", memory.compute.devices.first().copied().unwrap_or_default())
+            .or_else(|| outside("host", memory.compute.host))
     }
 }
 

@@ -1,5 +1,9 @@
 //! What the user asks for: context, sequences, cache formats, batch sizes and the kind of device.
 
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::error::MathError;
 use crate::format::StorageFormat;
 
 /// A processor as far as memory rules depend on it.
@@ -43,6 +47,89 @@ pub enum ContextRequest {
     ModelMaximum,
 }
 
+/// A device that layers may go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Accelerator {
+    /// What drives it; never the processor.
+    pub backend: Backend,
+    /// Bytes that the driver calls free when the engine starts: layers are divided by them unless shares are given. Where
+    /// none of the devices says, they count as equal.
+    pub free: u64,
+}
+
+/// How a model is divided among several devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum SplitMode {
+    /// Whole layers, one device after the other.
+    #[default]
+    Layer,
+    /// Rows of matrices.
+    Row,
+    /// Everything on one device.
+    None,
+    /// Tensors in parallel, heads on all devices.
+    Tensor,
+}
+
+/// One device's share of the layers, relative to the others': finite and not negative, in the engine's single precision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(try_from = "f32", into = "f32"))]
+pub struct Share(u32);
+
+impl Share {
+    /// The share as a number.
+    #[must_use]
+    pub const fn get(self) -> f32 {
+        f32::from_bits(self.0)
+    }
+}
+
+impl TryFrom<f32> for Share {
+    type Error = MathError;
+
+    fn try_from(share: f32) -> Result<Self, MathError> {
+        if share.is_finite() && share >= 0.0 {
+            // A negative zero is a zero.
+            Ok(Self((share + 0.0).to_bits()))
+        } else {
+            Err(MathError::Invalid {
+                field: String::from("tensor split"),
+                found: alloc::format!("{share}"),
+                expected: String::from("shares of 0 or more"),
+            })
+        }
+    }
+}
+
+impl From<Share> for f32 {
+    fn from(share: Share) -> Self {
+        share.get()
+    }
+}
+
+/// Where something lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum Location {
+    /// A device, counted as in [`Deployment::devices`].
+    Device(u8),
+    /// The host.
+    Host,
+}
+
+/// Tensors that go somewhere of their own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct TensorOverride {
+    /// A regular expression that is searched for in the tensor's name.
+    pub pattern: String,
+    /// Where they go.
+    pub place: Location,
+}
+
 /// What is asked of the engine. Engine-specific knobs that are unset take the engine's own default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -78,14 +165,33 @@ pub struct Deployment {
     /// Whether every token of a batch may ask for logits (llama.cpp's bare library, its perplexity tool), instead of
     /// the server's one row per sequence and drafted token.
     pub logits_for_all: bool,
-    /// Where layers go: the one device, or the host's processor.
-    pub backend: Backend,
+    /// The devices that layers may go to, in the engine's order; none leaves everything to the processor.
+    pub devices: Vec<Accelerator>,
+    /// How many layers go to devices, the last ones first; the output counts as one more. `None` for all.
+    pub gpu_layers: Option<u64>,
+    /// How a model is divided among several devices.
+    pub split_mode: SplitMode,
+    /// Shares of the devices; empty, or all zero, to divide by free memory.
+    pub tensor_split: Vec<Share>,
+    /// The device that holds everything when nothing is split.
+    pub main_gpu: u8,
+    /// Tensors that go somewhere of their own; the first pattern that is found decides.
+    pub tensor_overrides: Vec<TensorOverride>,
+    /// Whether all routed experts stay on the host (after [`Self::tensor_overrides`]).
+    pub cpu_moe: bool,
+    /// The number of first layers whose routed experts stay on the host (after [`Self::tensor_overrides`]).
+    pub n_cpu_moe: u64,
+    /// Whether caches lie where their layers are, or on the host.
+    pub kv_offload: bool,
+    /// Whether products of large batches are done on a device although the weights are on the host.
+    pub op_offload: bool,
 }
 
 impl Deployment {
-    /// `context` tokens for one sequence with every other value at llama.cpp's default.
+    /// `context` tokens for one sequence with every other value at llama.cpp's default, all layers on one device
+    /// of a backend or on the processor.
     #[must_use]
-    pub const fn new(context: ContextRequest, backend: Backend) -> Self {
+    pub fn new(context: ContextRequest, backend: Backend) -> Self {
         Self {
             context,
             sequences: 1,
@@ -102,7 +208,25 @@ impl Deployment {
             draft_tokens: 0,
             embeddings: false,
             logits_for_all: false,
-            backend,
+            devices: match backend {
+                Backend::Cpu => Vec::new(),
+                backend => alloc::vec![Accelerator { backend, free: 0 }],
+            },
+            gpu_layers: None,
+            split_mode: SplitMode::Layer,
+            tensor_split: Vec::new(),
+            main_gpu: 0,
+            tensor_overrides: Vec::new(),
+            cpu_moe: false,
+            n_cpu_moe: 0,
+            kv_offload: true,
+            op_offload: true,
         }
+    }
+
+    /// What drives the first device; the processor where there is none.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.devices.first().map_or(Backend::Cpu, |device| device.backend)
     }
 }

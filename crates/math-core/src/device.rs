@@ -7,7 +7,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use crate::deployment::Backend;
+use crate::deployment::{Accelerator, Backend};
 use crate::error::MathError;
 use crate::units::Bytes;
 
@@ -184,6 +184,15 @@ impl Device {
             total: Sourced { bytes: memory, origin: origin.to_string() },
             usable: Sourced { bytes: memory, origin: origin.to_string() },
             unified: matches!(backend, Backend::Metal),
+        }
+    }
+
+    /// The device as a deployment names it: nothing for the processor.
+    #[must_use]
+    pub fn accelerators(&self) -> Vec<Accelerator> {
+        match self.backend {
+            Backend::Cpu => Vec::new(),
+            backend => Vec::from([Accelerator { backend, free: self.usable.bytes.get() }]),
         }
     }
 

@@ -56,7 +56,7 @@ pub fn command(question: &Question<'_>, planned: &Planned) -> Vec<String> {
     option(if deployment.kv_unified { "--kv-unified" } else { "--no-kv-unified" }, "");
     option("-b", &deployment.batch.to_string());
     option("-ub", &deployment.ubatch.to_string());
-    match deployment.backend {
+    match deployment.backend() {
         Backend::Cpu => option("-dev", "none"),
         _ => option("-ngl", "all"),
     }

@@ -29,7 +29,7 @@ fn term(label: &str, low: u64, high: u64, formula: &str, source: &str) -> Result
 /// # Errors
 /// [`MathError::Overflow`].
 pub fn driver_context(deployment: &Deployment, ubatch: u64) -> Result<Option<Term>, MathError> {
-    let Backend::Cuda { compute_capability } = deployment.backend else { return Ok(None) };
+    let Backend::Cuda { compute_capability } = deployment.backend() else { return Ok(None) };
     let context = term(
         "CUDA context and kernels",
         250 * MIB,

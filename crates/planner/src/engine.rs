@@ -283,7 +283,7 @@ impl Compiled<'_> {
                     host: Bytes::new(on_host)?,
                     host_low: Bytes::new(host_low)?,
                 };
-                if matches!(deployment.backend, plimsoll_math::deployment::Backend::Cpu) {
+                if matches!(deployment.backend(), plimsoll_math::deployment::Backend::Cpu) {
                     return Ok(Used { device: used.host, device_low: used.host_low, host: Bytes::ZERO, host_low: Bytes::ZERO });
                 }
                 let driver =

@@ -143,7 +143,7 @@ pub(crate) fn deployment_brief(question: &Question<'_>, planned: &Planned) -> De
         mmap: deployment.mmap,
         embeddings: deployment.embeddings,
         device: question.effective.device.name.clone(),
-        backend: backend_name(deployment.backend),
+        backend: backend_name(deployment.backend()),
         memory: question.effective.device.usable.bytes,
     }
 }
@@ -200,7 +200,7 @@ fn notes(question: &Question<'_>, planned: &Planned) -> Vec<String> {
             grouped(trained)
         ));
     }
-    if matches!(deployment.backend, Backend::Cpu) && deployment.mmap {
+    if matches!(deployment.backend(), Backend::Cpu) && deployment.mmap {
         notes.push(
             "weights on the processor are mapped from the file: the system may drop and reload them under pressure".to_string(),
         );
@@ -367,7 +367,7 @@ fn closest(question: &Question<'_>, planned: &Planned) -> Result<Vec<Change>, Pl
         larger.sort_by_key(|other| other.usable.bytes);
         for other in larger {
             let mut changed = question.clone();
-            changed.effective.deployment.backend = other.backend;
+            changed.effective.deployment.devices = other.accelerators();
             changed.effective.device = other.clone();
             if attempt(
                 &changed,

@@ -22,7 +22,7 @@ fn check(row: &Value, spec: &ModelSpec) -> Vec<(&'static str, u64, Bounds)> {
     measured
         .iter()
         .map(|(name, bytes)| match name.as_str() {
-            "CUDA0" | "MTL0" => ("device", bytes.as_u64().unwrap(), memory.compute.device),
+            "CUDA0" | "MTL0" => ("device", bytes.as_u64().unwrap(), memory.compute.devices.first().copied().unwrap_or_default()),
             _ => ("host", bytes.as_u64().unwrap(), memory.compute.host),
         })
         .collect()

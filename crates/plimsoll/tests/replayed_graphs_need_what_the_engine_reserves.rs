@@ -29,7 +29,7 @@ fn every_row_with_a_graph() {
         let name = row["model"].as_str().unwrap();
         let spec = specs.entry(name.to_owned()).or_insert_with(|| support::specs::of(&row));
         let Ok(memory) = memory::memory(spec, &deployment, build) else { continue };
-        let (device_bounds, host_bounds) = (memory.compute.device, memory.compute.host);
+        let (device_bounds, host_bounds) = (memory.compute.devices.first().copied().unwrap_or_default(), memory.compute.host);
         if device_bounds.low < device_bounds.high || host_bounds.low < host_bounds.high {
             continue;
         }

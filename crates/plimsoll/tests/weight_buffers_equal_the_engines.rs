@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use headers::{model, read, rows, shapes_only};
 use plimsoll_math::deployment::{Backend, ContextRequest, Deployment};
+use plimsoll_math::engine::llama_cpp::layout::Layout;
 use plimsoll_math::engine::llama_cpp::weights::weight_buffers;
 use plimsoll_math::engine::llama_cpp::{Build, FileType, LoaderFacts, quantize};
 use plimsoll_math::tensor::TensorTable;
@@ -38,9 +39,10 @@ fn check(
 ) {
     let buffers = weight_buffers(build, facts, table, deployment).unwrap();
     let mut found = BTreeMap::new();
+    let layout = Layout::new(facts.n_layers_all, deployment).unwrap();
     for buffer in &buffers {
-        found.insert(buffer.place.engine_name(deployment.backend), buffer.bytes.get());
-        let term = buffer.term(build, deployment.backend);
+        found.insert(buffer.place.engine_name(&layout), buffer.bytes.get());
+        let term = buffer.term(build, &layout);
         let parts: u64 = term.children.iter().map(|child| child.bytes.get()).sum();
         assert_eq!(parts, term.bytes.get(), "{what}: the parts of {}", term.label);
     }

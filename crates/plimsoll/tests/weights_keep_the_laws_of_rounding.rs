@@ -12,6 +12,7 @@ mod headers;
 
 use headers::{fixture, header, read, shapes_only};
 use plimsoll_math::deployment::{Backend, ContextRequest, Deployment};
+use plimsoll_math::engine::llama_cpp::layout::Layout;
 use plimsoll_math::engine::llama_cpp::weights::weight_buffers;
 use plimsoll_math::engine::llama_cpp::{Build, FileType, LoaderFacts, quantize};
 use plimsoll_math::format::StorageFormat;
@@ -22,6 +23,7 @@ const BACKENDS: [Backend; 3] = [Backend::Cpu, Backend::Cuda { compute_capability
 
 fn facts() -> LoaderFacts {
     LoaderFacts {
+        takes_rope_factors: Vec::new(),
         arch: "llama".to_owned(),
         n_layers: 4,
         n_layers_all: 4,
@@ -66,10 +68,11 @@ proptest! {
         for backend in BACKENDS {
             let mut deployment = Deployment::new(ContextRequest::ModelMaximum, backend);
             deployment.repack = repack;
+            let layout = Layout::new(facts().n_layers_all, &deployment).unwrap();
             let buffers = weight_buffers(build, &facts(), &table, &deployment).unwrap();
             prop_assert!(buffers.iter().map(|buffer| buffer.bytes.get()).sum::<u64>() >= stored);
             for buffer in &buffers {
-                prop_assert_eq!(buffer.bytes.get() % buffer.place.alignment(backend), 0);
+                prop_assert_eq!(buffer.bytes.get() % buffer.place.alignment(&layout), 0);
                 let groups: u64 = buffer.groups.iter().map(|group| group.stored.get() + group.padding.get()).sum();
                 prop_assert_eq!(groups, buffer.bytes.get());
             }

@@ -156,7 +156,7 @@ pub fn allocate(spec: &ModelSpec, table: &TensorTable, deployment: &Deployment) 
     }
     let place = PlaceAllocation { terms };
     let mut out = Allocation::default();
-    match deployment.backend {
+    match deployment.backend() {
         Backend::Cpu => out.host = place,
         Backend::Cuda { .. } | Backend::Metal => out.devices.push(place),
     }

@@ -88,7 +88,13 @@ pub fn facts(header: &Header) -> LoaderFacts {
         d_inner: number("ssm.inner_size"),
         n_groups: number("ssm.group_count"),
     });
+    // Windowed layers of Gemma 4 do not take the table of rotation factors.
+    let windows = key("attention.sliding_window_pattern").and_then(Value::as_list).filter(|_| arch.starts_with("gemma4"));
+    let takes_rope_factors = windows.map_or_else(Vec::new, |list| {
+        list.iter().map(|windowed| windowed.as_u64() == Some(0) || windowed.as_bool() == Some(false)).collect()
+    });
     LoaderFacts {
+        takes_rope_factors,
         n_layers,
         n_layers_all,
         n_experts: number("expert_count"),

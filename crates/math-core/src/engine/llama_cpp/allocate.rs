@@ -4,13 +4,13 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use crate::allocation::{Allocation, Certainty, Term, TermKind};
-use crate::deployment::{Backend, Deployment};
+use crate::allocation::{Allocation, Certainty, PlaceAllocation, Term, TermKind};
+use crate::deployment::{Backend, Deployment, Location};
 use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::cache::{BufferRules, CacheBytes, CachePlan, CellRule};
 use crate::engine::llama_cpp::compute::Bounds;
 use crate::engine::llama_cpp::loader_facts::LoaderFacts;
-use crate::engine::llama_cpp::memory::{Memory, memory};
+use crate::engine::llama_cpp::memory::{Memory, PlacedMemory, memory_of};
 use crate::engine::llama_cpp::resolve::Resolved;
 use crate::engine::llama_cpp::weights::weight_buffers;
 use crate::error::MathError;
@@ -38,34 +38,41 @@ pub struct Allocated {
 /// [`MathError::Refused`] where the engine refuses, [`MathError::Unsupported`] for an architecture the build does not
 /// load, [`MathError::Overflow`].
 pub fn allocate(spec: &ModelSpec, table: &TensorTable, deployment: &Deployment, build: Build) -> Result<Allocated, MathError> {
-    let memory = memory(spec, deployment, build)?;
+    let memory = memory_of(spec, table, deployment, build)?;
     let facts = LoaderFacts::of(spec, build)?;
-    let mut device = Vec::new();
+    let layout = &memory.layout;
+    let mut devices: Vec<Vec<Term>> = layout.devices().iter().map(|_| Vec::new()).collect();
     let mut host = Vec::new();
     for buffer in weight_buffers(build, &facts, table, deployment)? {
-        let term = buffer.term(build, deployment.backend);
-        if buffer.place.is_device() && deployment.backend != Backend::Cpu { device.push(term) } else { host.push(term) }
+        slot(&mut devices, &mut host, buffer.place.place()).push(buffer.term(build, layout));
     }
-    let on_device = deployment.backend != Backend::Cpu;
-    {
-        let place = if on_device { &mut device } else { &mut host };
-        place.extend(kv_cache_term(&memory, deployment, build)?);
-        place.extend(state_term(&memory, build)?);
+    for place in layout.places() {
+        let placed = memory.at(place, deployment)?;
+        let backend = layout.backend(place);
+        let terms = slot(&mut devices, &mut host, place);
+        terms.extend(kv_cache_term(&placed, &memory.resolved, deployment, backend, build)?);
+        terms.extend(state_term(&placed, &memory.resolved, build)?);
     }
-    if on_device {
-        device.push(compute_term("compute buffer", memory.compute.device, &memory.resolved, build)?);
-        host.push(compute_term("compute buffer of the host", memory.compute.host, &memory.resolved, build)?);
-    } else {
-        host.push(compute_term("compute buffer", memory.compute.host, &memory.resolved, build)?);
+    for (terms, bounds) in devices.iter_mut().zip(&memory.compute.devices) {
+        terms.push(compute_term("compute buffer", *bounds, &memory.resolved, build)?);
     }
+    let label = if devices.is_empty() { "compute buffer" } else { "compute buffer of the host" };
+    host.push(compute_term(label, memory.compute.host, &memory.resolved, build)?);
     host.push(output_term(&memory, build)?);
     let cache_bytes_per_token = cache_bytes_per_token(&memory, deployment)?;
-    let mut allocation = Allocation::default();
-    allocation.host.terms = host;
-    if on_device {
-        allocation.devices.push(crate::allocation::PlaceAllocation { terms: device });
-    }
+    let allocation = Allocation {
+        devices: devices.into_iter().map(|terms| PlaceAllocation { terms }).collect(),
+        host: PlaceAllocation { terms: host },
+    };
     Ok(Allocated { resolved: memory.resolved, allocation, cache_bytes_per_token })
+}
+
+/// The terms of a place.
+fn slot<'a>(devices: &'a mut [Vec<Term>], host: &'a mut Vec<Term>, place: Location) -> &'a mut Vec<Term> {
+    match place {
+        Location::Host => host,
+        Location::Device(device) => devices.get_mut(usize::from(device)).unwrap_or(host),
+    }
 }
 
 /// Bytes that one more token of context adds to the caches, rounded down.
@@ -153,7 +160,13 @@ fn format_text(format: StorageFormat) -> String {
     }
 }
 
-fn kv_cache_term(memory: &Memory, deployment: &Deployment, build: Build) -> Result<Option<Term>, MathError> {
+fn kv_cache_term(
+    memory: &PlacedMemory,
+    resolved: &Resolved,
+    deployment: &Deployment,
+    backend: Backend,
+    build: Build,
+) -> Result<Option<Term>, MathError> {
     let kind = TermKind::KvCache;
     let source = format!("{build}: llama-kv-cache.cpp:llama_kv_cache");
     let mut children = Vec::new();
@@ -166,7 +179,7 @@ fn kv_cache_term(memory: &Memory, deployment: &Deployment, build: Build) -> Resu
             CellRule::Compressed { .. } => format!("{build}: llama-kv-cache-dsv4.cpp:llama_kv_cache_dsv4"),
             CellRule::Context | CellRule::None => source.clone(),
         };
-        let cells = cells_text(plan, bytes, &memory.resolved, deployment.swa_full);
+        let cells = cells_text(plan, bytes, resolved, deployment.swa_full);
         let mut parts = Vec::new();
         let k = format!("{} x {} x {cells}", groups_text(plan, true), format_text(deployment.kv_type_k));
         parts.push(leaf(kind, "keys", bytes.k, k, &source)?);
@@ -181,7 +194,7 @@ fn kv_cache_term(memory: &Memory, deployment: &Deployment, build: Build) -> Resu
             parts.push(leaf(kind, "rotation matrices", bytes.rotation, formula, &source)?);
         }
         if bytes.padding > 0 {
-            let rules = BufferRules::of(deployment.backend);
+            let rules = BufferRules::of(backend);
             let formula = format!("rows of quantised tensors to {} elements, tensors to {} B", rules.row_pad, rules.alignment);
             let source = format!("{build}: ggml-cuda.cu:ggml_backend_cuda_buffer_type_get_alloc_size");
             parts.push(leaf(kind, "device padding", bytes.padding, formula, &source)?);
@@ -194,7 +207,7 @@ fn kv_cache_term(memory: &Memory, deployment: &Deployment, build: Build) -> Resu
     sum_of(kind, "KV cache", children, &source)
 }
 
-fn state_term(memory: &Memory, build: Build) -> Result<Option<Term>, MathError> {
+fn state_term(memory: &PlacedMemory, resolved: &Resolved, build: Build) -> Result<Option<Term>, MathError> {
     let kind = TermKind::RecurrentState;
     let source = format!("{build}: llama-memory-recurrent.cpp:llama_memory_recurrent, llama-hparams.cpp:n_embd_r, n_embd_s");
     let mut children = Vec::new();
@@ -219,7 +232,10 @@ fn state_term(memory: &Memory, build: Build) -> Result<Option<Term>, MathError> 
         if *bytes > 0 {
             let formula = format!(
                 "{} layers x 2 x {} rows x {} x 4 B (f32) x {} sequences",
-                plan.layers, plan.rows, plan.width, memory.resolved.n_seq_max
+                plan.layers.len(),
+                plan.rows,
+                plan.width,
+                resolved.n_seq_max
             );
             let source = format!("{build}: llama-kv-cache-dsv4.cpp:llama_dsv4_comp_state");
             let label = format!("compressor {}", plan.tag.trim_end_matches("_state"));

@@ -5,9 +5,10 @@
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
-use crate::deployment::{Backend, Deployment};
+use crate::deployment::{Backend, Deployment, Location};
 use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::facts::{Facts, attention_of, cached_layers};
+use crate::engine::llama_cpp::layout::Layout;
 use crate::engine::llama_cpp::resolve::{CONTEXT_PAD, Resolved};
 use crate::error::MathError;
 use crate::format::StorageFormat;
@@ -33,7 +34,7 @@ pub enum CellRule {
     None,
 }
 
-/// Layers whose keys and values are equally wide.
+/// Layers of one place whose keys and values are equally wide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LayerGroup {
     /// How many layers.
@@ -42,6 +43,8 @@ pub struct LayerGroup {
     pub k_dim: u64,
     /// Elements of values per token; `None` when the cache keeps no values.
     pub v_dim: Option<u64>,
+    /// Where they lie.
+    pub place: Location,
 }
 
 /// One cache.
@@ -160,18 +163,14 @@ impl CachePlan {
     }
 
     /// What it costs.
-    pub(crate) fn bytes(
-        &self,
-        resolved: &Resolved,
-        deployment: &Deployment,
-        rules: BufferRules,
-    ) -> Result<CacheBytes, MathError> {
+    pub(crate) fn bytes(&self, resolved: &Resolved, deployment: &Deployment, layout: &Layout) -> Result<CacheBytes, MathError> {
         let cells = self.cells(resolved, deployment.swa_full)?;
         let streams = self.streams(resolved);
         let rows = mul(cells, streams)?;
         let mut out = CacheBytes { cells, streams, ..CacheBytes::default() };
         let mut allocated = 0;
         for group in &self.groups {
+            let rules = BufferRules::of(layout.backend(group.place));
             out.layers = add(out.layers, group.layers)?;
             let k = mul(deployment.kv_type_k.row_bytes(group.k_dim)?.get(), rows)?;
             out.k = add(out.k, mul(group.layers, k)?)?;
@@ -187,6 +186,14 @@ impl CachePlan {
         }
         out.padding = allocated.saturating_sub(add(out.k, out.v)?);
         Ok(out)
+    }
+
+    /// The part of the cache that lies in one place.
+    #[must_use]
+    pub fn at(&self, place: Location) -> Self {
+        let groups: Vec<LayerGroup> = self.groups.iter().filter(|group| group.place == place).copied().collect();
+        let cells = if groups.is_empty() { CellRule::None } else { self.cells };
+        Self { groups, cells, ..self.clone() }
     }
 
     /// Bytes that one more cell adds over all layers, without padding.
@@ -210,6 +217,7 @@ struct Cached {
     k_dim: u64,
     v_dim: Option<u64>,
     indexer: Option<u64>,
+    place: Location,
 }
 
 /// The widest values over all layers: without flash attention values are stored transposed, and rows of different
@@ -221,7 +229,7 @@ fn widest_values(spec: &ModelSpec) -> Result<u64, MathError> {
     })
 }
 
-fn cached(layer: &Layer, facts: Facts<'_>, transposed: Option<u64>) -> Result<Option<Cached>, MathError> {
+fn cached(layer: &Layer, facts: Facts<'_>, transposed: Option<u64>, place: Location) -> Result<Option<Cached>, MathError> {
     let own_indexer = |indexer: Option<&crate::spec::Indexer>| -> Result<Option<u64>, MathError> {
         indexer.filter(|indexer| indexer.own).map(|indexer| mul(indexer.head_dim, facts.indexer_rows())).transpose()
     };
@@ -236,6 +244,7 @@ fn cached(layer: &Layer, facts: Facts<'_>, transposed: Option<u64>) -> Result<Op
                 k_dim: mul(mla.n_heads, k_head)?,
                 v_dim: Some(v_dim),
                 indexer: None,
+                place,
             })
         }
         Mixer::Mla(mla) => {
@@ -247,6 +256,7 @@ fn cached(layer: &Layer, facts: Facts<'_>, transposed: Option<u64>) -> Result<Op
                 k_dim: k_head,
                 v_dim: None,
                 indexer: own_indexer(mla.indexer.as_ref())?,
+                place,
             })
         }
         Mixer::Attention(_) | Mixer::Parallel(_) => match attention_of(&layer.mixer) {
@@ -260,12 +270,14 @@ fn cached(layer: &Layer, facts: Facts<'_>, transposed: Option<u64>) -> Result<Op
                     None => mul(attention.n_kv_heads, attention.v_head_dim)?,
                 }),
                 indexer: own_indexer(attention.indexer.as_ref())?,
+                place,
             }),
             Some(_) | None => None,
         },
         // An ordinary cache has a tensor for every layer of the file, also for one without attention: of no width.
         Mixer::None if !facts.is_hybrid() => {
-            Some(Cached { window: None, k_head: 0, v_head: 0, k_dim: 0, v_dim: Some(transposed.unwrap_or(0)), indexer: None })
+            let v_dim = Some(transposed.unwrap_or(0));
+            Some(Cached { window: None, k_head: 0, v_head: 0, k_dim: 0, v_dim, indexer: None, place })
         }
         Mixer::CompressedAttention(_)
         | Mixer::Mamba1(_)
@@ -280,10 +292,10 @@ fn cached(layer: &Layer, facts: Facts<'_>, transposed: Option<u64>) -> Result<Op
     })
 }
 
-fn push_group(groups: &mut Vec<LayerGroup>, k_dim: u64, v_dim: Option<u64>) {
-    match groups.iter_mut().find(|group| group.k_dim == k_dim && group.v_dim == v_dim) {
+fn push_group(groups: &mut Vec<LayerGroup>, k_dim: u64, v_dim: Option<u64>, place: Location) {
+    match groups.iter_mut().find(|group| group.k_dim == k_dim && group.v_dim == v_dim && group.place == place) {
         Some(group) => group.layers = group.layers.saturating_add(1),
-        None => groups.push(LayerGroup { layers: 1, k_dim, v_dim }),
+        None => groups.push(LayerGroup { layers: 1, k_dim, v_dim, place }),
     }
 }
 
@@ -328,18 +340,19 @@ pub(crate) fn cache_plans(
     spec: &ModelSpec,
     facts: Facts<'_>,
     deployment: &Deployment,
+    layout: &Layout,
     transposed: bool,
 ) -> Result<Vec<CachePlan>, MathError> {
     if !facts.has_memory() || facts.is_recurrent_only() {
         return Ok(Vec::new());
     }
     if spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::CompressedAttention(_))) {
-        return compressed_plans(spec, facts, deployment);
+        return compressed_plans(spec, facts, deployment, layout);
     }
     let transposed = if transposed { Some(widest_values(spec)?) } else { None };
     let mut layers = Vec::new();
-    for layer in cached_layers(spec, facts) {
-        layers.extend(cached(layer, facts, transposed)?);
+    for (index, layer) in (0_u32..).zip(cached_layers(spec, facts)) {
+        layers.extend(cached(layer, facts, transposed, layout.cache(index))?);
     }
     // The engine counts a T5's cache over the encoder's layers and gives each the decoder's width.
     if let (Some(encoder), "t5") = (&spec.encoder, facts.arch) {
@@ -350,6 +363,9 @@ pub(crate) fn cache_plans(
         while let (true, Some(last)) = (layers.len() < wanted, layers.last()) {
             let copy = Cached { window: None, indexer: None, ..*last };
             layers.push(copy);
+        }
+        for (index, layer) in (0_u32..).zip(&mut layers) {
+            layer.place = layout.cache(index);
         }
     }
     // Whether a head is a multiple of 64 is asked of the file's first layer, whatever kind that is.
@@ -364,7 +380,7 @@ pub(crate) fn cache_plans(
         let chosen: Vec<&Cached> = layers.iter().filter(|cached| keep(cached)).collect();
         let mut groups = Vec::new();
         for cached in &chosen {
-            push_group(&mut groups, cached.k_dim, cached.v_dim);
+            push_group(&mut groups, cached.k_dim, cached.v_dim, cached.place);
         }
         let rotating = rotations(&chosen, first, deployment);
         let (k_rotation, v_rotation) = kept_rotations(facts.build, rotating);
@@ -403,7 +419,7 @@ pub(crate) fn cache_plans(
 fn first_heads(spec: &ModelSpec, facts: Facts<'_>) -> Result<(u64, u64), MathError> {
     let mut full = None;
     for (index, layer) in spec.layers.iter().enumerate() {
-        if let Some(cached) = cached(layer, facts, None)?.filter(|cached| cached.k_head > 0) {
+        if let Some(cached) = cached(layer, facts, None, Location::Host)?.filter(|cached| cached.k_head > 0) {
             if index == 0 {
                 return Ok((cached.k_head, cached.v_head));
             }
@@ -419,7 +435,7 @@ fn first_heads(spec: &ModelSpec, facts: Facts<'_>) -> Result<(u64, u64), MathErr
 pub(crate) fn rotation_counts(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment) -> Result<(u64, u64), MathError> {
     let mut layers = Vec::new();
     for layer in cached_layers(spec, facts) {
-        layers.extend(cached(layer, facts, None)?);
+        layers.extend(cached(layer, facts, None, Location::Host)?);
     }
     let first = first_heads(spec, facts)?;
     let (k, v) = rotations(&layers.iter().collect::<Vec<_>>(), first, deployment);
@@ -447,7 +463,7 @@ fn indexer_plan(
     for cached in layers {
         if let Some(dim) = cached.indexer {
             width = dim;
-            push_group(&mut groups, dim, keeps_values.then_some(cached.v_head));
+            push_group(&mut groups, dim, keeps_values.then_some(cached.v_head), cached.place);
         }
     }
     let quantized_k = deployment.kv_type_k.is_quantized() && width.is_multiple_of(64);
@@ -469,12 +485,18 @@ fn indexer_plan(
 
 /// DeepSeek V4: raw tokens in a window, compressed entries at two ratios, the selector's keys
 /// (`llama-kv-cache-dsv4.cpp:llama_kv_cache_dsv4`). Keys only, and always a stream per sequence.
-fn compressed_plans(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment) -> Result<Vec<CachePlan>, MathError> {
+fn compressed_plans(
+    spec: &ModelSpec,
+    facts: Facts<'_>,
+    deployment: &Deployment,
+    layout: &Layout,
+) -> Result<Vec<CachePlan>, MathError> {
     let mut raw = Vec::new();
     let mut window = 0;
     let mut compressed: [(u64, Vec<LayerGroup>, Vec<LayerGroup>); 2] =
         [(CSA_RATIO, Vec::new(), Vec::new()), (HCA_RATIO, Vec::new(), Vec::new())];
-    for layer in cached_layers(spec, facts) {
+    for (index, layer) in (0_u32..).zip(cached_layers(spec, facts)) {
+        let place = layout.cache(index);
         let Mixer::CompressedAttention(attention) = &layer.mixer else {
             return Err(MathError::Unsupported {
                 engine: facts.build.engine().to_string(),
@@ -482,12 +504,12 @@ fn compressed_plans(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment)
             });
         };
         window = attention.window;
-        push_group(&mut raw, attention.head_dim, None);
+        push_group(&mut raw, attention.head_dim, None, place);
         for (ratio, keys, selector) in &mut compressed {
             if attention.ratio == *ratio {
-                push_group(keys, attention.head_dim, None);
+                push_group(keys, attention.head_dim, None, place);
                 if let (CSA_RATIO, Some(indexer)) = (*ratio, &attention.indexer) {
-                    push_group(selector, indexer.head_dim, None);
+                    push_group(selector, indexer.head_dim, None, place);
                 }
             }
         }

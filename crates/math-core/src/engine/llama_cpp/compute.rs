@@ -4,7 +4,9 @@
 //! the high-water mark of one layer, not a sum over layers. The lower bound holds what one node reads and writes; the
 //! upper one also what may still wait for a reader. Bounds, not a simulation: see the notes of each mechanism.
 
-use crate::deployment::{Backend, Deployment};
+use alloc::vec::Vec;
+
+use crate::deployment::{Backend, Deployment, Location};
 use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::cache::{CachePlan, CellRule};
 use crate::engine::llama_cpp::facts::{Facts, attention_of};
@@ -29,7 +31,7 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    const fn exactly(value: u64) -> Self {
+    pub(crate) const fn exactly(value: u64) -> Self {
         Self { low: value, high: value }
     }
     fn plus(self, other: Self) -> Result<Self, MathError> {
@@ -61,6 +63,29 @@ impl ComputeBounds {
     /// Buffers that a replay gave to the byte.
     pub(crate) const fn exactly(bytes: ComputeBytes) -> Self {
         Self { device: Bounds::exactly(bytes.device), host: Bounds::exactly(bytes.host) }
+    }
+}
+
+/// Compute buffers of a context in every place.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct ComputeBuffers {
+    /// On every device of the deployment.
+    pub devices: Vec<Bounds>,
+    /// On the host.
+    pub host: Bounds,
+}
+
+impl ComputeBuffers {
+    /// The buffers where one place does all the work.
+    pub(crate) fn of_one(bounds: ComputeBounds, place: Location, devices: usize) -> Self {
+        let mut out = Self { devices: alloc::vec![Bounds::default(); devices], host: bounds.host };
+        if let Location::Device(device) = place
+            && let Some(slot) = out.devices.get_mut(usize::from(device))
+        {
+            *slot = bounds.device;
+        }
+        out
     }
 }
 
@@ -127,7 +152,7 @@ impl ComputeShape {
             absorbs_queries: spec.layers.iter().any(|layer| matches!(&layer.mixer, Mixer::Mla(mla) if !mla.expanded)),
             embeds_itself: facts.arch == "graniteswitch",
             scores_blocks: facts.arch == "qwen4exp",
-            scan_falls: matches!(deployment.backend, Backend::Cuda { .. })
+            scan_falls: matches!(deployment.backend(), Backend::Cuda { .. })
                 && spec.layers.iter().any(|layer| !scans_on_cuda(&layer.mixer)),
             attention: Bounds::default(),
             queries: 0,
@@ -368,7 +393,7 @@ impl ComputeShape {
             // In layers whose attention and feed-forward read the same input, one waits for the other.
             // Metal reorders nodes to run side by side (`ggml-metal-common.cpp:ggml_graph_optimize`), which keeps about
             // two steps' tensors alive.
-            let steps = if deployment.backend == Backend::Metal { 2 } else { 1 };
+            let steps = if deployment.backend() == Backend::Metal { 2 } else { 1 };
             work = Bounds { low: work.low.max(copies.low), high: add(mul(steps, work.high)?, copies.high)? };
         }
         if self.decay_heads > 0 {
@@ -405,7 +430,7 @@ impl ComputeShape {
         }
         whole.high = add(whole.high, rotation)?;
         whole.low = whole.low.max(logits).max(without_masks);
-        Ok(match deployment.backend {
+        Ok(match deployment.backend() {
             Backend::Cpu => {
                 whole.high = add(whole.high, mul(2, embedding)?)?;
                 ComputeBounds { device: Bounds::default(), host: whole }
@@ -443,7 +468,7 @@ impl ComputeShape {
         let (k, v) = (deployment.kv_type_k, deployment.kv_type_v);
         let mut widest = Bounds::default();
         for group in &cache.groups {
-            let width = match deployment.backend {
+            let width = match deployment.backend() {
                 // The graph casts F32 keys and values (`llama-graph.cpp:build_attn_mha`).
                 Backend::Cpu => {
                     let k = if k == StorageFormat::F32 { group.k_dim } else { 0 };
@@ -496,7 +521,7 @@ impl ComputeShape {
             let scores = mul(4, mul(cells, mul(tokens, self.n_heads)?)?)?;
             work.high = add(work.high, mul(4, scores)?)?;
         }
-        if deployment.backend == Backend::Metal && resolved.flash_attention {
+        if deployment.backend() == Backend::Metal && resolved.flash_attention {
             // Partial results of 32 workgroups of 32 queries.
             let partial = mul(mul(32 * 32, self.n_heads)?, mul(4, add(self.v_head, 2)?)?)?;
             work.high = add(work.high, add(partial, mul(element, mul(4, self.d_model)?)?)?)?;

@@ -3,15 +3,16 @@
 //! An admission check asks the same model thousands of times. [`Estimator::bytes`] answers without allocating (for the
 //! number of sequences it was compiled for; others may take a replay of the engine's graph) and to the byte what [`crate::engine::llama_cpp::allocate::allocate`] explains.
 
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use crate::deployment::{Backend, ContextRequest, Deployment};
+use crate::deployment::{ContextRequest, Deployment, Location};
 use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::cache::{BufferRules, CachePlan};
 use crate::engine::llama_cpp::compute::{Bounds, ComputeBounds, ComputeShape};
 use crate::engine::llama_cpp::facts::Facts;
 use crate::engine::llama_cpp::graph::{self, regimes::Regimes};
+use crate::engine::llama_cpp::layout::Layout;
 use crate::engine::llama_cpp::loader_facts::LoaderFacts;
 use crate::engine::llama_cpp::memory::MemoryPlan;
 use crate::engine::llama_cpp::recurrent::{CompressorPlan, RecurrentPlan};
@@ -50,7 +51,8 @@ pub struct Estimate {
 pub struct Estimator {
     deployment: Deployment,
     facts: ResolveFacts,
-    rules: BufferRules,
+    layout: Layout,
+    place: Location,
     refusals: Refusals,
     device_weights: u64,
     host_weights: u64,
@@ -103,14 +105,22 @@ impl Estimator {
     pub fn new(spec: &ModelSpec, table: &TensorTable, build: Build, deployment: &Deployment) -> Result<Self, MathError> {
         let facts = Facts::new(spec, build)?;
         let resolve_facts = ResolveFacts::new(spec, facts, deployment)?;
-        let rules = BufferRules::of(deployment.backend);
+        let loader = LoaderFacts::of(spec, build)?;
+        let layout = Layout::new(loader.n_layers_all, deployment)?;
+        let Some(place) = layout.only_place() else {
+            return Err(MathError::Unsupported {
+                engine: build.engine().to_string(),
+                mechanism: "a compiled estimate of several places: allocate explains them".to_string(),
+            });
+        };
+        let rules = BufferRules::of(layout.backend(place));
         // Flash attention depends on neither context nor sequences: any that the batch holds will do to ask.
         let probe = resolve_with(&resolve_facts, deployment, ContextRequest::Total(256), 1)?;
         let refusals = Refusals::new(spec, facts, deployment, &probe)?;
-        let plan = MemoryPlan::new(spec, facts, deployment, resolve_facts.transposes_values(deployment))?;
+        let plan = MemoryPlan::new(spec, facts, deployment, &layout, resolve_facts.transposes_values(deployment))?;
         let (mut device_weights, mut host_weights) = (0, 0);
-        for buffer in weight_buffers(build, &LoaderFacts::of(spec, build)?, table, deployment)? {
-            if buffer.place.is_device() && deployment.backend != Backend::Cpu {
+        for buffer in weight_buffers(build, &loader, table, deployment)? {
+            if buffer.place.is_device() {
                 device_weights = add(device_weights, buffer.bytes.get())?;
             } else {
                 host_weights = add(host_weights, buffer.bytes.get())?;
@@ -123,7 +133,8 @@ impl Estimator {
             spec: spec.clone(),
             deployment: deployment.clone(),
             facts: resolve_facts,
-            rules,
+            layout,
+            place,
             refusals,
             device_weights,
             host_weights,
@@ -149,16 +160,16 @@ impl Estimator {
             kv_cache = add(kv_cache, add(mul(folded.per_row, rows)?, folded.constant)?)?;
         }
         let mut recurrent_state = match &self.recurrent {
-            Some(plan) => plan.bytes(&resolved, self.rules)?.allocated,
+            Some(plan) => plan.bytes(&resolved, &self.layout)?.allocated,
             None => 0,
         };
         for plan in &self.compressors {
-            recurrent_state = add(recurrent_state, plan.bytes(&resolved, self.rules)?)?;
+            recurrent_state = add(recurrent_state, plan.bytes(&resolved, &self.layout)?)?;
         }
         let output = mul(4, mul(resolved.n_seq_max, self.output_row)?)?;
         let compute = self.compute(&resolved)?;
         let context = add(kv_cache, recurrent_state)?;
-        let (on_device, on_host) = if self.deployment.backend == Backend::Cpu { (0, context) } else { (context, 0) };
+        let (on_device, on_host) = if self.place == Location::Host { (0, context) } else { (context, 0) };
         Ok(Estimate {
             resolved,
             device: add(add(self.device_weights, on_device)?, compute.device.high)?,

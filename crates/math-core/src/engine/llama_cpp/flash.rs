@@ -52,7 +52,7 @@ pub(crate) fn runs_fused(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deploy
         };
         // Models without a cache attend to fresh keys and values, which are cast to F16.
         let formats = if facts.has_memory() { formats } else { (StorageFormat::F16, StorageFormat::F16) };
-        let supported = match deployment.backend {
+        let supported = match deployment.backend() {
             Backend::Cpu => true,
             Backend::Cuda { .. } => on_cuda(heads, formats, facts.has_memory() && !facts.has_alibi()),
             Backend::Metal => on_metal(heads, formats),

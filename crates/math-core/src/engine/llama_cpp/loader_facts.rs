@@ -1,8 +1,10 @@
 //! The few facts about a model that llama.cpp's quantizer and loader decide by, beside the tensors themselves.
 
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 use super::build::Build;
+use super::facts::attention_of;
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::{FeedForward, Layer, Mixer, ModelSpec};
@@ -35,6 +37,8 @@ pub struct LoaderFacts {
     pub n_kv_heads: u64,
     /// The state space, if there is one.
     pub scan: Option<ScanFacts>,
+    /// Whether each layer of the trunk takes the file's table of rotation factors; empty when all do.
+    pub takes_rope_factors: Vec<bool>,
     /// The block format in which the checkpoint holds its experts and the converter copies them; `None` where it holds
     /// plain numbers.
     pub packed_experts: Option<StorageFormat>,
@@ -73,7 +77,15 @@ impl LoaderFacts {
             .unwrap_or(0);
         let scan = spec.layers.iter().find_map(|layer| scan(&layer.mixer));
         let packed_experts = packed_experts(&arch);
-        Ok(Self { arch, n_layers, n_layers_all, n_experts, n_heads, n_kv_heads, scan, packed_experts })
+        let takes_rope_factors = takes_rope_factors(&arch, trunk);
+        Ok(Self { takes_rope_factors, arch, n_layers, n_layers_all, n_experts, n_heads, n_kv_heads, scan, packed_experts })
+    }
+
+    /// Whether a layer takes the file's table of rotation factors.
+    #[must_use]
+    pub fn takes_rope_factors(&self, layer: u32) -> bool {
+        layer < self.n_layers
+            && usize::try_from(layer).ok().and_then(|layer| self.takes_rope_factors.get(layer)).copied().unwrap_or(true)
     }
 
     /// Query heads per key and value head in the first layer (`llama-hparams.cpp:n_gqa`).
@@ -96,6 +108,14 @@ impl LoaderFacts {
             _ => false,
         }
     }
+}
+
+/// Gemma 4 rotates by the file's table in its full-attention layers only (`models/gemma4.cpp`), the others in all layers.
+fn takes_rope_factors(arch: &str, layers: &[Layer]) -> Vec<bool> {
+    if !matches!(arch, "gemma4" | "gemma4-assistant") {
+        return Vec::new();
+    }
+    layers.iter().map(|layer| attention_of(&layer.mixer).is_none_or(|attention| attention.window.tokens().is_none())).collect()
 }
 
 /// gpt-oss is published with its experts in MXFP4, which the converter copies block by block

@@ -1,18 +1,23 @@
 //! Everything a context allocates besides the graph: caches, recurrent state and the output buffer.
 
+use alloc::string::ToString;
 use alloc::vec::Vec;
 
-use crate::deployment::Deployment;
+use crate::deployment::{Deployment, Location};
 use crate::engine::llama_cpp::build::Build;
-use crate::engine::llama_cpp::cache::{BufferRules, CacheBytes, CachePlan, cache_plans};
-use crate::engine::llama_cpp::compute::{ComputeBounds, ComputeShape};
+use crate::engine::llama_cpp::cache::{CacheBytes, CachePlan, cache_plans};
+use crate::engine::llama_cpp::compute::{ComputeBounds, ComputeBuffers, ComputeShape};
 use crate::engine::llama_cpp::facts::Facts;
 use crate::engine::llama_cpp::graph;
+use crate::engine::llama_cpp::layout::Layout;
+use crate::engine::llama_cpp::loader_facts::LoaderFacts;
 use crate::engine::llama_cpp::recurrent::{CompressorPlan, RecurrentBytes, RecurrentPlan, compressor_plans, recurrent_plan};
 use crate::engine::llama_cpp::refuse;
 use crate::engine::llama_cpp::resolve::{ResolveFacts, Resolved, resolve_with};
+use crate::engine::llama_cpp::spread::Spread;
 use crate::error::MathError;
 use crate::spec::ModelSpec;
+use crate::tensor::TensorTable;
 use crate::units::{add, mul};
 
 /// The modules that the engine makes for a model, before context and sequences are known.
@@ -29,13 +34,32 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    pub(crate) fn new(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment, transposed: bool) -> Result<Self, MathError> {
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        facts: Facts<'_>,
+        deployment: &Deployment,
+        layout: &Layout,
+        transposed: bool,
+    ) -> Result<Self, MathError> {
         Ok(Self {
-            caches: cache_plans(spec, facts, deployment, transposed)?,
-            recurrent: recurrent_plan(spec, facts)?,
-            compressors: compressor_plans(spec)?,
+            caches: cache_plans(spec, facts, deployment, layout, transposed)?,
+            recurrent: recurrent_plan(spec, facts, layout)?,
+            compressors: compressor_plans(spec, layout)?,
             output_row: output_row(spec, facts, deployment)?,
         })
+    }
+}
+
+/// Bytes of caches, of the recurrent module and of compressor states.
+type ModuleBytes = (Vec<CacheBytes>, Option<RecurrentBytes>, Vec<u64>);
+
+impl MemoryPlan {
+    fn bytes(&self, resolved: &Resolved, deployment: &Deployment, layout: &Layout) -> Result<ModuleBytes, MathError> {
+        Ok((
+            self.caches.iter().map(|cache| cache.bytes(resolved, deployment, layout)).collect::<Result<_, _>>()?,
+            self.recurrent.as_ref().map(|state| state.bytes(resolved, layout)).transpose()?,
+            self.compressors.iter().map(|state| state.bytes(resolved, layout)).collect::<Result<_, _>>()?,
+        ))
     }
 }
 
@@ -47,7 +71,7 @@ fn output_row(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment) -> Re
 }
 
 /// What the modules cost.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Memory {
     /// The effective parameters.
     pub resolved: Resolved,
@@ -62,16 +86,61 @@ pub struct Memory {
     /// Bytes of the output buffer.
     pub output: u64,
     /// Bounds of the compute buffers.
-    pub compute: ComputeBounds,
+    pub compute: ComputeBuffers,
+    /// Where everything goes.
+    pub layout: Layout,
 }
 
-impl Memory {
+/// What the modules cost in one place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedMemory {
+    /// The part of the modules that lies there.
+    pub plan: MemoryPlan,
+    /// Bytes of each cache, in the order of the plan.
+    pub caches: Vec<CacheBytes>,
+    /// Bytes of the recurrent module.
+    pub recurrent: Option<RecurrentBytes>,
+    /// Bytes of each compressor state, in the order of the plan.
+    pub compressors: Vec<u64>,
+}
+
+impl PlacedMemory {
     /// Bytes of all caches and states: what the engine calls the context.
     ///
     /// # Errors
     /// [`MathError::Overflow`].
     pub fn context(&self) -> Result<u64, MathError> {
-        add(self.kv_cache()?, self.state()?)
+        context(&self.caches, self.recurrent.as_ref(), &self.compressors)
+    }
+}
+
+fn context(caches: &[CacheBytes], recurrent: Option<&RecurrentBytes>, compressors: &[u64]) -> Result<u64, MathError> {
+    let caches = caches.iter().try_fold(0, |sum, cache| add(sum, cache.total()?))?;
+    let states = compressors.iter().try_fold(recurrent.map_or(0, |bytes| bytes.allocated), |sum, bytes| add(sum, *bytes))?;
+    add(caches, states)
+}
+
+impl Memory {
+    /// What lies in one place, of what is asked for in `deployment`.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`].
+    pub fn at(&self, place: Location, deployment: &Deployment) -> Result<PlacedMemory, MathError> {
+        let plan = MemoryPlan {
+            caches: self.plan.caches.iter().map(|cache| cache.at(place)).collect(),
+            recurrent: self.plan.recurrent.as_ref().map(|state| state.at(place)),
+            compressors: self.plan.compressors.iter().map(|state| state.at(place)).collect(),
+            output_row: self.plan.output_row,
+        };
+        let (caches, recurrent, compressors) = plan.bytes(&self.resolved, deployment, &self.layout)?;
+        Ok(PlacedMemory { plan, caches, recurrent, compressors })
+    }
+    /// Bytes of all caches and states: what the engine calls the context.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`].
+    pub fn context(&self) -> Result<u64, MathError> {
+        context(&self.caches, self.recurrent.as_ref(), &self.compressors)
     }
     /// Bytes of the caches of past tokens.
     ///
@@ -90,25 +159,51 @@ impl Memory {
     }
 }
 
+/// The memory of a context of a model of which no tensors are known.
+///
+/// # Errors
+/// As [`memory_of`], and [`MathError::Unsupported`] where several places share the work, whose compute buffers depend on
+/// single tensors.
+pub fn memory(spec: &ModelSpec, deployment: &Deployment, build: Build) -> Result<Memory, MathError> {
+    measure(spec, None, deployment, build)
+}
+
 /// The memory of a context.
 ///
 /// # Errors
 /// As [`crate::engine::llama_cpp::resolve()`], and [`MathError::Refused`] for combinations the engine does not start
 /// with.
-pub fn memory(spec: &ModelSpec, deployment: &Deployment, build: Build) -> Result<Memory, MathError> {
+pub fn memory_of(spec: &ModelSpec, table: &TensorTable, deployment: &Deployment, build: Build) -> Result<Memory, MathError> {
+    measure(spec, Some(table), deployment, build)
+}
+
+fn measure(spec: &ModelSpec, table: Option<&TensorTable>, deployment: &Deployment, build: Build) -> Result<Memory, MathError> {
     let facts = Facts::new(spec, build)?;
     let asked = ResolveFacts::new(spec, facts, deployment)?;
     let resolved = resolve_with(&asked, deployment, deployment.context, deployment.sequences)?;
     refuse::check(spec, facts, deployment, &resolved)?;
-    let plan = MemoryPlan::new(spec, facts, deployment, asked.transposes_values(deployment))?;
-    let rules = BufferRules::of(deployment.backend);
-    let caches = plan.caches.iter().map(|cache| cache.bytes(&resolved, deployment, rules)).collect::<Result<Vec<_>, _>>()?;
-    let recurrent = plan.recurrent.as_ref().map(|state| state.bytes(&resolved, rules)).transpose()?;
-    let compressors = plan.compressors.iter().map(|state| state.bytes(&resolved, rules)).collect::<Result<Vec<_>, _>>()?;
+    let layout = Layout::new(LoaderFacts::of(spec, build)?.n_layers_all, deployment)?;
+    let plan = MemoryPlan::new(spec, facts, deployment, &layout, asked.transposes_values(deployment))?;
+    let (caches, recurrent, compressors) = plan.bytes(&resolved, deployment, &layout)?;
     let output = mul(4, mul(resolved.n_seq_max, plan.output_row)?)?;
-    let compute = match graph::compute_bytes(spec, deployment, facts, &resolved, &plan.caches)? {
-        Some(exact) => ComputeBounds::exactly(exact),
-        None => ComputeShape::new(spec, facts, deployment)?.bounds(&plan.caches, &resolved, deployment)?,
+    let compute = match (layout.only_place(), table) {
+        (Some(place), _) => {
+            let bounds = match graph::compute_bytes(spec, deployment, facts, &resolved, &plan.caches)? {
+                Some(exact) => ComputeBounds::exactly(exact),
+                None => ComputeShape::new(spec, facts, deployment)?.bounds(&plan.caches, &resolved, deployment)?,
+            };
+            ComputeBuffers::of_one(bounds, place, layout.devices().len())
+        }
+        (None, Some(table)) => {
+            let (plans, resolved, layout) = (plan.caches.as_slice(), &resolved, &layout);
+            Spread { build, spec, table, plans, resolved, deployment, layout }.bounds()?
+        }
+        (None, None) => {
+            return Err(MathError::Unsupported {
+                engine: build.engine().to_string(),
+                mechanism: "compute buffers of several places without the model's tensors".to_string(),
+            });
+        }
     };
-    Ok(Memory { resolved, plan, caches, recurrent, compressors, output, compute })
+    Ok(Memory { resolved, plan, caches, recurrent, compressors, output, compute, layout })
 }

@@ -10,14 +10,17 @@ mod facts;
 pub mod file_type;
 mod flash;
 pub mod graph;
+pub mod layout;
 pub mod loader_facts;
 pub mod memory;
 mod nodes;
+pub mod pattern;
 pub mod placement;
 pub mod quantize;
 pub mod recurrent;
 pub mod refuse;
 pub mod resolve;
+mod spread;
 pub mod weights;
 
 pub use build::Build;

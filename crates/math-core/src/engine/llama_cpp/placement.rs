@@ -1,19 +1,22 @@
 //! Which buffer a weight goes to: the first one of its stage's list whose processor can do the operation that reads it
 //! (`llama-model-loader.cpp:create_tensor`, `select_weight_buft`).
 
+use alloc::string::{String, ToString};
+
 use super::conversion::base_name;
+use super::layout::Layout;
 use super::loader_facts::LoaderFacts;
-use crate::deployment::Backend;
+use crate::deployment::{Backend, Location};
 use crate::format::StorageFormat;
 use crate::tensor::{Shape, Tensor};
 
-/// A kind of buffer that weights lie in.
+/// A buffer that weights lie in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum WeightPlace {
-    /// The device's own memory (`CUDA0`, `MTL0`).
-    Device,
-    /// Host memory pinned for the device (`CUDA_Host`): the input layer of an offloaded model.
+    /// A device's own memory (`CUDA0`, `MTL0`), devices counted as in the deployment.
+    Device(u8),
+    /// Host memory pinned for the device (`CUDA_Host`): the input layer of an offloaded model, and what stays on the host.
     HostPinned,
     /// Host memory in an interleaved layout that the processor multiplies faster (`CPU_REPACK`).
     HostRepacked,
@@ -22,31 +25,39 @@ pub enum WeightPlace {
 }
 
 impl WeightPlace {
-    /// Whether it is the device's memory.
+    /// Whether it is a device's memory.
     #[must_use]
     pub const fn is_device(self) -> bool {
-        matches!(self, Self::Device)
+        matches!(self, Self::Device(_))
+    }
+
+    /// The device, or the host.
+    #[must_use]
+    pub const fn place(self) -> Location {
+        match self {
+            Self::Device(device) => Location::Device(device),
+            Self::HostPinned | Self::HostRepacked | Self::Host => Location::Host,
+        }
     }
 
     /// The engine's name of the buffer.
     #[must_use]
-    pub const fn engine_name(self, backend: Backend) -> &'static str {
-        match (self, backend) {
-            (Self::Device, Backend::Cuda { .. }) => "CUDA0",
-            (Self::Device, Backend::Metal) => "MTL0",
-            (Self::HostPinned, _) => "CUDA_Host",
-            (Self::HostRepacked, _) => "CPU_REPACK",
-            (Self::Host, _) | (Self::Device, Backend::Cpu) => "CPU",
+    pub fn engine_name(self, layout: &Layout) -> String {
+        match self {
+            Self::Device(device) => layout.engine_name(Location::Device(device)),
+            Self::HostPinned => "CUDA_Host".to_string(),
+            Self::HostRepacked => "CPU_REPACK".to_string(),
+            Self::Host => layout.engine_name(Location::Host),
         }
     }
 
     /// What buffer sizes of tensors are rounded up to.
     #[must_use]
-    pub const fn alignment(self, backend: Backend) -> u64 {
-        match (self, backend) {
-            (Self::Device, Backend::Cuda { .. }) => 128,
-            // Metal's buffers, and `ggml-backend.cpp:TENSOR_ALIGNMENT` for all kinds of host memory.
-            (Self::Device, Backend::Metal | Backend::Cpu) | (Self::HostPinned | Self::HostRepacked | Self::Host, _) => 32,
+    pub fn alignment(self, layout: &Layout) -> u64 {
+        // Metal's buffers, and `ggml-backend.cpp:TENSOR_ALIGNMENT` for all kinds of host memory: 32.
+        match layout.backend(self.place()) {
+            Backend::Cuda { .. } => 128,
+            Backend::Metal | Backend::Cpu => 32,
         }
     }
 }
@@ -107,6 +118,9 @@ const OUTPUT: &[&str] = &[
     "fc",
     "d2t",
 ];
+
+/// Architectures whose files call the last norm `token_embd_norm` (`LLM_TENSOR_OUTPUT_NORM_LFM2`).
+const LAST_NORM_BY_ANOTHER_NAME: &[&str] = &["lfm2", "lfm2moe"];
 
 /// Vectors and small tables that are multiplied or added element by element, norms apart.
 const ELEMENTWISE: &[&str] = &[
@@ -172,7 +186,7 @@ pub(super) fn reader(facts: &LoaderFacts, name: &str) -> (Stage, Reader) {
     let base = base_name(stem);
     let stage = if INPUT.contains(&base) || base.starts_with("masked_embd_") {
         Stage::Input
-    } else if OUTPUT.contains(&stem) {
+    } else if OUTPUT.contains(&stem) || (stem == "token_embd_norm" && LAST_NORM_BY_ANOTHER_NAME.contains(&facts.arch.as_str())) {
         Stage::Output
     } else {
         Stage::Layer
@@ -263,25 +277,30 @@ fn repacks(reader: Reader, shape: Shape, format: StorageFormat) -> bool {
     stacked && matches!(format, F::Q4_0 | F::Q4K | F::Iq4Nl | F::Mxfp4) && rows.is_multiple_of(8)
 }
 
-/// The buffer that a weight goes to.
+/// The buffer that a weight goes to: an override's, or the first of its stage's list that fits.
 pub(super) fn place(
-    backend: Backend,
+    layout: &Layout,
     repack: bool,
     facts: &LoaderFacts,
     tensor: &Tensor,
     (stage, reader): (Stage, Reader),
+    layer: u32,
 ) -> WeightPlace {
-    let read_by_device = device_reads(backend, facts, reader, tensor.shape, tensor.format);
-    let has_pinned = matches!(backend, Backend::Cuda { .. });
-    match stage {
-        Stage::Layer | Stage::Output if read_by_device => WeightPlace::Device,
-        Stage::Input if read_by_device && has_pinned => WeightPlace::HostPinned,
-        Stage::Input | Stage::Layer | Stage::Output => {
-            if repack && repacks(reader, tensor.shape, tensor.format) {
-                WeightPlace::HostRepacked
-            } else {
-                WeightPlace::Host
-            }
-        }
+    let reads = |device: u8| device_reads(layout.backend(Location::Device(device)), facts, reader, tensor.shape, tensor.format);
+    let wanted = match layout.overridden(&tensor.name) {
+        // What is sent to a device goes there, whether it can read it or not.
+        Some(Location::Device(device)) => return WeightPlace::Device(device),
+        Some(Location::Host) => Location::Host,
+        None => match stage {
+            Stage::Input => layout.input(),
+            Stage::Layer => layout.layer(layer),
+            Stage::Output => layout.output(),
+        },
+    };
+    match (wanted, layout.pinning_device()) {
+        (Location::Device(device), _) if reads(device) => WeightPlace::Device(device),
+        (_, Some(device)) if reads(device) => WeightPlace::HostPinned,
+        _ if repack && repacks(reader, tensor.shape, tensor.format) => WeightPlace::HostRepacked,
+        _ => WeightPlace::Host,
     }
 }

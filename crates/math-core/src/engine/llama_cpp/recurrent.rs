@@ -2,15 +2,17 @@
 
 use alloc::vec::Vec;
 
+use crate::deployment::Location;
 use crate::engine::llama_cpp::cache::{BufferRules, CSA_RATIO, HCA_RATIO};
 use crate::engine::llama_cpp::facts::Facts;
+use crate::engine::llama_cpp::layout::Layout;
 use crate::engine::llama_cpp::resolve::Resolved;
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::{Mixer, ModelSpec};
 use crate::units::{add, mul};
 
-/// Layers with equally large state.
+/// Layers of one place with equally large state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StateGroup {
     /// How many layers.
@@ -19,6 +21,8 @@ pub struct StateGroup {
     pub n_r: u64,
     /// Elements of recurrent state per sequence (`llama-hparams.cpp:n_embd_s`).
     pub n_s: u64,
+    /// Where they lie.
+    pub place: Location,
 }
 
 /// The recurrent module (`llama-memory-recurrent.cpp:llama_memory_recurrent`).
@@ -44,10 +48,17 @@ pub struct RecurrentBytes {
 }
 
 impl RecurrentPlan {
-    pub(crate) fn bytes(&self, resolved: &Resolved, rules: BufferRules) -> Result<RecurrentBytes, MathError> {
+    /// The part of the module that lies in one place.
+    #[must_use]
+    pub fn at(&self, place: Location) -> Self {
+        Self { groups: self.groups.iter().filter(|group| group.place == place).copied().collect() }
+    }
+
+    pub(crate) fn bytes(&self, resolved: &Resolved, layout: &Layout) -> Result<RecurrentBytes, MathError> {
         let rows = mul(resolved.n_seq_max.max(1), add(1, resolved.n_rs_seq)?)?;
         let mut out = RecurrentBytes { rows, ..RecurrentBytes::default() };
         for group in &self.groups {
+            let rules = BufferRules::of(layout.backend(group.place));
             out.layers = add(out.layers, group.layers)?;
             out.r = add(out.r, mul(group.layers, mul(4, mul(group.n_r, rows)?)?)?)?;
             out.s = add(out.s, mul(group.layers, mul(4, mul(group.n_s, rows)?)?)?)?;
@@ -93,16 +104,17 @@ pub fn state_elements(mixer: &Mixer, d_model: u64) -> Result<Option<(u64, u64)>,
 ///
 /// # Errors
 /// [`MathError::Overflow`].
-pub(crate) fn recurrent_plan(spec: &ModelSpec, facts: Facts<'_>) -> Result<Option<RecurrentPlan>, MathError> {
+pub(crate) fn recurrent_plan(spec: &ModelSpec, facts: Facts<'_>, layout: &Layout) -> Result<Option<RecurrentPlan>, MathError> {
     if !facts.has_memory() || !(facts.is_hybrid() || facts.is_recurrent_only()) {
         return Ok(None);
     }
     let mut groups: Vec<StateGroup> = Vec::new();
-    for layer in &spec.layers {
+    for (index, layer) in (0_u32..).zip(&spec.layers) {
         if let Some((n_r, n_s)) = state_elements(&layer.mixer, spec.d_model)? {
-            match groups.iter_mut().find(|group| group.n_r == n_r && group.n_s == n_s) {
+            let place = layout.cache(index);
+            match groups.iter_mut().find(|group| group.n_r == n_r && group.n_s == n_s && group.place == place) {
                 Some(group) => group.layers = group.layers.saturating_add(1),
-                None => groups.push(StateGroup { layers: 1, n_r, n_s }),
+                None => groups.push(StateGroup { layers: 1, n_r, n_s, place }),
             }
         }
     }
@@ -111,12 +123,12 @@ pub(crate) fn recurrent_plan(spec: &ModelSpec, facts: Facts<'_>) -> Result<Optio
 
 /// The running sums of DeepSeek V4's compressors (`llama-kv-cache-dsv4.cpp:llama_dsv4_comp_state`): keys and scores
 /// in F32, a plane per sequence and snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CompressorPlan {
     /// The engine's name (`csa_state`, `hca_state`, `lid_state`).
     pub tag: &'static str,
-    /// Layers.
-    pub layers: u64,
+    /// The place of every layer.
+    pub layers: Vec<Location>,
     /// Rows of a plane.
     pub rows: u64,
     /// Elements of a row.
@@ -124,10 +136,19 @@ pub struct CompressorPlan {
 }
 
 impl CompressorPlan {
-    pub(crate) fn bytes(&self, resolved: &Resolved, rules: BufferRules) -> Result<u64, MathError> {
+    /// The part of the states that lies in one place.
+    #[must_use]
+    pub fn at(&self, place: Location) -> Self {
+        Self { layers: self.layers.iter().filter(|layer| **layer == place).copied().collect(), ..*self }
+    }
+
+    pub(crate) fn bytes(&self, resolved: &Resolved, layout: &Layout) -> Result<u64, MathError> {
         let planes = mul(resolved.n_seq_max, add(1, resolved.n_rs_seq)?)?;
-        let tensor = rules.tensor_bytes(StorageFormat::F32, self.width, mul(self.rows, planes)?)?;
-        mul(mul(2, self.layers)?, tensor)
+        let rows = mul(self.rows, planes)?;
+        self.layers.iter().try_fold(0, |sum, place| {
+            let tensor = BufferRules::of(layout.backend(*place)).tensor_bytes(StorageFormat::F32, self.width, rows)?;
+            add(sum, mul(2, tensor)?)
+        })
     }
 }
 
@@ -135,28 +156,29 @@ impl CompressorPlan {
 ///
 /// # Errors
 /// [`MathError::Overflow`].
-pub(crate) fn compressor_plans(spec: &ModelSpec) -> Result<Vec<CompressorPlan>, MathError> {
+pub(crate) fn compressor_plans(spec: &ModelSpec, layout: &Layout) -> Result<Vec<CompressorPlan>, MathError> {
     let mut plans = [
-        CompressorPlan { tag: "csa_state", layers: 0, rows: 2 * CSA_RATIO, width: 0 },
-        CompressorPlan { tag: "hca_state", layers: 0, rows: HCA_RATIO, width: 0 },
-        CompressorPlan { tag: "lid_state", layers: 0, rows: 2 * CSA_RATIO, width: 0 },
+        CompressorPlan { tag: "csa_state", layers: Vec::new(), rows: 2 * CSA_RATIO, width: 0 },
+        CompressorPlan { tag: "hca_state", layers: Vec::new(), rows: HCA_RATIO, width: 0 },
+        CompressorPlan { tag: "lid_state", layers: Vec::new(), rows: 2 * CSA_RATIO, width: 0 },
     ];
     let mut any = false;
     let [csa, hca, lid] = &mut plans;
-    for layer in &spec.layers {
+    for (index, layer) in (0_u32..).zip(&spec.layers) {
+        let place = layout.cache(index);
         let Mixer::CompressedAttention(attention) = &layer.mixer else { continue };
         any = true;
         match attention.ratio {
             CSA_RATIO => {
-                csa.layers = add(csa.layers, 1)?;
+                csa.layers.push(place);
                 csa.width = mul(2, attention.head_dim)?;
                 if let Some(indexer) = &attention.indexer {
-                    lid.layers = add(lid.layers, 1)?;
+                    lid.layers.push(place);
                     lid.width = mul(2, indexer.head_dim)?;
                 }
             }
             HCA_RATIO => {
-                hca.layers = add(hca.layers, 1)?;
+                hca.layers.push(place);
                 hca.width = attention.head_dim;
             }
             _ => {}

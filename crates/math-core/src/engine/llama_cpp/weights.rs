@@ -5,6 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use super::build::Build;
+use super::layout::Layout;
 use super::loader_facts::LoaderFacts;
 use super::placement::{Reader, Stage, WeightPlace, place, reader};
 use crate::allocation::{Certainty, Term, TermKind};
@@ -101,22 +102,23 @@ const WITHOUT_OUTPUT: &[&str] = &[
     "clip",
 ];
 
-/// The buffers that weights take when one device holds every layer, or the processor does.
+/// The buffers that weights take: on the devices in their order, then on the host.
 ///
 /// `table` is the file's tensors in file order ([`super::quantize::file_tensors`], or a header).
 ///
 /// # Errors
-/// [`MathError::Overflow`] or [`MathError::PartialBlock`] for a table that no file can hold.
+/// [`MathError::Overflow`] or [`MathError::PartialBlock`] for a table that no file can hold; as [`Layout::new`].
 pub fn weight_buffers(
     build: Build,
     facts: &LoaderFacts,
     table: &TensorTable,
     deployment: &Deployment,
 ) -> Result<Vec<WeightBuffer>, MathError> {
-    let created = created(build, facts, table, deployment)?;
-    let backend = deployment.backend;
+    let layout = Layout::new(facts.n_layers_all, deployment)?;
+    let created = created(build, facts, table, deployment, &layout)?;
+    let devices = (0_u8..).take(layout.devices().len()).map(WeightPlace::Device);
     let mut buffers = Vec::new();
-    for place in [WeightPlace::Device, WeightPlace::HostPinned, WeightPlace::HostRepacked, WeightPlace::Host] {
+    for place in devices.chain([WeightPlace::HostPinned, WeightPlace::HostRepacked, WeightPlace::Host]) {
         let here: Vec<&Created<'_>> = created.iter().filter(|created| created.place == place).collect();
         if here.is_empty() {
             continue;
@@ -126,7 +128,7 @@ pub fn weight_buffers(
             let mut group = WeightGroup { part, tensors: 0, stored: Bytes::ZERO, padding: Bytes::ZERO };
             for created in here.iter().filter(|created| created.part == part) {
                 let stored = created.tensor.bytes()?;
-                let allocated = round_up(allocated(backend, place, created.tensor)?, place.alignment(backend))?;
+                let allocated = round_up(allocated(&layout, place, created.tensor)?, place.alignment(&layout))?;
                 group.tensors = add(group.tensors, 1)?;
                 group.stored = group.stored.plus(stored)?;
                 group.padding = group.padding.plus(Bytes::new(allocated.saturating_sub(stored.get()))?)?;
@@ -135,7 +137,7 @@ pub fn weight_buffers(
                 groups.push(group);
             }
         }
-        let mapped = is_mapped(deployment, place);
+        let mapped = is_mapped(&layout, deployment, place);
         let bytes = if mapped {
             mapped_bytes(build, &here)?
         } else {
@@ -146,14 +148,44 @@ pub fn weight_buffers(
     Ok(buffers)
 }
 
+/// The buffer of every tensor that the loader creates, by name: what a graph needs to know about its weights. A tensor that
+/// exists more than once (a tied embedding, rotation factors) is listed for each of its buffers.
+///
+/// # Errors
+/// As [`weight_buffers`].
+pub fn weight_places<'a>(
+    build: Build,
+    facts: &LoaderFacts,
+    table: &'a TensorTable,
+    deployment: &Deployment,
+) -> Result<Vec<(&'a str, WeightPlace)>, MathError> {
+    let layout = Layout::new(facts.n_layers_all, deployment)?;
+    let created = created(build, facts, table, deployment, &layout)?;
+    Ok(created.into_iter().map(|created| (created.tensor.name.as_str(), created.place)).collect())
+}
+
+/// Bytes of the largest tensor that stays on the host and is read layer by layer: what a device may fetch at once.
+pub(super) fn largest_on_host(
+    build: Build,
+    facts: &LoaderFacts,
+    table: &TensorTable,
+    deployment: &Deployment,
+) -> Result<u64, MathError> {
+    let layout = Layout::new(facts.n_layers_all, deployment)?;
+    created(build, facts, table, deployment, &layout)?
+        .iter()
+        .filter(|created| !created.place.is_device() && created.part != WeightPart::Input)
+        .try_fold(0_u64, |largest, created| Ok(largest.max(created.tensor.bytes()?.get())))
+}
+
 /// Every tensor that the loader creates, with its place.
 fn created<'a>(
     build: Build,
     facts: &LoaderFacts,
     table: &'a TensorTable,
     deployment: &Deployment,
+    layout: &Layout,
 ) -> Result<Vec<Created<'a>>, MathError> {
-    let backend = deployment.backend;
     let mut created = Vec::with_capacity(table.tensors.len().saturating_add(1));
     let mut offset = 0;
     let mut has_output = false;
@@ -166,16 +198,30 @@ fn created<'a>(
         if read_by == Reader::Unused || skips(facts, table, tensor, deployment.load_mtp) {
             continue;
         }
-        let mut place = place(backend, deployment.repack, facts, tensor, (stage, read_by));
         let lazy = is_lazy(facts, tensor)?;
-        if lazy || (deployment.mmap && place == WeightPlace::HostPinned) {
-            place = WeightPlace::Host;
-        }
+        let place = |layer| {
+            let place = place(layout, deployment.repack, facts, tensor, (stage, read_by), layer);
+            if lazy { WeightPlace::Host } else { unpinned(deployment, place) }
+        };
         let part = match stage {
             Stage::Input => WeightPart::Input,
             Stage::Layer => WeightPart::Layers,
             Stage::Output => WeightPart::Output,
         };
+        if read_by == Reader::Rope {
+            // One table for all layers is made again in every buffer that holds such a layer.
+            let mut places: Vec<WeightPlace> = Vec::new();
+            for layer in (0..facts.n_layers).filter(|&layer| facts.takes_rope_factors(layer)) {
+                let place = place(layer);
+                if !places.contains(&place) {
+                    places.push(place);
+                    created.push(Created { tensor, place, part, offset: start });
+                }
+            }
+            continue;
+        }
+        // Tensors of the input that the loader counts among the layers' go with the first one.
+        let place = place(layer_of(&tensor.name).unwrap_or(0));
         if tensor.name == "token_embd.weight" {
             embedding = Some((tensor, place, start));
         }
@@ -185,7 +231,8 @@ fn created<'a>(
         && !has_output
         && !WITHOUT_OUTPUT.contains(&facts.arch.as_str())
     {
-        let place = super::placement::place(backend, deployment.repack, facts, tensor, (Stage::Output, Reader::MulMat));
+        let place = super::placement::place(layout, deployment.repack, facts, tensor, (Stage::Output, Reader::MulMat), 0);
+        let place = unpinned(deployment, place);
         // The loader uses a tensor that already exists in the same buffer again, but only if it was made before.
         let made_before = build.gemma_output_precedes_embedding() && matches!(facts.arch.as_str(), "gemma3n" | "gemma4");
         if place != embedding_place || made_before {
@@ -193,6 +240,20 @@ fn created<'a>(
         }
     }
     Ok(created)
+}
+
+/// With the file mapped, what would lie in pinned memory stays in the file.
+const fn unpinned(deployment: &Deployment, place: WeightPlace) -> WeightPlace {
+    match place {
+        WeightPlace::HostPinned if deployment.mmap => WeightPlace::Host,
+        place => place,
+    }
+}
+
+/// The layer that a tensor's name gives.
+fn layer_of(name: &str) -> Option<u32> {
+    let inner = name.strip_prefix("enc.").or_else(|| name.strip_prefix("dec.")).unwrap_or(name);
+    Some(layer_and_base(inner)?.0)
 }
 
 /// Architectures whose loader skips multi-token-prediction layers whatever is asked (`src/models/*.cpp`).
@@ -234,11 +295,10 @@ fn is_lazy(facts: &LoaderFacts, tensor: &Tensor) -> Result<bool, MathError> {
 }
 
 /// Bytes that a buffer reserves for a tensor before alignment.
-fn allocated(backend: Backend, place: WeightPlace, tensor: &Tensor) -> Result<u64, MathError> {
+fn allocated(layout: &Layout, place: WeightPlace, tensor: &Tensor) -> Result<u64, MathError> {
     let stored = tensor.bytes()?.get();
     let beyond = tensor.shape.row() % CUDA_ROW;
-    let pads = place == WeightPlace::Device
-        && matches!(backend, Backend::Cuda { .. })
+    let pads = matches!(layout.backend(place.place()), Backend::Cuda { .. })
         && tensor.format.is_quantized()
         && tensor.opaque_bytes.is_none()
         && beyond != 0;
@@ -251,11 +311,11 @@ fn padding_row(format: StorageFormat, elements: u64) -> Result<u64, MathError> {
 }
 
 /// Plain host buffers, and those of devices that share memory with the host, are ranges of the file.
-const fn is_mapped(deployment: &Deployment, place: WeightPlace) -> bool {
+fn is_mapped(layout: &Layout, deployment: &Deployment, place: WeightPlace) -> bool {
     deployment.mmap
         && match place {
             WeightPlace::Host => true,
-            WeightPlace::Device => matches!(deployment.backend, Backend::Metal),
+            WeightPlace::Device(_) => layout.backend(place.place()) == Backend::Metal,
             WeightPlace::HostPinned | WeightPlace::HostRepacked => false,
         }
 }
@@ -289,14 +349,17 @@ fn merged(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
 impl WeightBuffer {
     /// The buffer as a line of an allocation.
     #[must_use]
-    pub fn term(&self, build: Build, backend: Backend) -> Term {
-        let engine_name = self.place.engine_name(backend);
+    pub fn term(&self, build: Build, layout: &Layout) -> Term {
+        let engine_name = self.place.engine_name(layout);
         let source = format!("{build}: llama-model-loader.cpp:create_tensor, llama-model.cpp:load_tensors");
         let label = match self.place {
-            WeightPlace::Device => "weights",
-            WeightPlace::HostPinned => "weights of the input layer, pinned host memory",
+            WeightPlace::Device(_) => "weights",
+            WeightPlace::HostPinned if self.groups.iter().all(|group| group.part == WeightPart::Input) => {
+                "weights of the input layer, pinned host memory"
+            }
+            WeightPlace::HostPinned => "weights that stay on the host, pinned host memory",
             WeightPlace::HostRepacked => "weights in the processor's interleaved layout",
-            WeightPlace::Host if backend == Backend::Cpu => "weights",
+            WeightPlace::Host if layout.used().is_empty() => "weights",
             WeightPlace::Host => "weights that stay on the host",
         };
         let child = |group: &WeightGroup| Term {

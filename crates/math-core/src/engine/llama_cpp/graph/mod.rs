@@ -51,7 +51,7 @@ pub(super) fn compute_bytes(
     resolved: &Resolved,
     plans: &[CachePlan],
 ) -> Result<Option<ComputeBytes>, MathError> {
-    let kinds = buffer_kinds(deployment.backend);
+    let kinds = buffer_kinds(deployment.backend());
     let Some(graphs) = graphs(spec, deployment, facts, resolved, plans)? else { return Ok(None) };
     let mut out = ComputeBytes::default();
     for graph in &graphs {
@@ -87,7 +87,7 @@ fn graphs(
     if row.is_none() && hybrid.is_none() {
         return Ok(None);
     }
-    let cuda = match deployment.backend {
+    let cuda = match deployment.backend() {
         Backend::Cpu => None,
         Backend::Cuda { compute_capability } => Some(compute_capability),
         Backend::Metal => return Ok(None),
@@ -145,7 +145,7 @@ fn graphs(
         if !built {
             return Ok(None);
         }
-        schedule::schedule(&parts.graph, buffer_kinds(deployment.backend).len()).map(Some)
+        schedule::schedule(&parts.graph, buffer_kinds(deployment.backend()).len()).map(Some)
     };
     let tokens = resolved.graph_tokens;
     // Rows of logits are limited before the micro-batch is rounded up to whole sequences.

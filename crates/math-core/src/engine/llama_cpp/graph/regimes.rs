@@ -117,7 +117,7 @@ fn regime(
     else {
         return Ok(None);
     };
-    let kinds = buffer_kinds(deployment.backend);
+    let kinds = buffer_kinds(deployment.backend());
     let (mut device, mut host) = (Length::ZERO, Length::ZERO);
     for (now, then) in now.into_iter().zip(then) {
         let graph = growing(now, &then, &mut steps)?;

@@ -1,0 +1,179 @@
+//! Weights, caches, states and the output buffer on every device and on the host, through the config door and the header
+//! door, beside every measured row of partial offload and of two GPUs: 0 bytes off. Compute buffers lie in their bounds.
+#![allow(
+    clippy::allow_attributes,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test may fail loudly"
+)]
+
+mod headers;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+
+use flate2::read::GzDecoder;
+use headers::{fixture, rows};
+use plimsoll_ingest::{gguf, hf};
+use plimsoll_math::allocation::{Certainty, PlaceAllocation, TermKind};
+use plimsoll_math::deployment::{Accelerator, Backend, ContextRequest, Deployment, FlashAttention, Share};
+use plimsoll_math::engine::llama_cpp::allocate::allocate;
+use plimsoll_math::engine::llama_cpp::{Build, FileType, LoaderFacts, quantize};
+use plimsoll_math::spec::ModelSpec;
+use plimsoll_math::tensor::{Counts, Place, TensorTable};
+use serde_json::Value;
+
+/// The deployment of a row of partial offload or two GPUs.
+fn deployment(row: &Value) -> Option<Deployment> {
+    let params = &row["params"];
+    let card = Accelerator { backend: Backend::Cuda { compute_capability: 890 }, free: 24 << 30 };
+    let devices = match row["backend"].as_str()? {
+        "cuda-cc890-partial" => vec![card],
+        "2xcuda-cc890" => vec![card, card],
+        _ => return None,
+    };
+    let number = |key: &str| params.get(key).map(|value| value.as_u64().unwrap());
+    let flag = |key: &str| params.get(key).and_then(Value::as_bool);
+    Some(Deployment {
+        devices,
+        sequences: number("parallel").unwrap_or(1),
+        flash_attention: match params["fa"].as_str()? {
+            "on" => FlashAttention::On,
+            "off" => FlashAttention::Off,
+            _ => FlashAttention::Auto,
+        },
+        kv_unified: flag("kv_unified").unwrap_or(false),
+        gpu_layers: number("ngl"),
+        cpu_moe: flag("cpu_moe").unwrap_or(false),
+        n_cpu_moe: number("n_cpu_moe").unwrap_or(0),
+        kv_offload: flag("offload_kqv").unwrap_or(true),
+        op_offload: flag("op_offload").unwrap_or(true),
+        tensor_split: params["tensor_split"].as_array().map_or_else(Vec::new, |shares| {
+            shares
+                .iter()
+                .map(|share| Share::try_from(f32::from(u8::try_from(share.as_u64().unwrap()).unwrap())).unwrap())
+                .collect()
+        }),
+        ..Deployment::new(ContextRequest::Total(number("n_ctx").unwrap()), card.backend)
+    })
+}
+
+/// Bytes of a kind of buffer in a place, as the engine names it.
+fn measured(row: &Value, key: &str, place: Option<usize>) -> u64 {
+    let name = place.map(|device| format!("CUDA{device}"));
+    let buffers = row[key].as_object().unwrap().iter();
+    buffers
+        .filter(|(buffer, _)| match &name {
+            Some(name) => *buffer == name,
+            None => buffer.starts_with("CPU") || *buffer == "CUDA_Host",
+        })
+        .map(|(_, bytes)| bytes.as_u64().unwrap())
+        .sum()
+}
+
+fn check(row: &Value, spec: &ModelSpec, table: &TensorTable, deployment: &Deployment, build: Build) -> Vec<String> {
+    let allocation = match allocate(spec, table, deployment, build) {
+        Ok(allocated) => allocated.allocation,
+        Err(error) => return vec![error.to_string()],
+    };
+    assert_eq!(allocation.devices.len(), deployment.devices.len());
+    let mut wrong = Vec::new();
+    let places = allocation.devices.iter().enumerate().map(|(index, device)| (Some(index), device));
+    for (place, found) in places.chain([(None, &allocation.host)]) {
+        let of = |kind| found.of(kind).unwrap().get();
+        for (what, ours, theirs) in [
+            ("weights", of(TermKind::Weights), measured(row, "model_bytes", place)),
+            ("caches", of(TermKind::KvCache) + of(TermKind::RecurrentState), measured(row, "context_bytes", place)),
+            ("output", of(TermKind::Output), measured(row, "output_bytes", place)),
+        ] {
+            if ours != theirs {
+                let off = i128::from(ours) - i128::from(theirs);
+                wrong.push(format!("{what} in {place:?}: {ours}, engine {theirs}, off by {off}"));
+            }
+        }
+        let (low, high) = compute(found);
+        let reserved = measured(row, "compute_bytes", place);
+        if !(low..=high).contains(&reserved) {
+            wrong.push(format!("compute in {place:?}: {low}..={high}, engine {reserved}"));
+        }
+    }
+    wrong
+}
+
+fn compute(place: &PlaceAllocation) -> (u64, u64) {
+    place.terms.iter().filter(|term| term.component == TermKind::Compute).fold((0, 0), |(low, high), term| {
+        let least = match &term.certainty {
+            Certainty::Bounded { low, .. } => low.get(),
+            _ => term.bytes.get(),
+        };
+        (low + least, high + term.bytes.get())
+    })
+}
+
+type Door = fn(&str, &str, Build) -> Option<(ModelSpec, TensorTable)>;
+
+fn file(name: &str) -> String {
+    name.chars().map(|c| if "/() ".contains(c) { '_' } else { c }).collect()
+}
+
+fn through_header(name: &str, quant: &str, _: Build) -> Option<(ModelSpec, TensorTable)> {
+    let path = fixture(&format!("truth/llama.cpp/gguf/{}.{quant}.gguf.header.gz", file(name)));
+    let mut bytes = Vec::new();
+    GzDecoder::new(File::open(path).ok()?).read_to_end(&mut bytes).unwrap();
+    let ingested = gguf::ingest(&bytes.as_slice(), &gguf::Options::default()).unwrap();
+    Some((ingested.spec, ingested.tensors))
+}
+
+fn through_config(name: &str, quant: &str, build: Build) -> Option<(ModelSpec, TensorTable)> {
+    let bytes = std::fs::read(fixture(&format!("truth/llama.cpp/configs/{}.config.json", file(name)))).unwrap();
+    let ingested = hf::ingest(&bytes, &hf::Options::default()).unwrap();
+    let model = plimsoll_planner::Model::new(Some(name), ingested, plimsoll_planner::Basis::Config);
+    let mut spec = model.converted().into_owned();
+    // Measured twice: converted with its prediction layer, and without (`--no-mtp`).
+    if name == "Qwen3.5-27B" {
+        spec.mtp.clear();
+    }
+    let mut table = TensorTable { tensors: model.tensors.tensors };
+    let predicts = !spec.mtp.is_empty();
+    table.tensors.retain(|tensor| tensor.place != Place::Tower && (predicts || tensor.counts != Counts::MultiTokenPrediction));
+    let facts = LoaderFacts::of(&spec, build).unwrap();
+    let table = quantize::file_tensors(build, &facts, &table, FileType::parse(quant).unwrap()).unwrap();
+    Some((spec, table))
+}
+
+fn walk(door: Door, at_least: usize, not_yet: &[&str]) {
+    let mut models: BTreeMap<(String, String), Option<(ModelSpec, TensorTable)>> = BTreeMap::new();
+    let (mut right, mut wrong) = (0, Vec::new());
+    for row in rows("truth/llama.cpp/truth.jsonl.gz") {
+        let Some(deployment) = deployment(&row) else { continue };
+        let build = Build::parse(row["engine"].as_str().unwrap()).unwrap();
+        let (name, quant) = (row["model"].as_str().unwrap().to_owned(), row["quant"].as_str().unwrap().to_owned());
+        if not_yet.contains(&name.as_str()) || row.get("error").is_some() {
+            continue;
+        }
+        let model = models.entry((name.clone(), quant.clone())).or_insert_with(|| door(&name, &quant, build));
+        let Some((spec, table)) = model else { continue };
+        let found = check(&row, spec, table, &deployment, build);
+        if found.is_empty() {
+            right += 1;
+        } else {
+            wrong.push(format!("{name} {quant} {} {}: {}", row["backend"], row["params"], found.join("; ")));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} rows differ\n{}", wrong.len(), wrong.len() + right, wrong.join("\n"));
+    assert!(right >= at_least, "{right}");
+}
+
+#[test]
+fn through_the_header_door() {
+    walk(through_header, 280, &[]);
+}
+
+#[test]
+fn through_the_config_door() {
+    // SmolLM3's window is the engine's through its header only.
+    walk(through_config, 275, &["SmolLM3-3B"]);
+}
