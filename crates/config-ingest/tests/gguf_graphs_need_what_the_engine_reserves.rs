@@ -54,10 +54,11 @@ fn deployment(row: &Value) -> Deployment {
 fn check(row: &Value, spec: &ModelSpec) -> Result<Option<String>, String> {
     let answer = memory(spec, &deployment(row), Build::parse(row["engine"].as_str().unwrap()).unwrap());
     let compute = answer.map_err(|error| error.to_string())?.compute;
-    if compute.device.low < compute.device.high || compute.host.low < compute.host.high {
+    let device = compute.devices.first().copied().unwrap_or_default();
+    if device.low < device.high || compute.host.low < compute.host.high {
         return Ok(None);
     }
-    let (ours, engine) = ((compute.device.high, compute.host.high), (row["device"].as_u64(), row["host"].as_u64()));
+    let (ours, engine) = ((device.high, compute.host.high), (row["device"].as_u64(), row["host"].as_u64()));
     if (Some(ours.0), Some(ours.1)) == engine {
         Ok(spec.llama_cpp_arch.clone())
     } else {
