@@ -2,6 +2,8 @@
 
 mod accuracy;
 mod arrow;
+mod csv;
+mod devices;
 mod run;
 mod steps;
 mod truth;
@@ -17,6 +19,8 @@ Usage: cargo xtask TASK
   wasm             compile the core, the planner and the parsers for wasm32
   accuracy         rewrite docs/accuracy.md and the README's table from the fixtures
   accuracy --check say whether they are up to date
+  devices          rewrite the device table from fixtures/devices
+  devices --check  say whether it is up to date
   bench            criterion benches, ours beside the registry's peers
   fuzz [SECONDS]   run every fuzz target for SECONDS (default 60)
   deny             licences, sources and duplicate versions of all dependencies
@@ -31,6 +35,8 @@ fn main() -> ExitCode {
         ["wasm"] => wasm::check(),
         ["accuracy"] => accuracy::run(false),
         ["accuracy", "--check"] => accuracy::run(true),
+        ["devices"] => devices::run(false),
+        ["devices", "--check"] => devices::run(true),
         ["bench"] => steps::bench(),
         ["fuzz"] => steps::fuzz("60"),
         ["fuzz", seconds] => steps::fuzz(seconds),

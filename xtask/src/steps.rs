@@ -1,7 +1,7 @@
 //! The steps of each task.
 
 use crate::run::{answers, cargo, command, root, step};
-use crate::{accuracy, arrow, wasm};
+use crate::{accuracy, arrow, devices, wasm};
 
 /// Everything that must hold.
 pub(crate) fn test(quick: bool) -> Result<(), String> {
@@ -9,6 +9,7 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     arrow::check()?;
     step("lints", &mut cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]))?;
     tests()?;
+    devices::run(true)?;
     accuracy::run(true)?;
     if quick {
         return Ok(());

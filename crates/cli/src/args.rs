@@ -70,6 +70,9 @@ pub(crate) struct DevicesArgs {
     /// Answer as JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// Answer as comma-separated values
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) csv: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -153,6 +156,9 @@ pub(crate) struct Question {
     /// Where: a name such as "RTX 4090" (see `plimsoll devices`), or cpu
     #[arg(long, short, value_name = "NAME", help_heading = "Where")]
     device: Option<String>,
+    /// The device draws the desktop as well: 1 GiB less of its memory is usable
+    #[arg(long, help_heading = "Where")]
+    displays: bool,
     /// Memory of the device, such as 24GiB; alone, it describes a device without a name
     #[arg(long, short, value_name = "SIZE", value_parser = bytes, help_heading = "Where")]
     memory: Option<u64>,
@@ -186,6 +192,7 @@ impl Question {
             repack: Some(!self.no_repack),
             mmap: Some(!self.no_mmap),
             device: self.device.clone(),
+            displays: Some(self.displays),
             memory: self.memory.or_else(|| self.host_memory()),
             assume_generic: Some(self.source.assume_generic),
             skip_limits: None,

@@ -128,6 +128,10 @@ fn run(verb: &Verb) -> Result<u8, PlanError> {
             Ok(FITS)
         }
         Verb::Devices(arguments) => {
+            if arguments.csv {
+                print(&render::devices_csv(&device_list()?));
+                return Ok(FITS);
+            }
             show(arguments.json, &device_list()?, render::devices)?;
             Ok(FITS)
         }

@@ -58,6 +58,7 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
         ("--no-repack", llama(&["--no-repack", "--device", "cpu"]), "/totals/weights", value!(4_912_898_304_u64)),
         ("--no-mmap", llama(&["--no-mmap"]), "/deployment/mmap", value!(false)),
         ("--device", llama(&["--device", "h200"]), "/devices/0/name", value!("NVIDIA H200 SXM")),
+        ("--displays", llama(&["--displays"]), "/devices/0/usable", value!(24_175_968_256_u64)),
         ("--memory", llama(&["--memory", "24GiB"]), "/devices/0/usable", value!(25_769_803_776_u64)),
         ("--assume-generic", llama(&["--assume-generic"]), "/model/architecture", value!("LlamaForCausalLM")),
         ("--json", llama(&[]), "/schema", value!("plimsoll.fit/1")),
@@ -98,7 +99,7 @@ fn the_other_questions_take_the_same_options() {
     for verb in ["explain", "max-context", "max-sequences"] {
         assert_eq!(options(verb), options("fit"), "{verb}");
     }
-    assert_eq!(options("devices"), BTreeSet::from(["--json".to_owned()]));
+    assert_eq!(options("devices"), BTreeSet::from(["--csv".to_owned(), "--json".to_owned()]));
     assert_eq!(options("inspect"), BTreeSet::from(["--assume-generic".to_owned(), "--json".to_owned()]));
 }
 

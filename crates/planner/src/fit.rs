@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use plimsoll_math::allocation::{Certainty, PlaceAllocation, Term, TermKind};
 use plimsoll_math::deployment::{Backend, ContextRequest, FlashAttention};
-use plimsoll_math::device::{Device, DeviceKind, backend_name};
+use plimsoll_math::device::{Device, DeviceKind, Driver};
 use plimsoll_math::error::MathError;
 use plimsoll_math::format::StorageFormat;
 use plimsoll_math::units::Bytes;
@@ -18,7 +18,7 @@ use crate::error::PlanError;
 use crate::limits;
 use crate::model::Model;
 use crate::naive::naive;
-use crate::request::Options;
+use crate::request::{Engine, Options};
 use crate::response::{
     CacheBrief, Change, DeploymentBrief, DeviceUse, EXPLAIN_SCHEMA, EngineBrief, Explain, FIT_SCHEMA, Fit, HostUse, Limits,
     ModelBrief, Totals, Verdict,
@@ -143,7 +143,7 @@ pub(crate) fn deployment_brief(question: &Question<'_>, planned: &Planned) -> De
         mmap: deployment.mmap,
         embeddings: deployment.embeddings,
         device: question.effective.device.name.clone(),
-        backend: backend_name(deployment.backend()),
+        backend: question.effective.device.backend_name(),
         memory: question.effective.device.usable.bytes,
     }
 }
@@ -204,6 +204,15 @@ fn notes(question: &Question<'_>, planned: &Planned) -> Vec<String> {
         notes.push(
             "weights on the processor are mapped from the file: the system may drop and reload them under pressure".to_string(),
         );
+    }
+    if matches!(question.effective.device.driver, Driver::Rocm | Driver::Vulkan)
+        && matches!(question.effective.engine, Engine::LlamaCpp(_))
+    {
+        notes.push(format!(
+            "memory on {} is planned with the rules of llama.cpp's CUDA backend: those of this device's backend are not followed yet, \
+             and compute buffers may differ",
+            question.effective.device.name
+        ));
     }
     notes.extend(question.model.notes.iter().cloned());
     notes
@@ -362,7 +371,9 @@ fn closest(question: &Question<'_>, planned: &Planned) -> Result<Vec<Change>, Pl
     if device.kind == DeviceKind::Gpu {
         let mut larger: Vec<Device> = Device::all()?
             .into_iter()
-            .filter(|other| other.unified == device.unified && other.usable.bytes > device.usable.bytes)
+            .filter(|other| {
+                other.driver == device.driver && other.unified == device.unified && other.usable.bytes > device.usable.bytes
+            })
             .collect();
         larger.sort_by_key(|other| other.usable.bytes);
         for other in larger {

@@ -50,6 +50,8 @@ pub struct Options {
     pub mmap: Option<bool>,
     /// The device's name.
     pub device: Option<String>,
+    /// Whether the device draws the desktop as well, which takes some of its memory.
+    pub displays: Option<bool>,
     /// The device's memory, bytes.
     pub memory: Option<u64>,
     /// Whether an unknown architecture may be taken for a generic decoder.
@@ -164,6 +166,11 @@ impl Options {
             Some(0) => return Err(PlanError::request("memory", "0", "1 byte or more")),
             Some(bytes) => Some(Bytes::new(bytes)?),
         };
+        let (device, note) = self.device_of(memory)?;
+        if self.displays == Some(true) { Ok((device.driving_displays(), note)) } else { Ok((device, note)) }
+    }
+
+    fn device_of(&self, memory: Option<Bytes>) -> Result<(Device, Option<String>), PlanError> {
         match (self.device.as_deref(), memory) {
             (Some(name), memory) if name.eq_ignore_ascii_case("cpu") => match memory {
                 Some(memory) => Ok((Device::cpu(memory, "as asked"), None)),
