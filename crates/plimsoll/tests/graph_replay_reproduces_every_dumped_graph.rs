@@ -7,8 +7,8 @@ use std::fs::File;
 use std::path::Path;
 
 use flate2::read::GzDecoder;
-use plimsoll_math::engine::llama_cpp::graph::length::Length;
-use plimsoll_math::engine::llama_cpp::graph::replay::{BufferKind, Graph, GraphTensor, Layout, Sources, buffer_bytes};
+use plimsoll_math::engine::llama_cpp::graph::replay::{BufferKind, buffer_bytes};
+use plimsoll_math::engine::llama_cpp::graph::tensors::{Graph, GraphTensor, Layout};
 use serde_json::Value;
 
 /// Operations that may write over an input (`ggml-alloc.c:ggml_op_can_inplace`).
@@ -41,8 +41,8 @@ fn numbers(value: &Value) -> Vec<u64> {
     value.as_array().unwrap().iter().map(|number| number.as_u64().unwrap()).collect()
 }
 
-fn index(value: &Value) -> usize {
-    usize::try_from(value.as_u64().unwrap()).unwrap()
+fn index(value: &Value) -> u32 {
+    u32::try_from(value.as_u64().unwrap()).unwrap()
 }
 
 fn graph(dump: &Value) -> (Graph, Vec<BufferKind>, Vec<String>) {
@@ -62,51 +62,50 @@ fn graph(dump: &Value) -> (Graph, Vec<BufferKind>, Vec<String>) {
         buffer_of_backend.push(place);
     }
     let mut types: Vec<String> = Vec::new();
-    let tensors = dump["tensors"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|tensor| {
-            let type_name = tensor["type"].as_str().unwrap().to_owned();
-            let type_id = types.iter().position(|known| *known == type_name).unwrap_or_else(|| {
-                types.push(type_name);
-                types.len() - 1
-            });
-            let operation = tensor["opn"].as_str().unwrap();
-            let flags = tensor["flags"].as_u64().unwrap();
-            let bytes = numbers(&tensor["alloc"]);
-            GraphTensor {
-                layout: Layout {
-                    type_id: u32::try_from(type_id).unwrap(),
-                    dims: numbers(&tensor["ne"]).try_into().unwrap(),
-                    strides: numbers(&tensor["nb"]).try_into().unwrap(),
-                },
-                bytes: Length::of(*bytes.iter().min().unwrap()).unwrap(),
-                extra: bytes
-                    .iter()
-                    .enumerate()
-                    .max_by_key(|(_, bytes)| **bytes)
-                    .map(|(on, most)| (on, Length::of(most - bytes.iter().min().unwrap()).unwrap())),
-                sources: tensor["src"].as_array().unwrap().iter().fold(Sources::default(), |mut all, source| {
-                    all.push(index(source)).unwrap();
-                    all
-                }),
-                view_of: tensor["view_src"].as_u64().map(|base| usize::try_from(base).unwrap()),
-                is_operation: operation != "NONE",
-                may_overwrite: MAY_OVERWRITE.contains(&operation),
-                is_input: flags & 1 != 0,
-                is_output: flags & 2 != 0,
-                is_external: tensor["ext"].as_bool().unwrap(),
-            }
-        })
-        .collect();
-    let placed = |list: &str, backends: &str| {
+    let mut graph = Graph::default();
+    for tensor in dump["tensors"].as_array().unwrap() {
+        let type_name = tensor["type"].as_str().unwrap().to_owned();
+        let type_id = types.iter().position(|known| *known == type_name).unwrap_or_else(|| {
+            types.push(type_name);
+            types.len() - 1
+        });
+        let operation = tensor["opn"].as_str().unwrap();
+        let flags = tensor["flags"].as_u64().unwrap();
+        let bytes = numbers(&tensor["alloc"]);
+        let least = *bytes.iter().min().unwrap();
+        let layout = Layout {
+            type_id: u32::try_from(type_id).unwrap(),
+            dims: numbers(&tensor["ne"]).try_into().unwrap(),
+            strides: numbers(&tensor["nb"]).try_into().unwrap(),
+        };
+        let mut built = GraphTensor::new(layout, least);
+        if let Some((on, most)) = bytes.iter().enumerate().max_by_key(|(_, bytes)| **bytes) {
+            built.set_extra(u32::try_from(on).unwrap(), most - least);
+        }
+        built.set_view_of(tensor["view_src"].as_u64().map(|base| u32::try_from(base).unwrap()));
+        built.is_operation = operation != "NONE";
+        built.may_overwrite = MAY_OVERWRITE.contains(&operation);
+        built.is_input = flags & 1 != 0;
+        built.is_output = flags & 2 != 0;
+        built.is_external = tensor["ext"].as_bool().unwrap();
+        let sources: Vec<u32> = tensor["src"].as_array().unwrap().iter().map(index).collect();
+        graph.push(built, &sources).unwrap();
+    }
+    let placed = |list: &str, backends: &str| -> Vec<(u32, u32)> {
         let list = dump[list].as_array().unwrap().iter();
         list.zip(dump[backends].as_array().unwrap())
-            .map(|(tensor, backend)| (index(tensor), buffer_of_backend[index(backend)]))
+            .map(|(tensor, backend)| {
+                (index(tensor), u32::try_from(buffer_of_backend[usize::try_from(index(backend)).unwrap()]).unwrap())
+            })
             .collect()
     };
-    (Graph { tensors, leafs: placed("leafs", "leaf_backend"), nodes: placed("nodes", "node_backend") }, kinds, names)
+    for (tensor, buffer) in placed("leafs", "leaf_backend") {
+        graph.push_leaf(tensor, buffer);
+    }
+    for (tensor, buffer) in placed("nodes", "node_backend") {
+        graph.push_node(tensor, buffer);
+    }
+    (graph, kinds, names)
 }
 
 fn check(path: &Path) {

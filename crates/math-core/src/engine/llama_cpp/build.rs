@@ -150,6 +150,16 @@ impl Build {
         }
     }
 
+    /// CUDA's kernels for functions of elements read rows that lie apart since b12032; before, such a node went to the
+    /// processor (`ggml-cuda.cu:ggml_backend_cuda_device_supports_op`, `GGML_OP_UNARY`).
+    #[must_use]
+    pub const fn unary_kernels_read_strided(self) -> bool {
+        match self {
+            Self::C0c1e57098 => false,
+            Self::B12032 => true,
+        }
+    }
+
     /// b12032 adds three nodes to every graph, for inputs that may be embeddings (`llama-graph.cpp:build_inp_embd`).
     #[must_use]
     pub const fn extra_graph_nodes(self) -> u64 {

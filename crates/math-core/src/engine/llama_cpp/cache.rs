@@ -122,7 +122,7 @@ impl BufferRules {
         round_up(add(bytes, extra)?, self.alignment)
     }
     /// What a quantised tensor's row is padded by.
-    fn row_extra(self, format: StorageFormat, row: u64) -> Result<u64, MathError> {
+    pub(crate) fn row_extra(self, format: StorageFormat, row: u64) -> Result<u64, MathError> {
         let rest = row % self.row_pad;
         if format.is_quantized() && rest != 0 { Ok(format.row_bytes(self.row_pad - rest)?.get()) } else { Ok(0) }
     }

@@ -12,11 +12,13 @@ use crate::units::add;
 
 /// Heads of one attention layer.
 #[derive(Debug, Clone, Copy)]
-struct Heads {
-    k: u64,
-    v: u64,
+pub(super) struct Heads {
+    /// Width of a key head.
+    pub(super) k: u64,
+    /// Width of a value head.
+    pub(super) v: u64,
     /// Query heads per key head.
-    shared: u64,
+    pub(super) shared: u64,
 }
 
 /// Whether every attention layer of the model runs fused on the device.
@@ -52,21 +54,25 @@ pub(crate) fn runs_fused(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deploy
         };
         // Models without a cache attend to fresh keys and values, which are cast to F16.
         let formats = if facts.has_memory() { formats } else { (StorageFormat::F16, StorageFormat::F16) };
-        let supported = match deployment.backend() {
-            Backend::Cpu => true,
-            Backend::Cuda { .. } => on_cuda(heads, formats, facts.has_memory() && !facts.has_alibi()),
-            Backend::Metal => on_metal(heads, formats),
-        };
-        if !supported {
+        if !has_kernel(deployment.backend(), heads, formats, facts.has_memory() && !facts.has_alibi()) {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
+/// Whether a backend has a kernel for such heads with keys and values in these formats.
+pub(super) fn has_kernel(backend: Backend, heads: Heads, formats: (StorageFormat, StorageFormat), groups: bool) -> bool {
+    match backend {
+        Backend::Cpu => true,
+        Backend::Cuda { .. } => on_cuda(heads, formats, groups),
+        Backend::Metal => on_metal(heads, formats),
+    }
+}
+
 /// `ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel`. `groups`: whether query heads that share a key head may be
 /// worked on together, which needs a cache of whole 256 cells and no ALiBi.
-fn on_cuda(heads: Heads, (k, v): (StorageFormat, StorageFormat), groups: bool) -> bool {
+const fn on_cuda(heads: Heads, (k, v): (StorageFormat, StorageFormat), groups: bool) -> bool {
     let grouped = groups && heads.shared >= 2;
     let sizes = match heads.k {
         40 | 64 | 72 | 80 | 96 | 112 | 128 | 256 => heads.v == heads.k,
@@ -76,20 +82,21 @@ fn on_cuda(heads: Heads, (k, v): (StorageFormat, StorageFormat), groups: bool) -
         576 => heads.v == 512 && grouped,
         _ => false,
     };
-    let known = |format| {
-        matches!(
-            format,
-            StorageFormat::F32
-                | StorageFormat::F16
-                | StorageFormat::Bf16
-                | StorageFormat::Q4_0
-                | StorageFormat::Q4_1
-                | StorageFormat::Q5_0
-                | StorageFormat::Q5_1
-                | StorageFormat::Q8_0
-        )
-    };
-    sizes && known(k) && known(v)
+    sizes && cuda_reads(k) && cuda_reads(v)
+}
+
+const fn cuda_reads(format: StorageFormat) -> bool {
+    matches!(
+        format,
+        StorageFormat::F32
+            | StorageFormat::F16
+            | StorageFormat::Bf16
+            | StorageFormat::Q4_0
+            | StorageFormat::Q4_1
+            | StorageFormat::Q5_0
+            | StorageFormat::Q5_1
+            | StorageFormat::Q8_0
+    )
 }
 
 /// A node of flash attention as CUDA looks at it to choose a kernel.

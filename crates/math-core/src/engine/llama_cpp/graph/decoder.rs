@@ -4,6 +4,7 @@
 use alloc::vec::Vec;
 
 use super::latent;
+use super::op::Op;
 use super::ops::Node;
 use super::parts::{Activation, Attend, CacheInputs, NormKind, Parts, Routing};
 use crate::error::MathError;
@@ -131,6 +132,14 @@ const ROWS: &[Row] = &[
     },
 ];
 
+impl Row {
+    /// Whether a layer rotates queries and keys.
+    pub(super) fn rotates(&self, index: usize) -> bool {
+        let number = u64::try_from(index).unwrap_or(u64::MAX).saturating_add(1);
+        self.no_rope_every == 0 || !number.is_multiple_of(self.no_rope_every)
+    }
+}
+
 /// How a layer's experts are chosen: those with a correction bias have their weights divided by the sum and scaled.
 const fn routing(row: &Row, moe: &Moe) -> Routing {
     let corrected = moe.correction_bias.is_some();
@@ -220,12 +229,13 @@ pub(super) fn build(
     let rows = parts.output_rows()?;
     let late = row.chooses_late && parts.setting.rows_after_layers;
     let last = spec.layers.len().saturating_sub(1);
-    let shown = representative(spec, row.no_rope_every);
+    let steps = parts.layers(spec.layers.iter(), |index| !row.rotates(index));
     let mut trunk = Trunk { row, positions, factors, attention_scale, rows, full, sliding, caches: *caches, window };
-    for index in shown {
-        let Some(layer) = spec.layers.get(index) else { continue };
-        let chooses = index == last && !late;
-        current = trunk.layer(parts, layer, spec.d_model, index, current, chooses)?;
+    for step in &steps {
+        let Some(layer) = spec.layers.get(step.layer) else { continue };
+        parts.begin_layer(step);
+        let chooses = step.layer == last && !late;
+        current = trunk.layer(parts, layer, spec.d_model, step.layer, current, chooses)?;
     }
     if row.chooses_late {
         // The hidden state of all tokens is handed out as well (`t_h_nextn`).
@@ -243,58 +253,12 @@ pub(super) fn build(
         current = parts.scale(current)?;
     }
     if row.caps_logits {
-        for _ in 0..3 {
-            current = parts.scale(current)?;
-        }
+        current = parts.soft_cap(current)?;
     }
     parts.graph.output(current)?;
     parts.graph.expand(current)?;
     Ok(true)
 }
-
-/// Layers that stand for all: a block of layers that repeats is shown twice. Memory is reused from layer to layer, so the
-/// high-water mark of two rounds is that of many (every measured row holds this to be true).
-fn representative(spec: &ModelSpec, every: u64) -> Vec<usize> {
-    // Layers of one kind get one number; where an architecture counts layers, the count is part of the kind.
-    // Latent attention leaves holes that differ from round to round: nothing settles, and all layers are shown.
-    if spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Mla(_))) {
-        return (0..spec.layers.len()).collect();
-    }
-    let mut kinds: Vec<(&Layer, bool)> = Vec::new();
-    let mut shown: Vec<(usize, usize)> = Vec::new();
-    let last = spec.layers.len().saturating_sub(1);
-    for (index, layer) in spec.layers.iter().enumerate() {
-        let number = u64::try_from(index).unwrap_or(u64::MAX).saturating_add(1);
-        let counted = every > 0 && number.is_multiple_of(every);
-        let known = kinds.iter().position(|(kind, other)| *kind == layer && *other == counted);
-        let kind = known.unwrap_or_else(|| {
-            kinds.push((layer, counted));
-            kinds.len().saturating_sub(1)
-        });
-        shown.push((index, kind));
-        if index == last {
-            break;
-        }
-        for period in 1..=LONGEST_PERIOD {
-            let Some(start) = shown.len().checked_sub(period.saturating_mul(ROUNDS.saturating_add(1))) else { break };
-            let block = |nth: usize| {
-                let from = start.saturating_add(nth.saturating_mul(period));
-                shown.iter().skip(from).take(period).map(|(_, kind)| kind)
-            };
-            if (0..ROUNDS).all(|nth| block(nth).eq(block(nth.saturating_add(1)))) {
-                shown.truncate(shown.len().saturating_sub(period));
-                break;
-            }
-        }
-    }
-    shown.into_iter().map(|(index, _)| index).collect()
-}
-
-/// How often a block is shown.
-const ROUNDS: usize = 3;
-
-/// The longest block of layers that is looked for (Jamba repeats every 8).
-const LONGEST_PERIOD: usize = 12;
 
 /// Whether queries and keys are normed over all heads together, before they are split.
 const fn normed_flat(attention: &Attention) -> bool {
@@ -349,8 +313,8 @@ impl Trunk<'_> {
                 normed = parts.graph.get_rows(normed, self.rows)?;
             }
             let fed = self.feed_forward(parts, layer, d_model, normed)?;
-            let with_residual = parts.graph.elementwise(fed, &[residual])?;
-            return parts.graph.elementwise(with_residual, &[mixed]);
+            let with_residual = parts.graph.sum(fed, residual)?;
+            return parts.graph.sum(with_residual, mixed);
         }
         let sandwich = row.norms_after || has_norm(layer, "ffn_norm").is_some();
         if sandwich && let Some(bias) = has_norm(layer, "post_attention_norm") {
@@ -359,7 +323,7 @@ impl Trunk<'_> {
         if row.scales_residual {
             mixed = parts.scale(mixed)?;
         }
-        let joined = parts.graph.elementwise(mixed, &[residual])?;
+        let joined = parts.graph.sum(mixed, residual)?;
         // A layer without `ffn_norm` names the norm before its feed-forward `post_attention_norm`.
         let before =
             has_norm(layer, "ffn_norm").or_else(|| if row.norms_after { None } else { has_norm(layer, "post_attention_norm") });
@@ -375,7 +339,7 @@ impl Trunk<'_> {
             fed = parts.scale(fed)?;
         }
         let (first, second) = if row.residual_first { (joined, fed) } else { (fed, joined) };
-        parts.graph.elementwise(first, &[second])
+        parts.graph.sum(first, second)
     }
 
     pub(super) fn feed_forward(&self, parts: &mut Parts, layer: &Layer, d_model: u64, x: Node) -> Result<Node, MathError> {
@@ -388,14 +352,14 @@ impl Trunk<'_> {
                         let mut shared = parts.feed_forward(x, shared, d_model, self.row.activation)?;
                         if moe.shared_gate {
                             let logit = parts.linear(x, 1)?;
-                            let mut gate = parts.scale(logit)?;
+                            let mut gate = parts.unary(logit)?;
                             if self.row.divides_gate {
                                 // A sigmoid, written as SiLU over its own input (`src/models/qwen2moe.cpp`).
-                                gate = parts.graph.elementwise(gate, &[logit])?;
+                                gate = parts.graph.apply(Op::Div, gate, &[logit])?;
                             }
-                            shared = parts.graph.elementwise(shared, &[gate])?;
+                            shared = parts.graph.product(shared, gate)?;
                         }
-                        parts.graph.elementwise(routed, &[shared])
+                        parts.graph.sum(routed, shared)
                     }
                     None => Ok(routed),
                 }
@@ -429,9 +393,7 @@ impl Trunk<'_> {
             q = parts.norm(q, row.norm, attention.qk_norm.bias, true)?;
             k = parts.norm(k, row.norm, attention.qk_norm.bias, true)?;
         }
-        let number = u64::try_from(index).unwrap_or(u64::MAX).saturating_add(1);
-        let rotates = row.no_rope_every == 0 || !number.is_multiple_of(row.no_rope_every);
-        if rotates {
+        if row.rotates(index) {
             q = parts.graph.rope(q, self.positions, self.factors)?;
             k = parts.graph.rope(k, self.positions, self.factors)?;
             if row.bare_qk_norm {
@@ -439,7 +401,7 @@ impl Trunk<'_> {
                 k = parts.bare_norm(k, NormKind::Rms)?;
             }
         } else if let Some(scale) = self.attention_scale {
-            q = parts.graph.elementwise(q, &[scale])?;
+            q = parts.graph.product(q, scale)?;
         }
         if row.scales_queries {
             q = parts.scale(q)?;
@@ -464,8 +426,8 @@ impl Trunk<'_> {
         if let Some(gate) = gate {
             let dims = parts.graph.dims(attended)?;
             let flat = parts.graph.cont(gate, dims)?;
-            let gate = parts.scale(flat)?;
-            attended = parts.graph.elementwise(attended, &[gate])?;
+            let gate = parts.unary(flat)?;
+            attended = parts.graph.product(attended, gate)?;
         }
         parts.linear_bias(attended, d_model, attention.bias.o)
     }

@@ -1,5 +1,6 @@
 //! Delta rules in a graph (`src/models/delta-net-base.cpp`): gated DeltaNet of Qwen3-Next and Qwen3.5.
 
+use super::op::Op;
 use super::ops::Node;
 use super::parts::{NormKind, Parts};
 use super::recurrent::{State, StateInputs};
@@ -32,7 +33,7 @@ impl Parts {
         let width = mul(head, heads)?;
         let rows = add(mul(tokens, sequences)?, mul(head, sequences)?)?;
         let sources = [rule.q, rule.k, rule.v, rule.decay, rule.beta, rule.state];
-        let both = self.graph.other(Self::F32, [width, rows, 1, 1], &sources)?;
+        let both = self.graph.result(Op::GatedDeltaNet, Self::F32, [width, rows, 1, 1], &sources)?;
         let row = mul(4, head)?;
         let token = mul(row, heads)?;
         let out = self.graph.view(both, [head, heads, tokens, sequences], [row, token, mul(token, tokens)?])?;
@@ -72,7 +73,7 @@ impl Parts {
         let loaded = self.load(inputs, state)?;
         let square = self.graph.reshape(loaded, [v_head_dim, v_head_dim, n_v_heads, sequences])?;
         let convolved = self.convolve(joined, d_conv)?;
-        let active = self.scale(convolved)?;
+        let active = self.unary(convolved)?;
         let row = mul(4, channels)?;
         let all = mul(row, tokens)?;
         let key_view = ([k_head_dim, n_k_heads, tokens, sequences], [mul(4, k_head_dim)?, row, all]);
@@ -90,8 +91,8 @@ impl Parts {
 
         let gate = self.graph.reshape(z, [v_head_dim, n_v_heads, tokens, sequences])?;
         let normed = self.norm(out, NormKind::Rms, false, true)?;
-        let gate = self.scale(gate)?;
-        let gated = self.graph.elementwise(normed, &[gate])?;
+        let gate = self.unary(gate)?;
+        let gated = self.graph.product(normed, gate)?;
         if self.setting.flat_delta {
             let flat = self.graph.reshape(gated, [values, all_tokens, 1, 1])?;
             return self.linear(flat, d_model);
@@ -115,19 +116,20 @@ impl Parts {
             let beta = self.graph.view(both, half, [s1, s2, s3])?;
             let alpha = self.graph.view(both, half, [s1, s2, s3])?;
             let beta = if self.setting.flat_delta { beta } else { self.graph.cont(beta, half)? };
-            let beta = self.scale(beta)?;
+            let beta = self.unary(beta)?;
             let alpha = self.graph.cont(alpha, [heads, tokens, sequences, 1])?;
             (self.graph.reshape(beta, one)?, alpha)
         } else {
             let beta = self.linear(x, heads)?;
             let beta = self.graph.reshape(beta, one)?;
-            let beta = self.scale(beta)?;
+            let beta = self.unary(beta)?;
             let alpha = self.linear(x, heads)?;
             (beta, self.graph.reshape(alpha, [heads, tokens, sequences, 1])?)
         };
         let biased = self.bias(alpha)?;
-        let soft = self.scale(biased)?;
-        let decay = self.bias(soft)?;
+        let soft = self.unary(biased)?;
+        let factors = self.weight(&[heads])?;
+        let decay = self.graph.product(soft, factors)?;
         Ok([beta, self.graph.reshape(decay, one)?])
     }
 
@@ -136,7 +138,7 @@ impl Parts {
         let [head, n, tokens, sequences] = self.graph.dims(x)?;
         let all = mul(tokens, sequences)?;
         let apart = self.graph.reshape(x, [head, 1, n, all])?;
-        let repeated = self.graph.other(Self::F32, [head, heads / n.max(1), n, all], &[apart])?;
+        let repeated = self.graph.result(Op::Repeat, Self::F32, [head, heads / n.max(1), n, all], &[apart])?;
         self.graph.reshape(repeated, [head, heads, tokens, sequences])
     }
 }

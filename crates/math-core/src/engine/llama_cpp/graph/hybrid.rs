@@ -144,10 +144,12 @@ pub(super) fn build(
         Trunk { row, positions, factors: None, attention_scale: None, rows, full, sliding: None, caches: *caches, window };
     let last = spec.layers.len().saturating_sub(1);
     let mut layers = Hybrid { hybrid, states, trunk };
-    // Every layer is shown: where blocks of several kinds alternate, the holes that they leave take many rounds to settle.
-    for (index, layer) in spec.layers.iter().enumerate() {
-        let chooses = index == last && !row.chooses_late;
-        current = layers.layer(parts, layer, spec.d_model, index, current, chooses)?;
+    let steps = parts.layers(spec.layers.iter(), |index| !row.rotates(index));
+    for step in &steps {
+        let Some(layer) = spec.layers.get(step.layer) else { continue };
+        parts.begin_layer(step);
+        let chooses = step.layer == last && !row.chooses_late;
+        current = layers.layer(parts, layer, spec.d_model, step.layer, current, chooses)?;
     }
     let norm_bias = spec.head.norm.as_ref().is_some_and(|norm| norm.bias);
     current = parts.norm(current, row.norm, norm_bias, false)?;
@@ -192,15 +194,15 @@ impl Hybrid<'_> {
         if matches!(layer.mixer, Mixer::None) {
             // Nemotron-H: the whole layer is a feed-forward.
             let fed = self.trunk.feed_forward(parts, layer, d_model, normed)?;
-            return parts.graph.elementwise(fed, &[input]);
+            return parts.graph.sum(fed, input);
         }
         let mut joined = if let Mixer::Parallel(parallel) = &layer.mixer {
             // The engine computes the norm once for each half, and chooses rows after the halves have joined.
             let attended = self.trunk.attention(parts, &parallel.attention, d_model, index, normed)?;
             let again = parts.norm(input, row.norm, bias, true)?;
             let state = self.state(parts, &parallel.state, again)?;
-            let both = parts.graph.elementwise(attended, &[state])?;
-            let joined = parts.graph.elementwise(both, &[input])?;
+            let both = parts.graph.sum(attended, state)?;
+            let joined = parts.graph.sum(both, input)?;
             if chooses { parts.graph.get_rows(joined, self.trunk.rows)? } else { joined }
         } else {
             let mut mixed = match &layer.mixer {
@@ -230,11 +232,7 @@ impl Hybrid<'_> {
     }
 
     fn join(&self, parts: &mut Parts, half: Node, residual: Node) -> Result<Node, MathError> {
-        if self.hybrid.residual_first {
-            parts.graph.elementwise(residual, &[half])
-        } else {
-            parts.graph.elementwise(half, &[residual])
-        }
+        if self.hybrid.residual_first { parts.graph.sum(residual, half) } else { parts.graph.sum(half, residual) }
     }
 
     fn state(&self, parts: &mut Parts, mixer: &Mixer, x: Node) -> Result<Node, MathError> {

@@ -9,6 +9,83 @@ use crate::error::MathError;
 
 const OVERFLOW: MathError = MathError::Overflow { quantity: "compute buffer" };
 
+/// What the allocator counts in: bytes of one context, or lengths that grow with it. A comparison may note how far its
+/// outcome holds.
+pub(super) trait Amount: Copy + core::fmt::Debug + PartialEq {
+    /// Where comparisons leave their notes.
+    type Steps;
+    const ZERO: Self;
+    fn of(bytes: u64) -> Result<Self, MathError>;
+    fn plus(self, other: Self) -> Result<Self, MathError>;
+    /// The difference; `other` is not larger.
+    fn minus(self, other: Self) -> Result<Self, MathError>;
+    fn at_least(steps: &mut Self::Steps, a: Self, b: Self) -> bool;
+    fn equal(steps: &mut Self::Steps, a: Self, b: Self) -> bool;
+    fn round_up(steps: &mut Self::Steps, amount: Self, alignment: u64) -> Result<Self, MathError>;
+    fn larger(steps: &mut Self::Steps, a: Self, b: Self) -> Self {
+        if Self::at_least(steps, a, b) { a } else { b }
+    }
+}
+
+impl Amount for u64 {
+    type Steps = ();
+    const ZERO: Self = 0;
+    fn of(bytes: u64) -> Result<Self, MathError> {
+        Ok(bytes)
+    }
+    fn plus(self, other: Self) -> Result<Self, MathError> {
+        self.checked_add(other).ok_or(OVERFLOW)
+    }
+    fn minus(self, other: Self) -> Result<Self, MathError> {
+        self.checked_sub(other).ok_or(OVERFLOW)
+    }
+    fn at_least((): &mut (), a: Self, b: Self) -> bool {
+        a >= b
+    }
+    fn equal((): &mut (), a: Self, b: Self) -> bool {
+        a == b
+    }
+    fn round_up((): &mut (), amount: Self, alignment: u64) -> Result<Self, MathError> {
+        // Every real alignment is a power of two.
+        if alignment.is_power_of_two() {
+            let mask = alignment.saturating_sub(1);
+            return amount.checked_add(mask).map(|amount| amount & !mask).ok_or(OVERFLOW);
+        }
+        crate::units::round_up(amount, alignment)
+    }
+}
+
+impl Amount for Length {
+    type Steps = Steps;
+    const ZERO: Self = Self { value: 0, slope: 0 };
+    fn of(bytes: u64) -> Result<Self, MathError> {
+        Self::of(bytes)
+    }
+    fn plus(self, other: Self) -> Result<Self, MathError> {
+        let value = self.value.checked_add(other.value).ok_or(OVERFLOW)?;
+        Ok(Self { value, slope: self.slope.checked_add(other.slope).ok_or(OVERFLOW)? })
+    }
+    fn minus(self, other: Self) -> Result<Self, MathError> {
+        let value = self.value.checked_sub(other.value).ok_or(OVERFLOW)?;
+        Ok(Self { value, slope: self.slope.checked_sub(other.slope).ok_or(OVERFLOW)? })
+    }
+    fn at_least(steps: &mut Steps, a: Self, b: Self) -> bool {
+        steps.compare(a, b) != Ordering::Less
+    }
+    fn equal(steps: &mut Steps, a: Self, b: Self) -> bool {
+        steps.compare(a, b) == Ordering::Equal
+    }
+    fn round_up(steps: &mut Steps, length: Self, alignment: u64) -> Result<Self, MathError> {
+        let alignment = i64::try_from(alignment.max(1)).map_err(|_| OVERFLOW)?;
+        if !length.is_constant() && length.slope.checked_rem(alignment) != Some(0) {
+            steps.limit(0);
+        }
+        let rest = length.value.checked_rem_euclid(alignment).ok_or(OVERFLOW)?;
+        let missing = if rest == 0 { 0 } else { alignment.checked_sub(rest).ok_or(OVERFLOW)? };
+        Ok(Self { value: length.value.checked_add(missing).ok_or(OVERFLOW)?, slope: length.slope })
+    }
+}
+
 /// Bytes now, and what each further step of the context adds. May be negative in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Length {
@@ -18,7 +95,7 @@ pub struct Length {
 
 impl Length {
     /// Nothing.
-    pub const ZERO: Self = Self { value: 0, slope: 0 };
+    pub const ZERO: Self = <Self as Amount>::ZERO;
 
     /// A size that does not depend on the context.
     ///
@@ -34,14 +111,6 @@ impl Length {
     pub fn between(now: u64, next: u64) -> Result<Self, MathError> {
         let (now, next) = (Self::of(now)?.value, Self::of(next)?.value);
         Ok(Self { value: now, slope: next.checked_sub(now).ok_or(OVERFLOW)? })
-    }
-    pub(super) fn plus(self, other: Self) -> Result<Self, MathError> {
-        let value = self.value.checked_add(other.value).ok_or(OVERFLOW)?;
-        Ok(Self { value, slope: self.slope.checked_add(other.slope).ok_or(OVERFLOW)? })
-    }
-    pub(super) fn minus(self, other: Self) -> Result<Self, MathError> {
-        let value = self.value.checked_sub(other.value).ok_or(OVERFLOW)?;
-        Ok(Self { value, slope: self.slope.checked_sub(other.slope).ok_or(OVERFLOW)? })
     }
     /// Bytes now.
     ///
@@ -104,47 +173,29 @@ impl Steps {
         }
         now
     }
-    pub(super) fn at_least(&mut self, a: Length, b: Length) -> bool {
-        self.compare(a, b) != Ordering::Less
-    }
-    pub(super) fn equal(&mut self, a: Length, b: Length) -> bool {
-        self.compare(a, b) == Ordering::Equal
-    }
-    pub(super) fn larger(&mut self, a: Length, b: Length) -> Length {
-        if self.at_least(a, b) { a } else { b }
-    }
-    pub(super) fn round_up(&mut self, length: Length, alignment: u64) -> Result<Length, MathError> {
-        let alignment = i64::try_from(alignment.max(1)).map_err(|_| OVERFLOW)?;
-        if !length.is_constant() && length.slope.checked_rem(alignment) != Some(0) {
-            self.limit(0);
-        }
-        let rest = length.value.checked_rem_euclid(alignment).ok_or(OVERFLOW)?;
-        let missing = if rest == 0 { 0 } else { alignment.checked_sub(rest).ok_or(OVERFLOW)? };
-        Ok(Length { value: length.value.checked_add(missing).ok_or(OVERFLOW)?, slope: length.slope })
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Length, Steps};
+    use super::{Amount, Length, Steps};
 
     #[test]
     fn a_comparison_says_how_long_it_holds() {
         let mut steps = Steps::default();
         // 100 + 10 n stays below 130 + 0 n for n = 0, 1, 2.
-        assert!(!steps.at_least(Length::between(100, 110).unwrap(), Length::of(130).unwrap()));
+        assert!(!Length::at_least(&mut steps, Length::between(100, 110).unwrap(), Length::of(130).unwrap()));
         assert_eq!(steps.most(), 2);
         // Equal now and never again.
-        assert!(steps.equal(Length::between(5, 6).unwrap(), Length::of(5).unwrap()));
+        assert!(Length::equal(&mut steps, Length::between(5, 6).unwrap(), Length::of(5).unwrap()));
         assert_eq!(steps.most(), 0);
     }
 
     #[test]
     fn rounding_keeps_a_straight_line_only_when_steps_are_aligned() {
         let mut steps = Steps::default();
-        assert_eq!(steps.round_up(Length::between(10, 42).unwrap(), 32).unwrap().after(2).unwrap(), 96);
+        assert_eq!(Length::round_up(&mut steps, Length::between(10, 42).unwrap(), 32).unwrap().after(2).unwrap(), 96);
         assert_eq!(steps.most(), u64::MAX);
-        steps.round_up(Length::between(10, 11).unwrap(), 32).unwrap();
+        Length::round_up(&mut steps, Length::between(10, 11).unwrap(), 32).unwrap();
         assert_eq!(steps.most(), 0);
     }
 }

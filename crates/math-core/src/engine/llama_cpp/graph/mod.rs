@@ -2,33 +2,40 @@
 //!
 //! The size of a compute buffer is the high-water mark of `ggml-alloc.c` over the scheduler's copy of the graph:
 //! integer arithmetic without any measurement in it. A graph is built from the model's mechanisms (`parts`) in the
-//! order of the architecture (`decoder`), split among backends ([`schedule`]) and replayed ([`replay`]).
+//! order of the architecture (`decoder`), split among backends (`schedule`) and replayed ([`replay`](mod@replay)).
 
 mod decoder;
 mod delta;
+mod depth;
 mod hybrid;
+mod kernels;
 mod latent;
 pub mod length;
+pub mod op;
 pub mod ops;
 mod parts;
 mod recurrent;
 pub(super) mod regimes;
 pub mod replay;
-pub mod schedule;
+mod schedule;
+pub mod tensors;
 
 use alloc::vec::Vec;
 
 use super::cache::{BufferRules, CachePlan, CellRule};
 use super::facts::Facts;
-use super::flash::runs_fused;
 use super::resolve::{ResolveFacts, Resolved};
 use crate::deployment::{Backend, Deployment};
 use crate::error::MathError;
 use crate::spec::{Attention, ModelSpec};
-use decoder::Caches;
+use decoder::{Caches, Row};
+use depth::Depth;
+use hybrid::HybridRow;
 use ops::Builder;
 use parts::{Parts, Setting};
-use replay::{BufferKind, Graph};
+use replay::{BufferKind, replay};
+use schedule::{Machine, schedule};
+use tensors::Graph;
 
 /// Bytes of the compute buffers: on the device (0 when the processor does everything) and on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
@@ -51,11 +58,18 @@ pub(super) fn compute_bytes(
     resolved: &Resolved,
     plans: &[CachePlan],
 ) -> Result<Option<ComputeBytes>, MathError> {
-    let kinds = buffer_kinds(deployment.backend());
-    let Some(graphs) = graphs(spec, deployment, facts, resolved, plans)? else { return Ok(None) };
+    let Some(recipe) = Recipe::new(spec, deployment, facts)? else { return Ok(None) };
+    let kinds = recipe.buffer_kinds();
     let mut out = ComputeBytes::default();
-    for graph in &graphs {
-        let bytes = replay::buffer_bytes(graph, &kinds)?;
+    for reserve in Reserve::all(resolved) {
+        let mut depth = Depth::default();
+        let bytes = loop {
+            let Some(graph) = recipe.graph(resolved, plans, reserve, &mut depth)? else { return Ok(None) };
+            let replayed = replay::<u64, Graph>(&graph, &kinds, &mut ())?;
+            if depth.settle(&replayed.snapshots) {
+                break replayed.bytes;
+            }
+        };
         let (host, device) = bytes.split_last().map_or((0, 0), |(host, rest)| (*host, rest.iter().copied().sum()));
         out.device = out.device.max(device);
         out.host = out.host.max(host);
@@ -63,71 +77,97 @@ pub(super) fn compute_bytes(
     Ok(Some(out))
 }
 
-/// The buffers of a backend: the device's, if there is one, and the processor's.
-fn buffer_kinds(backend: Backend) -> Vec<BufferKind> {
-    let kind = |backend| BufferKind { alignment: BufferRules::of(backend).alignment, largest: u64::MAX };
-    let mut kinds = Vec::new();
-    if backend != Backend::Cpu {
-        kinds.push(kind(backend));
-    }
-    kinds.push(kind(Backend::Cpu));
-    kinds
+/// A graph that the engine reserves memory for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Reserve {
+    tokens: u64,
+    sequences: u64,
+    /// Rows of logits.
+    outputs: u64,
 }
 
-/// The graphs that the engine reserves memory for: a full micro-batch, one token per sequence, and for some models a full
-/// micro-batch of one sequence. Buffers never shrink, so the larger need counts (`llama-context.cpp:sched_reserve`).
-fn graphs(
-    spec: &ModelSpec,
-    deployment: &Deployment,
-    facts: Facts<'_>,
-    resolved: &Resolved,
-    plans: &[CachePlan],
-) -> Result<Option<Vec<Graph>>, MathError> {
-    let (row, hybrid) = (decoder::row(facts.arch), hybrid::row(facts.arch));
-    if row.is_none() && hybrid.is_none() {
-        return Ok(None);
+impl Reserve {
+    /// A full micro-batch, and one token per sequence. Buffers never shrink, so the larger need counts
+    /// (`llama-context.cpp:sched_reserve`).
+    fn all(resolved: &Resolved) -> [Self; 2] {
+        // Rows of logits are limited before the micro-batch is rounded up to whole sequences.
+        let outputs = resolved.n_outputs_max.min(resolved.n_ubatch).min(resolved.n_ctx);
+        let sequences = resolved.n_seq_max;
+        [Self { tokens: resolved.graph_tokens, sequences, outputs }, Self { tokens: sequences, sequences, outputs: sequences }]
     }
-    let cuda = match deployment.backend() {
-        Backend::Cpu => None,
-        Backend::Cuda { compute_capability } => Some(compute_capability),
-        Backend::Metal => return Ok(None),
-    };
-    let on_device = cuda.is_some();
-    // Without a kernel for its heads, attention falls back to the processor and the graph is cut in places of its own.
-    let falls_back = on_device && resolved.flash_attention && !runs_fused(spec, facts, deployment)?;
-    if !facts.build.graphs_are_known() || deployment.embeddings || deployment.load_mtp || falls_back {
-        return Ok(None);
-    }
-    let mut caches = Caches { window_cells: None, v_widths: [0; 2], rotations: [[0; 2]; 2] };
-    let mut widest = 0;
-    for plan in plans {
-        let slot = usize::from(matches!(plan.cells, CellRule::Window { .. }));
-        if slot == 1 {
-            caches.window_cells = Some(plan.cells(resolved, deployment.swa_full)?);
+}
+
+/// What all graphs of a model and deployment have in common.
+struct Recipe<'a> {
+    spec: &'a ModelSpec,
+    deployment: &'a Deployment,
+    facts: Facts<'a>,
+    row: Option<&'static Row>,
+    hybrid: Option<&'static HybridRow>,
+    /// The device, if there is one, and the processor.
+    backends: Vec<Backend>,
+    /// Whether values are cached transposed.
+    transposed: bool,
+}
+
+impl<'a> Recipe<'a> {
+    /// `None` where the graph is not known.
+    fn new(spec: &'a ModelSpec, deployment: &'a Deployment, facts: Facts<'a>) -> Result<Option<Self>, MathError> {
+        let (row, hybrid) = (decoder::row(facts.arch), hybrid::row(facts.arch));
+        let known = row.is_some() || hybrid.is_some();
+        let served = deployment.backend() != Backend::Metal && !deployment.embeddings && !deployment.load_mtp;
+        if !known || !served || !facts.build.graphs_are_known() {
+            return Ok(None);
         }
-        widest = plan.groups.iter().filter_map(|group| group.v_dim).fold(widest, u64::max);
-        if let Some(rotation) = caches.rotations.get_mut(slot) {
-            *rotation = plan.rotations;
-        }
+        let backends = match deployment.backend() {
+            Backend::Cpu => alloc::vec![Backend::Cpu],
+            device => alloc::vec![device, Backend::Cpu],
+        };
+        let transposed = ResolveFacts::new(spec, facts, deployment)?.transposes_values(deployment);
+        Ok(Some(Self { spec, deployment, facts, row, hybrid, backends, transposed }))
     }
-    caches.v_widths = [widest; 2];
-    let transposed = ResolveFacts::new(spec, facts, deployment)?.transposes_values(deployment);
-    let window = |attention: &Attention| facts.window(attention.window).is_some();
-    let build = |tokens: u64, sequences: u64, outputs: u64| -> Result<Option<Graph>, MathError> {
+
+    /// The buffers of the backends.
+    fn buffer_kinds(&self) -> Vec<BufferKind> {
+        let kind = |backend: &Backend| BufferKind { alignment: BufferRules::of(*backend).alignment, largest: u64::MAX };
+        self.backends.iter().map(kind).collect()
+    }
+
+    /// A graph as the scheduler makes it, as deep as `depth` says.
+    fn graph(
+        &self,
+        resolved: &Resolved,
+        plans: &[CachePlan],
+        reserve: Reserve,
+        depth: &mut Depth,
+    ) -> Result<Option<Graph>, MathError> {
+        let Self { spec, deployment, facts, .. } = *self;
+        let mut caches = Caches { window_cells: None, v_widths: [0; 2], rotations: [[0; 2]; 2] };
+        let mut widest = 0;
+        for plan in plans {
+            let slot = usize::from(matches!(plan.cells, CellRule::Window { .. }));
+            if slot == 1 {
+                caches.window_cells = Some(plan.cells(resolved, deployment.swa_full)?);
+            }
+            widest = plan.groups.iter().filter_map(|group| group.v_dim).fold(widest, u64::max);
+            if let Some(rotation) = caches.rotations.get_mut(slot) {
+                *rotation = plan.rotations;
+            }
+        }
+        caches.v_widths = [widest; 2];
         let setting = Setting {
-            tokens,
-            sequences,
+            tokens: reserve.tokens,
+            sequences: reserve.sequences,
             states: resolved.n_seq_max,
-            outputs,
+            outputs: reserve.outputs,
             streams: resolved.streams,
             cells: resolved.n_ctx_seq,
             k_format: deployment.kv_type_k,
             v_format: deployment.kv_type_v,
             flash: resolved.flash_attention,
-            transposed,
+            transposed: self.transposed,
             device: 0,
-            host: usize::from(on_device),
-            cuda,
+            host: self.backends.len().saturating_sub(1),
             rows_after_layers: facts.build.chooses_rows_after_layers(),
             flat_delta: facts.build.delta_output_is_flat(),
             mixed_inputs: facts.build.mixes_tokens_and_embeddings(facts.arch),
@@ -136,8 +176,9 @@ fn graphs(
             gathers_states: facts.build.gathers_states_at_once(),
             limits_experts: facts.build.limits_expert_activations(facts.arch),
         };
-        let mut parts = Parts { graph: Builder::default(), setting };
-        let built = match (row, hybrid) {
+        let window = |attention: &Attention| facts.window(attention.window).is_some();
+        let mut parts = Parts { graph: Builder::new(), setting, depth: core::mem::take(depth), loop_start: None };
+        let built = match (self.row, self.hybrid) {
             (Some(row), _) => decoder::build(&mut parts, spec, row, &caches, &window)?,
             (None, Some(row)) => hybrid::build(&mut parts, spec, row, &caches, &window)?,
             (None, None) => false,
@@ -145,16 +186,9 @@ fn graphs(
         if !built {
             return Ok(None);
         }
-        schedule::schedule(&parts.graph, buffer_kinds(deployment.backend()).len()).map(Some)
-    };
-    let tokens = resolved.graph_tokens;
-    // Rows of logits are limited before the micro-batch is rounded up to whole sequences.
-    let outputs = resolved.n_outputs_max.min(resolved.n_ubatch).min(resolved.n_ctx);
-    let sequences = resolved.n_seq_max;
-    let mut out = Vec::new();
-    for (tokens, sequences, outputs) in [(tokens, sequences, outputs), (sequences, sequences, sequences)] {
-        let Some(graph) = build(tokens, sequences, outputs)? else { return Ok(None) };
-        out.push(graph);
+        *depth = parts.depth;
+        let strided_unary = facts.build.unary_kernels_read_strided();
+        let machine = Machine { backends: &self.backends, offloads_operations: true, copies: 1, strided_unary };
+        schedule(parts.graph, machine).map(Some)
     }
-    Ok(Some(out))
 }

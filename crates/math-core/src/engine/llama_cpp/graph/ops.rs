@@ -3,31 +3,20 @@
 
 use alloc::vec::Vec;
 
-use super::length::Length;
-use super::replay::{GraphTensor, Layout, Sources};
+use super::op::Op;
+use super::tensors::{Graph, GraphTensor, Layout, Mark};
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::units::{add, mul};
 
 /// A tensor of the graph under construction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Node(pub(super) usize);
+pub struct Node(pub(super) u32);
 
-/// What an operation means to the scheduler and the allocator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// No operation: a weight, a cache or an input.
-    None,
-    /// Shows another tensor's memory (reshape, view, permute, transpose).
-    View,
-    /// May write over an input (`ggml-alloc.c:ggml_op_can_inplace`).
-    Elementwise,
-    /// Rotary embedding: elementwise, and its factors do not choose the device.
-    Rope,
-    /// Flash attention: its sinks do not choose the device.
-    FlashAttention,
-    /// Anything else.
-    Other,
+impl Node {
+    pub(super) fn index(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
 }
 
 /// Where a tensor's memory is, if it has any before the graph is allocated.
@@ -36,28 +25,45 @@ pub enum Home {
     /// Allocated with the graph.
     Graph,
     /// A weight in a buffer of this backend.
-    Weight(usize),
+    Weight(u8),
     /// A cache in a buffer of this backend.
-    Cache(usize),
+    Cache(u8),
 }
 
-#[derive(Debug, Clone)]
+/// What the scheduler wants to know of a tensor.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Built {
-    pub(super) tensor: GraphTensor,
-    pub(super) kind: Kind,
+    pub(super) op: Op,
     pub(super) home: Home,
     pub(super) format: StorageFormat,
     /// The backend it is pinned to by the engine's callback.
-    pub(super) pinned: Option<usize>,
+    pub(super) pinned: Option<u8>,
     visited: bool,
+}
+
+impl Built {
+    /// A tensor that is not computed.
+    pub(super) const fn none(format: StorageFormat) -> Self {
+        Self { op: Op::None, home: Home::Graph, format, pinned: None, visited: true }
+    }
 }
 
 /// The graph so far: tensors, and the order in which they are computed.
 #[derive(Debug, Clone, Default)]
 pub struct Builder {
-    pub(super) tensors: Vec<Built>,
-    pub(super) leafs: Vec<usize>,
-    pub(super) nodes: Vec<usize>,
+    /// Tensors; its lists of leafs and nodes stay empty until the scheduler fills them.
+    pub(super) graph: Graph,
+    pub(super) built: Vec<Built>,
+    pub(super) leafs: Vec<u32>,
+    pub(super) nodes: Vec<u32>,
+    /// Work left while nodes are put in order.
+    stack: Vec<(u32, u32)>,
+}
+
+const GONE: MathError = MathError::Overflow { quantity: "graph" };
+
+fn backend_number(backend: usize) -> Result<u8, MathError> {
+    u8::try_from(backend).map_err(|_| GONE)
 }
 
 type Built4 = Result<Node, MathError>;
@@ -86,67 +92,88 @@ fn span(format: StorageFormat, dims: [u64; 4], strides: [u64; 4]) -> Result<u64,
 }
 
 impl Builder {
+    /// An empty graph with room for as many tensors as two layers usually have.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut out = Self::default();
+        out.graph.tensors.reserve(512);
+        out.graph.sources.reserve(512);
+        out.built.reserve(512);
+        out.nodes.reserve(256);
+        out.leafs.reserve(256);
+        out
+    }
     fn push(
         &mut self,
         format: StorageFormat,
         dims: [u64; 4],
         strides: [u64; 4],
-        kind: Kind,
-        view_of: Option<usize>,
+        op: Op,
+        view_of: Option<u32>,
         sources: &[Node],
     ) -> Built4 {
-        let mut list = Sources::default();
+        let layout = Layout { type_id: format.ggml_id().unwrap_or(u32::MAX), dims, strides };
+        let mut tensor = GraphTensor::new(layout, span(format, dims, strides)?);
+        tensor.set_view_of(view_of);
+        tensor.is_operation = op != Op::None;
+        tensor.may_overwrite = op.may_overwrite();
+        let number = self.graph.push(tensor, &[])?;
         for source in sources {
-            list.push(source.0)?;
+            self.graph.push_source(source.0);
         }
-        let tensor = GraphTensor {
-            layout: Layout { type_id: format.ggml_id().unwrap_or(u32::MAX), dims, strides },
-            bytes: Length::of(span(format, dims, strides)?)?,
-            extra: None,
-            sources: list,
-            view_of,
-            is_operation: kind != Kind::None,
-            may_overwrite: matches!(kind, Kind::Elementwise | Kind::Rope),
-            is_input: false,
-            is_output: false,
-            is_external: false,
-        };
-        self.tensors.push(Built { tensor, kind, home: Home::Graph, format, pinned: None, visited: false });
-        Ok(Node(self.tensors.len().saturating_sub(1)))
+        self.built.push(Built { op, home: Home::Graph, format, pinned: None, visited: false });
+        Ok(Node(number))
     }
-    fn built(&self, node: Node) -> Result<&Built, MathError> {
-        self.tensors.get(node.0).ok_or(MathError::Overflow { quantity: "graph" })
+    fn tensor(&self, node: Node) -> Result<&GraphTensor, MathError> {
+        self.graph.tensors.get(node.index()).ok_or(GONE)
+    }
+    fn tensor_mut(&mut self, node: Node) -> Result<&mut GraphTensor, MathError> {
+        self.graph.tensors.get_mut(node.index()).ok_or(GONE)
     }
     fn built_mut(&mut self, node: Node) -> Result<&mut Built, MathError> {
-        self.tensors.get_mut(node.0).ok_or(MathError::Overflow { quantity: "graph" })
+        self.built.get_mut(node.index()).ok_or(GONE)
+    }
+    /// The operation of a tensor.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`] for a tensor of another graph.
+    pub fn op(&self, node: Node) -> Result<Op, MathError> {
+        Ok(self.built.get(node.index()).ok_or(GONE)?.op)
+    }
+    /// Notes that a round of layers begins that are built like those of the round before.
+    pub(super) fn mark(&mut self, loop_start: Option<u32>) -> u32 {
+        let first = u32::try_from(self.graph.tensors.len()).unwrap_or(u32::MAX);
+        let loop_start = loop_start.unwrap_or(first);
+        self.graph.marks.push(Mark { node: self.nodes.len(), first, loop_start });
+        loop_start
     }
     /// Dimensions of a tensor.
     ///
     /// # Errors
     /// [`MathError::Overflow`] for a tensor of another graph.
     pub fn dims(&self, node: Node) -> Result<[u64; 4], MathError> {
-        Ok(self.built(node)?.tensor.layout.dims)
+        Ok(self.tensor(node)?.layout.dims)
     }
     /// Strides of a tensor.
     ///
     /// # Errors
     /// [`MathError::Overflow`] for a tensor of another graph.
     pub fn strides(&self, node: Node) -> Result<[u64; 4], MathError> {
-        Ok(self.built(node)?.tensor.layout.strides)
+        Ok(self.tensor(node)?.layout.strides)
     }
     /// Element format of a tensor.
     ///
     /// # Errors
     /// [`MathError::Overflow`] for a tensor of another graph.
     pub fn format(&self, node: Node) -> Result<StorageFormat, MathError> {
-        Ok(self.built(node)?.format)
+        Ok(self.built.get(node.index()).ok_or(GONE)?.format)
     }
     /// Bytes from the first to the last element.
     ///
     /// # Errors
     /// [`MathError::Overflow`] for a tensor of another graph.
     pub fn bytes(&self, node: Node) -> Result<u64, MathError> {
-        self.built(node)?.tensor.bytes.now()
+        Ok(self.tensor(node)?.bytes)
     }
     /// Whether two tensors show the same memory.
     ///
@@ -155,16 +182,16 @@ impl Builder {
     pub fn same_memory(&self, a: Node, b: Node) -> Result<bool, MathError> {
         Ok(self.root(a)? == self.root(b)?)
     }
-    fn root(&self, node: Node) -> Result<usize, MathError> {
-        Ok(self.built(node)?.tensor.view_of.unwrap_or(node.0))
+    fn root(&self, node: Node) -> Result<u32, MathError> {
+        Ok(self.tensor(node)?.view_of().unwrap_or(node.0))
     }
-    fn fresh(&mut self, format: StorageFormat, dims: [u64; 4], kind: Kind, sources: &[Node]) -> Built4 {
+    fn fresh(&mut self, format: StorageFormat, dims: [u64; 4], op: Op, sources: &[Node]) -> Built4 {
         let strides = strides(format, dims)?;
-        self.push(format, dims, strides, kind, None, sources)
+        self.push(format, dims, strides, op, None, sources)
     }
-    fn like(&mut self, node: Node, kind: Kind, sources: &[Node]) -> Built4 {
+    fn like(&mut self, node: Node, op: Op, sources: &[Node]) -> Built4 {
         let (format, dims) = (self.format(node)?, self.dims(node)?);
-        self.fresh(format, dims, kind, sources)
+        self.fresh(format, dims, op, sources)
     }
 
     /// A weight in a buffer of `backend`.
@@ -172,10 +199,9 @@ impl Builder {
     /// # Errors
     /// [`MathError::Overflow`].
     pub fn weight(&mut self, format: StorageFormat, dims: [u64; 4], backend: usize) -> Built4 {
-        let node = self.fresh(format, dims, Kind::None, &[])?;
-        let built = self.built_mut(node)?;
-        built.home = Home::Weight(backend);
-        built.tensor.is_external = true;
+        let node = self.fresh(format, dims, Op::None, &[])?;
+        self.built_mut(node)?.home = Home::Weight(backend_number(backend)?);
+        self.tensor_mut(node)?.is_external = true;
         Ok(node)
     }
     /// A cache in a buffer of `backend`.
@@ -183,10 +209,9 @@ impl Builder {
     /// # Errors
     /// [`MathError::Overflow`].
     pub fn cache(&mut self, format: StorageFormat, dims: [u64; 4], backend: usize) -> Built4 {
-        let node = self.fresh(format, dims, Kind::None, &[])?;
-        let built = self.built_mut(node)?;
-        built.home = Home::Cache(backend);
-        built.tensor.is_external = true;
+        let node = self.fresh(format, dims, Op::None, &[])?;
+        self.built_mut(node)?.home = Home::Cache(backend_number(backend)?);
+        self.tensor_mut(node)?.is_external = true;
         Ok(node)
     }
     /// An input that the caller fills for every micro-batch.
@@ -194,8 +219,8 @@ impl Builder {
     /// # Errors
     /// [`MathError::Overflow`].
     pub fn input(&mut self, format: StorageFormat, dims: [u64; 4]) -> Built4 {
-        let node = self.fresh(format, dims, Kind::None, &[])?;
-        self.built_mut(node)?.tensor.is_input = true;
+        let node = self.fresh(format, dims, Op::None, &[])?;
+        self.tensor_mut(node)?.is_input = true;
         Ok(node)
     }
     /// A tensor without an operation that only this graph uses (zeros to be filled, `ggml_new_tensor`).
@@ -203,14 +228,14 @@ impl Builder {
     /// # Errors
     /// [`MathError::Overflow`].
     pub fn blank(&mut self, format: StorageFormat, dims: [u64; 4]) -> Built4 {
-        self.fresh(format, dims, Kind::None, &[])
+        self.fresh(format, dims, Op::None, &[])
     }
     /// Marks a result that the caller reads.
     ///
     /// # Errors
     /// [`MathError::Overflow`] for a tensor of another graph.
     pub fn output(&mut self, node: Node) -> Result<(), MathError> {
-        self.built_mut(node)?.tensor.is_output = true;
+        self.tensor_mut(node)?.is_output = true;
         Ok(())
     }
     /// Pins a node to a backend (`ggml_backend_sched_set_tensor_backend`).
@@ -218,7 +243,7 @@ impl Builder {
     /// # Errors
     /// [`MathError::Overflow`] for a tensor of another graph.
     pub fn pin(&mut self, node: Node, backend: usize) -> Result<(), MathError> {
-        self.built_mut(node)?.pinned = Some(backend);
+        self.built_mut(node)?.pinned = Some(backend_number(backend)?);
         Ok(())
     }
     /// Bytes that buffers of one backend add to a node.
@@ -226,7 +251,8 @@ impl Builder {
     /// # Errors
     /// [`MathError::Overflow`] for a tensor of another graph.
     pub fn add_extra(&mut self, node: Node, backend: usize, bytes: u64) -> Result<(), MathError> {
-        self.built_mut(node)?.tensor.extra = Some((backend, Length::of(bytes)?));
+        let backend = u32::try_from(backend).map_err(|_| GONE)?;
+        self.tensor_mut(node)?.set_extra(backend, bytes);
         Ok(())
     }
 
@@ -236,7 +262,7 @@ impl Builder {
     /// [`MathError::Overflow`].
     pub fn mul_mat(&mut self, a: Node, b: Node) -> Built4 {
         let ([_, rows, ..], [_, b1, b2, b3]) = (self.dims(a)?, self.dims(b)?);
-        self.fresh(StorageFormat::F32, [rows, b1, b2, b3], Kind::Other, &[a, b])
+        self.fresh(StorageFormat::F32, [rows, b1, b2, b3], Op::MulMat, &[a, b])
     }
     /// Product with chosen matrices of a stack: `[a1, ids0, b2, 1]`.
     ///
@@ -244,7 +270,7 @@ impl Builder {
     /// [`MathError::Overflow`].
     pub fn mul_mat_id(&mut self, a: Node, b: Node, ids: Node) -> Built4 {
         let ([_, rows, ..], [_, _, tokens, _], [chosen, ..]) = (self.dims(a)?, self.dims(b)?, self.dims(ids)?);
-        self.fresh(StorageFormat::F32, [rows, chosen, tokens, 1], Kind::Other, &[a, b, ids])
+        self.fresh(StorageFormat::F32, [rows, chosen, tokens, 1], Op::MulMatId, &[a, b, ids])
     }
     /// Rows chosen by index: `[a0, ids0, ids1, ids2]`.
     ///
@@ -253,7 +279,7 @@ impl Builder {
     pub fn get_rows(&mut self, a: Node, ids: Node) -> Built4 {
         let ([row, ..], [n0, n1, n2, _]) = (self.dims(a)?, self.dims(ids)?);
         let format = if self.format(a)? == StorageFormat::I32 { StorageFormat::I32 } else { StorageFormat::F32 };
-        self.fresh(format, [row, n0, n1, n2], Kind::Other, &[a, ids])
+        self.fresh(format, [row, n0, n1, n2], Op::GetRows, &[a, ids])
     }
     /// Writes rows into `a` by index; the result shows `a`.
     ///
@@ -261,27 +287,47 @@ impl Builder {
     /// [`MathError::Overflow`].
     pub fn set_rows(&mut self, a: Node, rows: Node, ids: Node) -> Built4 {
         let (format, dims, strides, root) = (self.format(a)?, self.dims(a)?, self.strides(a)?, self.root(a)?);
-        self.push(format, dims, strides, Kind::Other, Some(root), &[rows, ids, a])
+        self.push(format, dims, strides, Op::SetRows, Some(root), &[rows, ids, a])
     }
-    /// An operation on elements whose result is shaped like `a`: norms, sums, products, activations, softmax.
+    /// An operation whose result is shaped like `a`, its first source.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`].
+    pub fn apply(&mut self, op: Op, a: Node, others: &[Node]) -> Built4 {
+        let node = self.like(a, op, &[a])?;
+        for other in others {
+            self.graph.push_source(other.0);
+        }
+        Ok(node)
+    }
+    /// Sum: the result is shaped like `a`.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`].
+    pub fn sum(&mut self, a: Node, b: Node) -> Built4 {
+        self.like(a, Op::Add, &[a, b])
+    }
+    /// Product of elements: the result is shaped like `a`.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`].
+    pub fn product(&mut self, a: Node, b: Node) -> Built4 {
+        self.like(a, Op::Mul, &[a, b])
+    }
+    /// Some operation on elements whose result is shaped like `a` and may take its memory. Where the operation is known,
+    /// [`Self::apply`] says which: a device that reorders or fuses operations wants to know.
     ///
     /// # Errors
     /// [`MathError::Overflow`].
     pub fn elementwise(&mut self, a: Node, others: &[Node]) -> Built4 {
-        let mut sources = Vec::with_capacity(others.len().saturating_add(1));
-        sources.push(a);
-        sources.extend_from_slice(others);
-        self.like(a, Kind::Elementwise, &sources)
+        self.apply(Op::Elementwise, a, others)
     }
-    /// An operation shaped like `a` that never writes over an input (`norm`, `l2_norm`, `cumsum` …).
+    /// Some operation shaped like `a` that never writes over an input; see [`Self::apply`].
     ///
     /// # Errors
     /// [`MathError::Overflow`].
     pub fn same_shape(&mut self, a: Node, others: &[Node]) -> Built4 {
-        let mut sources = Vec::with_capacity(others.len().saturating_add(1));
-        sources.push(a);
-        sources.extend_from_slice(others);
-        self.like(a, Kind::Other, &sources)
+        self.apply(Op::Other, a, others)
     }
     /// Rotary embedding.
     ///
@@ -289,8 +335,8 @@ impl Builder {
     /// [`MathError::Overflow`].
     pub fn rope(&mut self, a: Node, positions: Node, factors: Option<Node>) -> Built4 {
         match factors {
-            Some(factors) => self.like(a, Kind::Rope, &[a, positions, factors]),
-            None => self.like(a, Kind::Rope, &[a, positions]),
+            Some(factors) => self.like(a, Op::Rope, &[a, positions, factors]),
+            None => self.like(a, Op::Rope, &[a, positions]),
         }
     }
     /// A gate times an up projection: two tensors of one shape.
@@ -298,7 +344,7 @@ impl Builder {
     /// # Errors
     /// [`MathError::Overflow`].
     pub fn glu(&mut self, gate: Node, up: Node) -> Built4 {
-        self.like(gate, Kind::Other, &[gate, up])
+        self.like(gate, Op::Glu, &[gate, up])
     }
     /// A gate times an up projection that lie side by side in one tensor: half as wide.
     ///
@@ -307,14 +353,21 @@ impl Builder {
     pub fn glu_halves(&mut self, both: Node) -> Built4 {
         let [width, b, c, d] = self.dims(both)?;
         let format = self.format(both)?;
-        self.fresh(format, [width / 2, b, c, d], Kind::Other, &[both])
+        self.fresh(format, [width / 2, b, c, d], Op::Glu, &[both])
     }
-    /// Any operation with a new result of these dimensions.
+    /// Any operation with a new result of these dimensions; see [`Self::result`].
     ///
     /// # Errors
     /// [`MathError::Overflow`].
     pub fn other(&mut self, format: StorageFormat, dims: [u64; 4], sources: &[Node]) -> Built4 {
-        self.fresh(format, dims, Kind::Other, sources)
+        self.result(Op::Other, format, dims, sources)
+    }
+    /// An operation with a new result of these dimensions.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`].
+    pub fn result(&mut self, op: Op, format: StorageFormat, dims: [u64; 4], sources: &[Node]) -> Built4 {
+        self.fresh(format, dims, op, sources)
     }
     /// Limits values in place: the result shows `a` (`ggml.c:ggml_clamp`).
     ///
@@ -322,7 +375,7 @@ impl Builder {
     /// [`MathError::Overflow`].
     pub fn clamp(&mut self, a: Node) -> Built4 {
         let (format, dims, strides, root) = (self.format(a)?, self.dims(a)?, self.strides(a)?, self.root(a)?);
-        self.push(format, dims, strides, Kind::Elementwise, Some(root), &[a])
+        self.push(format, dims, strides, Op::Clamp, Some(root), &[a])
     }
     /// The first `n` elements, or any `n` in a row.
     ///
@@ -339,7 +392,7 @@ impl Builder {
     pub fn reshape(&mut self, a: Node, dims: [u64; 4]) -> Built4 {
         let (format, root) = (self.format(a)?, self.root(a)?);
         let strides = strides(format, dims)?;
-        self.push(format, dims, strides, Kind::View, Some(root), &[a])
+        self.push(format, dims, strides, Op::Reshape, Some(root), &[a])
     }
     /// Part of a tensor: dimensions, and strides of all but the first.
     ///
@@ -348,7 +401,7 @@ impl Builder {
     pub fn view(&mut self, a: Node, dims: [u64; 4], outer: [u64; 3]) -> Built4 {
         let (format, root) = (self.format(a)?, self.root(a)?);
         let [s1, s2, s3] = outer;
-        self.push(format, dims, [format.block_bytes(), s1, s2, s3], Kind::View, Some(root), &[a])
+        self.push(format, dims, [format.block_bytes(), s1, s2, s3], Op::View, Some(root), &[a])
     }
     /// A matrix that is part of a tensor: rows `stride` apart.
     ///
@@ -380,7 +433,7 @@ impl Builder {
                 *slot = stride;
             }
         }
-        self.push(format, dims, strides, Kind::View, Some(root), &[a])
+        self.push(format, dims, strides, Op::Permute, Some(root), &[a])
     }
     /// The first two dimensions exchanged.
     ///
@@ -395,7 +448,7 @@ impl Builder {
     /// [`MathError::Overflow`].
     pub fn cont(&mut self, a: Node, dims: [u64; 4]) -> Built4 {
         let format = self.format(a)?;
-        self.fresh(format, dims, Kind::Other, &[a])
+        self.fresh(format, dims, Op::Cont, &[a])
     }
     /// A copy in another format. Its second source is itself (`ggml.c:ggml_cast`).
     ///
@@ -403,8 +456,8 @@ impl Builder {
     /// [`MathError::Overflow`].
     pub fn cast(&mut self, a: Node, format: StorageFormat) -> Built4 {
         let dims = self.dims(a)?;
-        let node = self.fresh(format, dims, Kind::Other, &[a])?;
-        self.built_mut(node)?.tensor.sources.push(node.0)?;
+        let node = self.fresh(format, dims, Op::Copy, &[a])?;
+        self.graph.push_source(node.0);
         Ok(node)
     }
     /// A copy into `b`; the result shows `b`.
@@ -413,7 +466,7 @@ impl Builder {
     /// [`MathError::Overflow`].
     pub fn copy(&mut self, a: Node, b: Node) -> Built4 {
         let (format, dims, strides, root) = (self.format(b)?, self.dims(b)?, self.strides(b)?, self.root(b)?);
-        self.push(format, dims, strides, Kind::Other, Some(root), &[a, b])
+        self.push(format, dims, strides, Op::Copy, Some(root), &[a, b])
     }
     /// Two tensors joined along a dimension.
     ///
@@ -426,7 +479,7 @@ impl Builder {
             *n = add(*n, more)?;
         }
         let format = self.format(a)?;
-        self.fresh(format, dims, Kind::Other, &[a, b])
+        self.fresh(format, dims, Op::Concat, &[a, b])
     }
     /// Sums of rows.
     ///
@@ -435,7 +488,7 @@ impl Builder {
     pub fn sum_rows(&mut self, a: Node) -> Built4 {
         let [_, b, c, d] = self.dims(a)?;
         let format = self.format(a)?;
-        self.fresh(format, [1, b, c, d], Kind::Other, &[a])
+        self.fresh(format, [1, b, c, d], Op::SumRows, &[a])
     }
     /// Indices of the `k` largest of each row: a view of all indices in order (`ggml.c:ggml_argsort_top_k`).
     ///
@@ -443,7 +496,7 @@ impl Builder {
     /// [`MathError::Overflow`].
     pub fn argsort_top_k(&mut self, a: Node, k: u64) -> Built4 {
         let dims = self.dims(a)?;
-        let sorted = self.fresh(StorageFormat::I32, dims, Kind::Other, &[a])?;
+        let sorted = self.fresh(StorageFormat::I32, dims, Op::ArgSort, &[a])?;
         let [_, s1, s2, s3] = self.strides(sorted)?;
         let [_, b, c, d] = dims;
         self.view(sorted, [k, b, c, d], [s1, s2, s3])
@@ -454,10 +507,11 @@ impl Builder {
     /// [`MathError::Overflow`].
     pub fn flash_attention(&mut self, q: Node, k: Node, v: Node, mask: Option<Node>, sinks: Option<Node>) -> Built4 {
         let ([_, q1, q2, q3], [v0, ..]) = (self.dims(q)?, self.dims(v)?);
-        let mut sources = alloc::vec![q, k, v];
-        sources.extend(mask);
-        sources.extend(sinks);
-        self.fresh(StorageFormat::F32, [v0, q2, q1, q3], Kind::FlashAttention, &sources)
+        let node = self.fresh(StorageFormat::F32, [v0, q2, q1, q3], Op::FlashAttention, &[q, k, v])?;
+        for source in [mask, sinks].into_iter().flatten() {
+            self.graph.push_source(source.0);
+        }
+        Ok(node)
     }
 
     /// Appends what `node` needs, then `node` (`ggml.c:ggml_build_forward_expand`).
@@ -466,21 +520,32 @@ impl Builder {
     /// [`MathError::Overflow`] for a tensor of another graph.
     pub fn expand(&mut self, node: Node) -> Result<(), MathError> {
         // Depth first, sources from left to right, without recursion: a graph may be thousands of nodes deep.
-        let mut stack: Vec<(usize, usize)> = alloc::vec![(node.0, 0)];
-        while let Some((index, next)) = stack.pop() {
-            let built = self.built_mut(Node(index))?;
+        self.stack.push((node.0, 0));
+        while let Some((index, next)) = self.stack.pop() {
+            let at = Node(index).index();
+            let built = self.built.get_mut(at).ok_or(GONE)?;
             if next == 0 {
                 if built.visited {
                     continue;
                 }
                 built.visited = true;
             }
-            if let Some(source) = built.tensor.sources.iter().nth(next) {
-                stack.push((index, next.saturating_add(1)));
-                stack.push((source, 0));
+            let tensor = self.graph.tensors.get(at).ok_or(GONE)?;
+            let sources = self.graph.sources(tensor);
+            // The next source that is not in order yet.
+            let mut waiting = None;
+            for (position, source) in (0_u32..).zip(sources).skip(usize::try_from(next).unwrap_or(usize::MAX)) {
+                if self.built.get(Node(*source).index()).is_some_and(|built| !built.visited) {
+                    waiting = Some((position, *source));
+                    break;
+                }
+            }
+            if let Some((position, source)) = waiting {
+                self.stack.push((index, position.saturating_add(1)));
+                self.stack.push((source, 0));
                 continue;
             }
-            if built.kind == Kind::None {
+            if self.built.get(at).is_some_and(|built| built.op == Op::None) {
                 self.leafs.push(index);
             } else {
                 self.nodes.push(index);

@@ -1,12 +1,15 @@
 //! The parts that graphs are made of: norms, attention over a cache, feed-forwards, experts
 //! (`src/llama-graph.cpp:llm_graph_context`).
 
+use alloc::vec::Vec;
+
+use super::depth::{Depth, Step, kinds};
+use super::op::Op;
 use super::ops::{Builder, Node};
-use crate::engine::llama_cpp::flash::CudaAttention;
 use crate::error::MathError;
 use crate::format::StorageFormat;
-use crate::spec::{Dense, Moe};
-use crate::units::{add, mul, round_up};
+use crate::spec::{Dense, Layer, Moe};
+use crate::units::mul;
 
 /// One graph to be reserved: its tokens and sequences, and where things are.
 #[derive(Debug, Clone, Copy)]
@@ -38,8 +41,6 @@ pub(super) struct Setting {
     pub(super) device: usize,
     /// The backend of the input layer: the processor.
     pub(super) host: usize,
-    /// The compute capability of a CUDA device: its flash attention keeps copies of caches in other formats than f16.
-    pub(super) cuda: Option<u32>,
     /// Whether GPT-OSS chooses rows of logits after the last layer (`build.rs:chooses_rows_after_layers`).
     pub(super) rows_after_layers: bool,
     /// Whether gated DeltaNet hands a matrix to its last projection (`build.rs:delta_output_is_flat`).
@@ -70,6 +71,10 @@ pub(super) struct CacheInputs {
 pub(super) struct Parts {
     pub(super) graph: Builder,
     pub(super) setting: Setting,
+    /// How many layers are shown.
+    pub(super) depth: Depth,
+    /// The first tensor of the rounds of layers that are under way.
+    pub(super) loop_start: Option<u32>,
 }
 
 /// How a norm is computed.
@@ -115,6 +120,34 @@ impl Setting {
 }
 
 impl Parts {
+    /// The layers to build, in order: all that differ, and of those that repeat as many as it takes. `numbered` says what
+    /// a layer's graph depends on besides the layer itself: whatever follows from its number.
+    ///
+    /// Each has to be announced with [`Self::begin_layer`].
+    pub(super) fn layers<'a, T: PartialEq>(
+        &mut self,
+        layers: impl Iterator<Item = &'a Layer>,
+        numbered: impl Fn(usize) -> T,
+    ) -> Vec<Step> {
+        let kinds = kinds(layers.enumerate().map(|(index, layer)| (numbered(index), layer)));
+        self.depth.steps(&kinds)
+    }
+    /// A layer begins.
+    pub(super) fn begin_layer(&mut self, step: &Step) {
+        if step.ends_round && step.begins_round != Some(false) {
+            self.end_round();
+        }
+        if let Some(first) = step.begins_round {
+            let start = if first { None } else { self.loop_start };
+            self.loop_start = Some(self.graph.mark(start));
+        }
+    }
+    fn end_round(&mut self) {
+        let start = self.loop_start;
+        self.graph.mark(start);
+        self.loop_start = None;
+    }
+
     pub(super) const F32: StorageFormat = StorageFormat::F32;
 
     pub(super) fn weight(&mut self, dims: &[u64]) -> Result<Node, MathError> {
@@ -135,7 +168,7 @@ impl Parts {
     pub(super) fn bias(&mut self, x: Node) -> Result<Node, MathError> {
         let [width, ..] = self.graph.dims(x)?;
         let vector = self.weight(&[width])?;
-        self.graph.elementwise(x, &[vector])
+        self.graph.sum(x, vector)
     }
     /// A projection, with its bias if it has one.
     pub(super) fn linear_bias(&mut self, x: Node, width: u64, bias: bool) -> Result<Node, MathError> {
@@ -150,18 +183,33 @@ impl Parts {
         }
         let [width, ..] = self.graph.dims(x)?;
         let weights = self.weight(&[width])?;
-        let scaled = self.graph.elementwise(normed, &[weights])?;
+        let scaled = self.graph.product(normed, weights)?;
         if bias { self.bias(scaled) } else { Ok(scaled) }
     }
     /// A norm without weights.
     pub(super) fn bare_norm(&mut self, x: Node, kind: NormKind) -> Result<Node, MathError> {
         match kind {
-            NormKind::Rms => self.graph.elementwise(x, &[]),
-            NormKind::Layer => self.graph.same_shape(x, &[]),
+            NormKind::Rms => self.graph.apply(Op::RmsNorm, x, &[]),
+            NormKind::Layer => self.graph.apply(Op::Norm, x, &[]),
         }
     }
+    /// Times a number.
     pub(super) fn scale(&mut self, x: Node) -> Result<Node, MathError> {
-        self.graph.elementwise(x, &[])
+        self.graph.apply(Op::Scale, x, &[])
+    }
+    /// A function of each element: SiLU, sigmoid, softplus, tanh, ReLU, negation …
+    pub(super) fn unary(&mut self, x: Node) -> Result<Node, MathError> {
+        self.graph.apply(Op::Unary, x, &[])
+    }
+    /// Softmax of rows, without a mask.
+    pub(super) fn soft_max(&mut self, x: Node) -> Result<Node, MathError> {
+        self.graph.apply(Op::SoftMax, x, &[])
+    }
+    /// A soft cap: scaled, through tanh, and scaled back.
+    pub(super) fn soft_cap(&mut self, x: Node) -> Result<Node, MathError> {
+        let scaled = self.scale(x)?;
+        let capped = self.unary(scaled)?;
+        self.scale(capped)
     }
 
     /// Token embeddings (`build_inp_embd`); the input for embeddings is there whether it is used or not.
@@ -183,7 +231,7 @@ impl Parts {
         self.graph.expand(direct)?;
         let slots = self.row_numbers(self.setting.tokens)?;
         let mixed_direct = self.graph.input(Self::F32, [width, self.setting.tokens, 1, 1])?;
-        let copy = self.graph.same_shape(mixed_direct, &[])?;
+        let copy = self.graph.apply(Op::Cont, mixed_direct, &[])?;
         let mixed = self.graph.set_rows(copy, mixed_rows, slots)?;
         self.graph.expand(mixed)?;
         Ok(rows)
@@ -194,7 +242,7 @@ impl Parts {
             return self.scale(x);
         }
         let factors = self.graph.input(Self::F32, [1, self.setting.tokens, 1, 1])?;
-        self.graph.elementwise(x, &[factors])
+        self.graph.product(x, factors)
     }
     pub(super) fn positions(&mut self, per_token: u64) -> Result<Node, MathError> {
         self.graph.input(StorageFormat::I32, [mul(self.setting.tokens, per_token)?, 1, 1, 1])
@@ -325,7 +373,7 @@ impl Parts {
         soft_cap: bool,
         expand_values: Option<Node>,
     ) -> Result<Node, MathError> {
-        let Setting { streams, flash, cuda, .. } = self.setting;
+        let Setting { streams, flash, .. } = self.setting;
         let ([q0, q1, q2, _], [_, s1, s2, _]) = (self.graph.dims(q)?, self.graph.strides(q)?);
         let per_stream = q2 / streams.max(1);
         let q = self.graph.view(q, [q0, q1, per_stream, streams], [s1, s2, mul(s2, per_stream)?])?;
@@ -337,9 +385,6 @@ impl Parts {
             let k = self.as_f16(k)?;
             let v = self.as_f16(v)?;
             let attended = self.graph.flash_attention(q, k, v, Some(mask), sinks)?;
-            if let Some(compute_capability) = cuda {
-                self.add_copies(attended, [q, k, v], compute_capability)?;
-            }
             let mut current = attended;
             if let Some(matrices) = expand_values {
                 let flipped = self.graph.permute(attended, [0, 2, 1, 3])?;
@@ -353,13 +398,11 @@ impl Parts {
         } else {
             let mut scores = self.graph.mul_mat(k, q)?;
             if soft_cap {
-                for _ in 0..3 {
-                    scores = self.scale(scores)?;
-                }
+                scores = self.soft_cap(scores)?;
             }
             let mut sources = alloc::vec![mask];
             sources.extend(sinks);
-            let weights = self.graph.elementwise(scores, &sources)?;
+            let weights = self.graph.apply(Op::SoftMax, scores, &sources)?;
             // Values that are not stored transposed (latents, and a batch without a cache) are turned around first.
             let [_, by_cell, by_head, _] = stored;
             let v = if by_cell > by_head {
@@ -386,31 +429,6 @@ impl Parts {
         if self.graph.format(x)? == Self::F32 { self.graph.cast(x, StorageFormat::F16) } else { Ok(x) }
     }
 
-    /// CUDA's flash attention keeps f16 copies of keys and values that are stored otherwise behind its result
-    /// (`ggml-cuda/fattn-common.cuh:ggml_cuda_flash_attn_ext_get_f16_extra_data`), unless the kernel for one or two tokens
-    /// reads them as they are.
-    fn add_copies(&mut self, attended: Node, [q, k, v]: [Node; 3], compute_capability: u32) -> Result<(), MathError> {
-        let ([head, tokens, heads, streams], [_, cells, kv_heads, _]) = (self.graph.dims(q)?, self.graph.dims(k)?);
-        let formats = (self.graph.format(k)?, self.graph.format(v)?);
-        let shared = heads / kv_heads.max(1);
-        let node = CudaAttention { compute_capability, head, shared, tokens, streams, cells, formats };
-        if node.reads_cache_as_stored() {
-            return Ok(());
-        }
-        let bytes = self.graph.bytes(attended)?;
-        let mut end = bytes;
-        for tensor in [k, v] {
-            if self.graph.format(tensor)? != StorageFormat::F16 && !(tensor == v && self.graph.same_memory(k, v)?) {
-                let elements = self.graph.dims(tensor)?.iter().try_fold(1, |product, n| mul(product, *n))?;
-                end = add(round_up(end, 128)?, mul(2, elements)?)?;
-            }
-        }
-        if end > bytes {
-            self.graph.add_extra(attended, self.setting.device, end.saturating_sub(bytes))?;
-        }
-        Ok(())
-    }
-
     /// Writes rows into a cache (`llama-kv-cache.cpp:cpy_k`, and `cpy_v` with flash attention).
     pub(super) fn store_rows(&mut self, x: Node, cache: Node, rows: Node) -> Result<Node, MathError> {
         let ([n0, n1, tokens, _], [_, _, s2, _]) = (self.graph.dims(x)?, self.graph.strides(x)?);
@@ -427,7 +445,7 @@ impl Parts {
         let flat = [width, tokens, 1, 1];
         let mut merged = if mul(4, width)? == s2 { self.graph.reshape(v, flat)? } else { self.graph.cont(v, flat)? };
         if width < v_width {
-            merged = self.graph.other(Self::F32, [v_width, tokens, 1, 1], &[merged])?;
+            merged = self.graph.result(Op::Pad, Self::F32, [v_width, tokens, 1, 1], &[merged])?;
         }
         let count = |dims: [u64; 4]| dims.iter().try_fold(1, |product, n| mul(product, *n));
         let cells = count(self.graph.dims(cache)?)?;
@@ -454,11 +472,15 @@ impl Parts {
                 let gate = self.linear_bias(x, dense.d_ff, dense.up_bias)?;
                 self.graph.glu(gate, up)?
             } else {
-                let once = self.scale(up)?;
-                if activation == Activation::Squared { self.scale(once)? } else { once }
+                self.activate(up, activation)?
             }
         };
         self.linear_bias(hidden, d_model, dense.down_bias)
+    }
+
+    fn activate(&mut self, x: Node, activation: Activation) -> Result<Node, MathError> {
+        let once = self.unary(x)?;
+        if activation == Activation::Squared { self.graph.apply(Op::Square, once, &[]) } else { Ok(once) }
     }
 
     /// Routed experts (`build_moe_ffn`); shared ones are added by the caller.
@@ -466,7 +488,13 @@ impl Parts {
         let [width, tokens, ..] = self.graph.dims(x)?;
         let (n_experts, chosen) = (moe.n_experts, moe.n_experts_per_token);
         let logits = self.linear_bias(x, n_experts, moe.router_bias)?;
-        let probabilities = if routing.softmax_after { logits } else { self.scale(logits)? };
+        let probabilities = match (routing.softmax_after, moe.correction_bias.is_some()) {
+            (true, _) => logits,
+            // Corrected choices are made on sigmoids.
+            (false, true) => self.unary(logits)?,
+            (false, false) if routing.choose_on_logits => self.unary(logits)?,
+            (false, false) => self.soft_max(logits)?,
+        };
         let mut selection = probabilities;
         if moe.correction_bias.is_some() {
             selection = self.bias(probabilities)?;
@@ -482,14 +510,14 @@ impl Parts {
         let mut weights = self.graph.get_rows(rows, ids)?;
         if routing.softmax_after {
             let flat = self.graph.reshape(weights, [chosen, tokens, 1, 1])?;
-            let soft = self.scale(flat)?;
+            let soft = self.soft_max(flat)?;
             weights = self.graph.reshape(soft, [1, chosen, tokens, 1])?;
         }
         if routing.normed {
             let flat = self.graph.reshape(weights, [chosen, tokens, 1, 1])?;
             let sum = self.graph.sum_rows(flat)?;
             let limited = self.graph.clamp(sum)?;
-            let divided = self.graph.elementwise(flat, &[limited])?;
+            let divided = self.graph.apply(Op::Div, flat, &[limited])?;
             weights = self.graph.reshape(divided, [1, chosen, tokens, 1])?;
         }
         if routing.scaled {
@@ -498,8 +526,8 @@ impl Parts {
         self.graph.expand(weights)?;
         let mut input = self.graph.reshape(x, [width, 1, tokens, 1])?;
         if routing.weighted_first {
-            let repeated = self.graph.other(Self::F32, [width, chosen, tokens, 1], &[input])?;
-            input = self.graph.elementwise(repeated, &[weights])?;
+            let repeated = self.graph.result(Op::Repeat, Self::F32, [width, chosen, tokens, 1], &[input])?;
+            input = self.graph.product(repeated, weights)?;
         }
         let d_ff = moe.d_ff_expert;
         let hidden = if moe.gated && moe.fused_gate_up {
@@ -514,24 +542,23 @@ impl Parts {
                 let gate = self.expert_matrix(input, ids, d_ff, moe)?;
                 self.graph.glu(gate, up)?
             } else {
-                let once = self.scale(up)?;
-                if activation == Activation::Squared { self.scale(once)? } else { once }
+                self.activate(up, activation)?
             }
         };
         let mut out = if self.setting.limits_experts {
             let (limited, factor) = self.limit_rows(hidden)?;
             let out = self.expert_product(limited, ids, width, moe)?;
-            let restored = self.graph.elementwise(out, &[factor])?;
+            let restored = self.graph.product(out, factor)?;
             self.expert_biases(restored, ids, width, moe)?
         } else {
             self.expert_matrix(hidden, ids, width, moe)?
         };
         if !routing.weighted_first {
-            out = self.graph.elementwise(out, &[weights])?;
+            out = self.graph.product(out, weights)?;
         }
         self.graph.expand(out)?;
         let [_, _, s2, _] = self.graph.strides(out)?;
-        let mut views = alloc::vec::Vec::new();
+        let mut views = Vec::new();
         for _ in 0..chosen {
             let view = self.graph.view_2d(out, width, tokens, s2)?;
             self.graph.expand(view)?;
@@ -543,7 +570,7 @@ impl Parts {
             return self.graph.cont(total, [width, tokens, 1, 1]);
         }
         for view in views {
-            total = self.graph.elementwise(total, &[view])?;
+            total = self.graph.sum(total, view)?;
             self.graph.expand(total)?;
         }
         Ok(total)
@@ -562,7 +589,7 @@ impl Parts {
         let flat = self.graph.reshape(sums, [groups, tokens, 1, 1])?;
         let kept = self.graph.argsort_top_k(flat, (groups / 2).max(1))?;
         let rows = self.graph.get_rows(grouped, kept)?;
-        let filled = self.graph.elementwise(grouped, &[])?;
+        let filled = self.graph.apply(Op::Fill, grouped, &[])?;
         let masked = self.graph.set_rows(filled, rows, kept)?;
         self.graph.reshape(masked, [n_experts, tokens, 1, 1])
     }
@@ -582,7 +609,7 @@ impl Parts {
         for _ in 0..2 {
             divisor = self.scale(divisor)?;
         }
-        let limited = self.graph.elementwise(x, &[divisor])?;
+        let limited = self.graph.apply(Op::Div, x, &[divisor])?;
         Ok((limited, divisor))
     }
 
@@ -598,7 +625,7 @@ impl Parts {
     fn expert_biases(&mut self, y: Node, ids: Node, width: u64, moe: &Moe) -> Result<Node, MathError> {
         if moe.expert_bias {
             let biases = self.weight(&[width, moe.n_experts])?;
-            return self.graph.elementwise(y, &[biases, ids]);
+            return self.graph.apply(Op::AddId, y, &[biases, ids]);
         }
         Ok(y)
     }

@@ -1,6 +1,7 @@
 //! Recurrent state in a graph: how it is read and written (`src/llama-graph.cpp:build_rs`), Mamba
 //! (`src/models/mamba-base.cpp`) and short convolutions (`src/models/lfm2.cpp`).
 
+use super::op::Op;
 use super::ops::Node;
 use super::parts::{NormKind, Parts};
 use crate::error::MathError;
@@ -116,7 +117,7 @@ impl Parts {
         let backend = if channels.is_multiple_of(128) { self.setting.device } else { self.setting.host };
         let kernel = self.graph.weight(Self::F32, [taps, channels, 1, 1], backend)?;
         let tokens = length.saturating_sub(taps.saturating_sub(1));
-        self.graph.other(Self::F32, [channels, tokens, sequences, 1], &[window, kernel])
+        self.graph.result(Op::SsmConv, Self::F32, [channels, tokens, sequences, 1], &[window, kernel])
     }
 
     /// Mamba 1 (`build_mamba_layer`) of `x`, `[d_model, tokens]`.
@@ -133,7 +134,7 @@ impl Parts {
         let joined = self.window(inputs, d_conv, half)?;
         let convolved = self.convolve(joined, d_conv)?;
         let biased = self.bias(convolved)?;
-        let channels = self.scale(biased)?;
+        let channels = self.unary(biased)?;
 
         let step_b_c = self.linear(channels, add(dt_rank, mul(2, d_state)?)?)?;
         let [_, s1, s2, _] = self.graph.strides(step_b_c)?;
@@ -167,8 +168,9 @@ impl Parts {
         self.graph.expand(stored)?;
         let [_, _, h2, h3] = self.graph.strides(heads)?;
         let y = self.graph.view_3d(scanned, [d_inner, tokens, sequences], h2, h3)?;
-        let skip = self.bias(channels)?;
-        let y = self.graph.elementwise(y, &[skip])?;
+        let skip_weight = self.weight(&[d_inner])?;
+        let skip = self.graph.product(channels, skip_weight)?;
+        let y = self.graph.sum(y, skip)?;
         let z = self.graph.cont(z, [d_inner, tokens, sequences, 1])?;
         let gated = self.graph.glu(z, y)?;
         let out = self.linear(gated, d_model)?;
@@ -196,7 +198,7 @@ impl Parts {
         let elements = self.graph.dims(x)?.iter().try_fold(1, |product, n| mul(product, *n))?;
         let state = mul(mul(s0, s1)?, mul(s2, self.setting.sequences)?)?;
         let sources = [states, x, dt, decay, b, c, inputs.main];
-        self.graph.other(Self::F32, [add(elements, state)?, 1, 1, 1], &sources)
+        self.graph.result(Op::SsmScan, Self::F32, [add(elements, state)?, 1, 1, 1], &sources)
     }
 
     /// Mamba 2 (`build_mamba2_layer`) of `x`, `[d_model, tokens]`.
@@ -217,7 +219,7 @@ impl Parts {
         let joined = self.window(inputs, d_conv, mixed)?;
         let convolved = self.convolve(joined, d_conv)?;
         let biased = self.bias(convolved)?;
-        let channels = self.scale(biased)?;
+        let channels = self.unary(biased)?;
 
         let [_, s1, s2, _] = self.graph.strides(channels)?;
         let heads = self.graph.view(channels, [head_dim, n_heads, tokens, sequences], [head_row, s1, s2])?;
@@ -242,8 +244,8 @@ impl Parts {
         let token = mul(n_heads, h1)?;
         let y = self.graph.view(scanned, [head_dim, n_heads, tokens, sequences], [h1, token, mul(tokens, token)?])?;
         let skip_weight = self.weight(&[1, n_heads])?;
-        let skip = self.graph.elementwise(heads, &[skip_weight])?;
-        let y = self.graph.elementwise(y, &[skip])?;
+        let skip = self.graph.product(heads, skip_weight)?;
+        let y = self.graph.sum(y, skip)?;
         let z = self.graph.cont(z, [head_dim, n_heads, tokens, sequences])?;
         let mut y = self.graph.glu(z, y)?;
         if mamba.norm {
@@ -265,10 +267,10 @@ impl Parts {
         let b = self.graph.view_3d(three, part, s1, s2)?;
         let c = self.graph.view_3d(three, part, s1, s2)?;
         let x = self.graph.view_3d(three, part, s1, s2)?;
-        let product = self.graph.elementwise(b, &[x])?;
+        let product = self.graph.product(b, x)?;
         let joined = self.window(inputs, conv.d_conv, product)?;
         let convolved = self.convolve(joined, conv.d_conv)?;
-        let gated = self.graph.elementwise(c, &[convolved])?;
+        let gated = self.graph.product(c, convolved)?;
         let out = self.linear(gated, d_model)?;
         self.graph.reshape(out, [d_model, all_tokens, 1, 1])
     }

@@ -5,9 +5,11 @@
 
 use alloc::vec::Vec;
 
-use super::length::{Length, Steps};
-use super::replay::{Graph, buffer_lengths};
-use super::{ComputeBytes, buffer_kinds, graphs};
+use super::depth::Depth;
+use super::length::{Amount, Length, Steps};
+use super::replay::{Growing, buffer_lengths};
+use super::tensors::Graph;
+use super::{ComputeBytes, Recipe, Reserve};
 use crate::deployment::{ContextRequest, Deployment};
 use crate::engine::llama_cpp::cache::{CachePlan, CellRule};
 use crate::engine::llama_cpp::facts::Facts;
@@ -61,12 +63,13 @@ impl Regimes {
             let pool = if deployment.kv_unified { cells } else { mul(cells, sequences)? };
             resolve_with(resolve_facts, deployment, ContextRequest::Total(pool), sequences)
         };
+        let Some(recipe) = Recipe::new(spec, deployment, facts)? else { return Ok(None) };
         let mut out = Self { sequences, list: Vec::new() };
         let mut from = CONTEXT_PAD;
         while from <= MOST_CELLS && out.list.len() < MOST_REGIMES {
             // A context that the engine refuses is no range; neither is one beyond its counters.
             let (Ok(here), Ok(next)) = (at(from), at(add(from, CONTEXT_PAD)?)) else { break };
-            let Some(regime) = regime(spec, deployment, facts, plans, &here, &next)? else { return Ok(None) };
+            let Some(regime) = regime(&recipe, plans, &here, &next)? else { return Ok(None) };
             from = add(regime.to, CONTEXT_PAD)?;
             out.list.push(regime);
         }
@@ -87,14 +90,8 @@ impl Regimes {
 }
 
 /// The range that starts at `here`.
-fn regime(
-    spec: &ModelSpec,
-    deployment: &Deployment,
-    facts: Facts<'_>,
-    plans: &[CachePlan],
-    here: &Resolved,
-    next: &Resolved,
-) -> Result<Option<Regime>, MathError> {
+fn regime(recipe: &Recipe<'_>, plans: &[CachePlan], here: &Resolved, next: &Resolved) -> Result<Option<Regime>, MathError> {
+    let deployment = recipe.deployment;
     let mut steps = Steps::default();
     steps.limit(MOST_CELLS / CONTEXT_PAD);
     // Micro-batch and rows of logits follow the context only while it is shorter than they are.
@@ -113,22 +110,29 @@ fn regime(
             }
         }
     }
-    let (Some(now), Some(then)) = (graphs(spec, deployment, facts, here, plans)?, graphs(spec, deployment, facts, next, plans)?)
-    else {
-        return Ok(None);
-    };
-    let kinds = buffer_kinds(deployment.backend());
+    let kinds = recipe.buffer_kinds();
     let (mut device, mut host) = (Length::ZERO, Length::ZERO);
-    for (now, then) in now.into_iter().zip(then) {
-        let graph = growing(now, &then, &mut steps)?;
-        let lengths = buffer_lengths(&graph, &kinds, &mut steps)?;
+    for (reserve, later) in Reserve::all(here).into_iter().zip(Reserve::all(next)) {
+        let mut depth = Depth::default();
+        let lengths = loop {
+            let mut same = depth.clone();
+            let Some(now) = recipe.graph(here, plans, reserve, &mut depth)? else { return Ok(None) };
+            let Some(then) = recipe.graph(next, plans, later, &mut same)? else { return Ok(None) };
+            let mut own = steps;
+            let growing = growing(now, &then, &mut own)?;
+            let replayed = buffer_lengths(&growing, &kinds, &mut own)?;
+            if depth.settle(&replayed.snapshots) {
+                steps = own;
+                break replayed.bytes;
+            }
+        };
         let (needs_host, needs_device) = match lengths.as_slice() {
             [device, host] => (*host, *device),
             [host] => (*host, Length::ZERO),
             _ => return Ok(None),
         };
-        device = steps.larger(device, needs_device);
-        host = steps.larger(host, needs_host);
+        device = Length::larger(&mut steps, device, needs_device);
+        host = Length::larger(&mut steps, host, needs_host);
     }
     let from = here.n_ctx_seq;
     let to = add(from, mul(steps.most().min(MOST_CELLS / CONTEXT_PAD), CONTEXT_PAD)?)?;
@@ -136,34 +140,40 @@ fn regime(
 }
 
 /// A graph whose sizes are straight lines through two contexts.
-fn growing(mut now: Graph, then: &Graph, steps: &mut Steps) -> Result<Graph, MathError> {
-    if now.tensors.len() != then.tensors.len() || now.nodes != then.nodes || now.leafs != then.leafs {
+fn growing(now: Graph, then: &Graph, steps: &mut Steps) -> Result<Growing, MathError> {
+    let mut lengths = Vec::with_capacity(now.tensors.len());
+    let alike = now.tensors.len() == then.tensors.len()
+        && now.nodes == then.nodes
+        && now.leafs == then.leafs
+        && now.sources == then.sources;
+    if !alike {
         steps.limit(0);
-        return Ok(now);
+        for tensor in &now.tensors {
+            lengths.push([Length::of(tensor.bytes)?, Length::of(tensor.extra().map_or(0, |(_, bytes)| bytes))?]);
+        }
+        return Ok(Growing { graph: now, lengths });
     }
-    let layouts = |graph: &Graph, a: usize, b: usize| {
-        graph.tensors.get(a).zip(graph.tensors.get(b)).is_some_and(|(a, b)| a.layout == b.layout)
-    };
-    for (index, tensor) in now.tensors.iter().enumerate() {
+    for (tensor, later) in now.tensors.iter().zip(&then.tensors) {
         if tensor.may_overwrite {
-            let changes = |source: usize| layouts(&now, index, source) != layouts(then, index, source);
-            if tensor.sources.iter().any(changes) {
+            let source = |graph: &Graph, index: u32, layout| {
+                let index = usize::try_from(index).unwrap_or(usize::MAX);
+                graph.tensors.get(index).is_some_and(|tensor| tensor.layout == layout)
+            };
+            // Whether an input may be written over has to be so in both.
+            let changes = |index: u32| source(&now, index, tensor.layout) != source(then, index, later.layout);
+            if now.sources(tensor).iter().any(|&index| changes(index)) {
                 steps.limit(0);
             }
         }
-    }
-    for (tensor, later) in now.tensors.iter_mut().zip(&then.tensors) {
-        tensor.bytes = Length::between(tensor.bytes.now()?, later.bytes.now()?)?;
-        tensor.extra = match (tensor.extra, later.extra) {
-            (Some((on, bytes)), Some((also_on, more))) if on == also_on => {
-                Some((on, Length::between(bytes.now()?, more.now()?)?))
-            }
-            (None, None) => None,
+        let extra = match (tensor.extra(), later.extra()) {
+            (Some((buffer, bytes)), Some((also, more))) if buffer == also => Length::between(bytes, more)?,
+            (None, None) => Length::ZERO,
             (extra, _) => {
                 steps.limit(0);
-                extra
+                Length::of(extra.map_or(0, |(_, bytes)| bytes))?
             }
         };
+        lengths.push([Length::between(tensor.bytes, later.bytes)?, extra]);
     }
-    Ok(now)
+    Ok(Growing { graph: now, lengths })
 }

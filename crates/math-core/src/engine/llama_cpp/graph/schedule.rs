@@ -1,223 +1,487 @@
 //! The scheduler: which backend computes which node, and the copies that carry tensors between backends
 //! (`ggml/src/ggml-backend.cpp:ggml_backend_sched_split_graph`).
 
-use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use super::ops::{Builder, Built, Home, Kind};
-use super::replay::{Graph, GraphTensor, Sources};
+use super::kernels::{extra_bytes, runs};
+use super::op::Op;
+use super::ops::{Builder, Built, Home};
+use super::tensors::{Graph, GraphTensor, Mark};
+use crate::deployment::Backend;
 use crate::error::MathError;
 
-/// The scheduler's copy of a finished graph. Backends count from 0 in order of preference; the last is the processor.
+/// What graphs are scheduled on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Machine<'a> {
+    /// Backends in order of preference; the last is the processor.
+    pub(super) backends: &'a [Backend],
+    /// Whether devices take over operations on weights that lie on the host.
+    pub(super) offloads_operations: bool,
+    /// Copies of every input, for micro-batches that follow each other through several devices.
+    pub(super) copies: usize,
+    /// Whether CUDA's functions of elements read rows that lie apart (`build.rs:unary_kernels_read_strided`).
+    pub(super) strided_unary: bool,
+}
+
+/// Batches below this size stay where the weights are (`op_offload_min_batch_size`).
+const OFFLOADED_BATCH: u64 = 32;
+
+const GONE: MathError = MathError::Overflow { quantity: "graph" };
+
+/// A tensor without a backend.
+const NOWHERE: u8 = u8::MAX;
+
+/// The scheduler's copy of a finished graph.
 ///
 /// # Errors
 /// [`MathError::Overflow`] when a tensor refers to one that is not there.
-pub fn schedule(builder: &Builder, n_backends: usize) -> Result<Graph, MathError> {
-    let mut scheduler = Scheduler { builder, n_backends, backend: vec![None; builder.tensors.len()] };
-    scheduler.assign()?;
-    scheduler.split()
+pub(super) fn schedule(builder: Builder, machine: Machine<'_>) -> Result<Graph, MathError> {
+    let Builder { graph, built, leafs, nodes, .. } = builder;
+    let Some(last) = machine.backends.len().checked_sub(1).and_then(|last| u8::try_from(last).ok()) else { return Err(GONE) };
+    let n_tensors = built.len();
+    let scheduler = Scheduler { graph, built, leafs, nodes, machine, last, backend: vec![NOWHERE; n_tensors] };
+    if last == 0 { scheduler.single() } else { scheduler.several() }
 }
 
 struct Scheduler<'a> {
-    builder: &'a Builder,
-    n_backends: usize,
+    graph: Graph,
+    built: Vec<Built>,
+    leafs: Vec<u32>,
+    nodes: Vec<u32>,
+    machine: Machine<'a>,
+    /// The processor.
+    last: u8,
     /// The backend of each tensor.
-    backend: Vec<Option<usize>>,
+    backend: Vec<u8>,
 }
 
-impl<'a> Scheduler<'a> {
-    fn built(&self, index: usize) -> Result<&'a Built, MathError> {
-        self.builder.tensors.get(index).ok_or(MathError::Overflow { quantity: "graph" })
-    }
-    fn backend(&self, index: usize) -> Option<usize> {
-        self.backend.get(index).copied().flatten()
-    }
-    fn set(&mut self, index: usize, backend: usize) {
-        if let Some(slot) = self.backend.get_mut(index) {
-            *slot = Some(backend);
-        }
-    }
+/// A run of nodes on one backend, and the tensors that are copied there before it.
+struct Part {
+    backend: u8,
+    nodes: core::ops::Range<usize>,
+    inputs: Vec<u32>,
+}
 
-    /// What a tensor's own memory, its flags and its weights say (`ggml_backend_sched_backend_id_from_cur`).
-    fn given(&self, index: usize) -> Result<Option<usize>, MathError> {
-        let built = self.built(index)?;
-        if let Some(pinned) = built.pinned {
-            return Ok(Some(pinned));
+fn at(index: u32) -> usize {
+    usize::try_from(index).unwrap_or(usize::MAX)
+}
+
+impl Scheduler<'_> {
+    fn backend(&self, index: u32) -> u8 {
+        self.backend.get(at(index)).copied().unwrap_or(NOWHERE)
+    }
+    fn set(&mut self, index: u32, backend: u8) {
+        if let Some(slot) = self.backend.get_mut(at(index)) {
+            *slot = backend;
         }
-        let root = self.built(built.tensor.view_of.unwrap_or(index))?;
-        if let Home::Weight(backend) | Home::Cache(backend) = root.home {
-            return Ok(Some(backend));
+    }
+    fn tensor(&self, index: u32) -> Result<&GraphTensor, MathError> {
+        self.graph.tensors.get(at(index)).ok_or(GONE)
+    }
+    fn built(&self, index: u32) -> Result<&Built, MathError> {
+        self.built.get(at(index)).ok_or(GONE)
+    }
+    fn kind(&self, backend: u8) -> Backend {
+        self.machine.backends.get(usize::from(backend)).copied().unwrap_or(Backend::Cpu)
+    }
+    /// The backend of the buffer that a tensor's memory lies in before the graph is allocated.
+    fn home(&self, index: u32) -> Result<Option<u8>, MathError> {
+        let root = self.tensor(index)?.view_of().unwrap_or(index);
+        Ok(match self.built(root)?.home {
+            Home::Weight(backend) | Home::Cache(backend) => Some(backend),
+            Home::Graph => None,
+        })
+    }
+    /// Whether a backend has a kernel for a node.
+    fn runs(&self, index: u32, backend: u8) -> Result<bool, MathError> {
+        if backend == self.last {
+            return Ok(true);
         }
-        if built.tensor.is_input {
-            return Ok(self.n_backends.checked_sub(1));
-        }
-        if !matches!(built.kind, Kind::Rope | Kind::FlashAttention) {
-            for source in built.tensor.sources.iter() {
-                if let Home::Weight(backend) = self.built(source)?.home {
-                    return Ok(Some(backend));
-                }
+        // A device reads no other device's memory.
+        for &source in self.graph.sources(self.tensor(index)?) {
+            if let Home::Weight(home) | Home::Cache(home) = self.built(source)?.home
+                && home != backend
+                && home != self.last
+            {
+                return Ok(false);
             }
         }
-        Ok(None)
+        Ok(runs(&self.graph, &self.built, at(index), self.kind(backend), self.machine.strided_unary))
     }
 
-    /// Gives every tensor a backend.
-    fn assign(&mut self) -> Result<(), MathError> {
-        let builder = self.builder;
-        for &index in builder.leafs.iter().chain(&builder.nodes) {
-            if let Some(backend) = self.given(index)? {
+    /// Everything runs on the processor: nothing to assign, nothing to copy.
+    fn single(mut self) -> Result<Graph, MathError> {
+        self.graph.leafs = self.leafs.iter().map(|&leaf| (leaf, 0)).collect();
+        self.graph.nodes = self.nodes.iter().map(|&node| (node, 0)).collect();
+        Ok(self.graph)
+    }
+
+    fn several(mut self) -> Result<Graph, MathError> {
+        self.assign_given()?;
+        // Nodes that show another's memory follow it and are passed over.
+        let mut operations = Vec::with_capacity(self.nodes.len());
+        for &index in &self.nodes {
+            if !self.built(index)?.op.is_view() {
+                operations.push(index);
+            }
+        }
+        // First the devices spread to their neighbours, down and up, then the processor takes what is left between.
+        for spread_processor in [false, true] {
+            self.spread(operations.iter().copied(), spread_processor)?;
+            self.spread(operations.iter().rev().copied(), spread_processor)?;
+        }
+        self.assign_by_sources(&operations)?;
+        self.assign_rest()?;
+        self.split()
+    }
+
+    /// What memory, flags and weights say (`ggml_backend_sched_backend_id_from_cur`).
+    fn assign_given(&mut self) -> Result<(), MathError> {
+        for list in [core::mem::take(&mut self.leafs), core::mem::take(&mut self.nodes)] {
+            for &index in &list {
+                let backend = self.given(index)?;
+                self.set(index, backend);
+            }
+            // Leafs first, then nodes: both lists go back where they came from.
+            if self.leafs.is_empty() { self.leafs = list } else { self.nodes = list }
+        }
+        Ok(())
+    }
+
+    fn given(&self, index: u32) -> Result<u8, MathError> {
+        let built = self.built(index)?;
+        if let Some(pinned) = built.pinned
+            && self.runs(index, pinned)?
+        {
+            return Ok(pinned);
+        }
+        if let Some(home) = self.home(index)? {
+            return Ok(home);
+        }
+        let tensor = self.tensor(index)?;
+        if tensor.is_input {
+            return Ok(self.last);
+        }
+        if matches!(built.op, Op::Rope | Op::FlashAttention) {
+            return Ok(NOWHERE);
+        }
+        for &source in self.graph.sources(tensor) {
+            let Home::Weight(home) = self.built(source)?.home else { continue };
+            if !self.runs(index, home)? {
+                return Ok(NOWHERE);
+            }
+            if home == self.last && self.machine.offloads_operations {
+                for device in 0..self.last {
+                    if self.takes_over(index, device)? {
+                        return Ok(device);
+                    }
+                }
+            }
+            return Ok(home);
+        }
+        Ok(NOWHERE)
+    }
+
+    /// Whether a device computes what could stay with its weights on the host (`offload_op`).
+    fn takes_over(&self, index: u32, device: u8) -> Result<bool, MathError> {
+        let op = self.built(index)?.op;
+        let [_, rows, planes, cubes] = self.tensor(index)?.layout.dims;
+        let batch = match (op, self.kind(device)) {
+            (Op::MulMat, _) => rows,
+            (Op::MulMatId, _) => planes,
+            (_, Backend::Metal | Backend::Cpu) | (Op::GetRows, Backend::Cuda { .. }) => 0,
+            (Op::Rope, Backend::Cuda { .. }) => planes,
+            (_, Backend::Cuda { .. }) => rows.saturating_mul(planes).saturating_mul(cubes),
+        };
+        Ok(batch >= OFFLOADED_BATCH && self.runs(index, device)?)
+    }
+
+    fn spread(&mut self, order: impl Iterator<Item = u32>, spread_processor: bool) -> Result<(), MathError> {
+        let mut current = NOWHERE;
+        for index in order {
+            match self.backend(index) {
+                NOWHERE if current == NOWHERE => {}
+                NOWHERE => {
+                    if self.runs(index, current)? {
+                        self.set(index, current);
+                    }
+                }
+                backend if backend == self.last && !spread_processor => current = NOWHERE,
+                backend => current = backend,
+            }
+        }
+        Ok(())
+    }
+
+    /// Nodes that none of their neighbours' backends could take: the backend that reads most of the sources as they are.
+    fn assign_by_sources(&mut self, operations: &[u32]) -> Result<(), MathError> {
+        for &index in operations {
+            if self.backend(index) != NOWHERE {
+                continue;
+            }
+            let mut best = None;
+            for backend in 0..=self.last {
+                if !self.runs(index, backend)? {
+                    continue;
+                }
+                let mut readable = 0_u32;
+                for &source in self.graph.sources(self.tensor(index)?) {
+                    if self.reads(source, backend)? {
+                        readable = readable.saturating_add(1);
+                    }
+                }
+                if best.is_none_or(|(_, most)| readable > most) {
+                    best = Some((backend, readable));
+                }
+            }
+            if let Some((backend, _)) = best {
                 self.set(index, backend);
             }
         }
-        let last = self.n_backends.saturating_sub(1);
-        let operations: Vec<usize> = builder
-            .nodes
-            .iter()
-            .copied()
-            .filter(|index| builder.tensors.get(*index).is_some_and(|built| built.kind != Kind::View))
-            .collect();
-        // First the devices spread to their neighbours, down and up, then the processor takes what is left between.
-        for spread_processor in [false, true] {
-            self.spread(operations.iter().copied(), last, spread_processor);
-            self.spread(operations.iter().rev().copied(), last, spread_processor);
-        }
-        for &index in &builder.nodes {
-            let built = self.built(index)?;
-            if self.backend(index).is_none() {
-                let from = built.tensor.view_of.and_then(|root| self.backend(root));
-                if let Some(backend) = from {
-                    self.set(index, backend);
-                }
-            }
-            for source in built.tensor.sources.iter() {
-                if self.backend(source).is_none() {
-                    let from = match self.built(source)?.tensor.view_of {
-                        Some(root) => self.backend(root),
-                        None => self.backend(index),
-                    };
-                    if let Some(backend) = from {
-                        self.set(source, backend);
-                    }
-                }
-            }
-            if self.backend(index).is_none() {
-                self.set(index, 0);
-            }
-        }
         Ok(())
     }
 
-    fn spread(&mut self, order: impl Iterator<Item = usize>, last: usize, spread_processor: bool) {
-        let mut current = None;
-        for index in order {
-            match self.backend(index) {
-                Some(backend) if backend == last && !spread_processor => current = None,
-                Some(backend) => current = Some(backend),
-                None => {
-                    if let Some(backend) = current {
-                        self.set(index, backend);
+    /// Whether a backend reads a tensor where it is (`ggml_backend_sched_buffer_supported`).
+    fn reads(&self, index: u32, backend: u8) -> Result<bool, MathError> {
+        if let Some(home) = self.home(index)? {
+            return Ok(home == backend);
+        }
+        let mut there = self.backend(index);
+        if there == NOWHERE
+            && let Some(root) = self.tensor(index)?.view_of()
+        {
+            there = self.backend(root);
+        }
+        Ok(there == backend)
+    }
+
+    fn assign_rest(&mut self) -> Result<(), MathError> {
+        let nodes = core::mem::take(&mut self.nodes);
+        for &index in &nodes {
+            let mut backend = self.backend(index);
+            if backend == NOWHERE
+                && let Some(root) = self.tensor(index)?.view_of()
+            {
+                backend = self.backend(root);
+                self.set(index, backend);
+            }
+            let range = 0..self.graph.sources(self.tensor(index)?).len();
+            for position in range {
+                let Some(source) = self.graph.sources(self.tensor(index)?).get(position).copied() else { continue };
+                if self.backend(source) == NOWHERE {
+                    let from = match self.tensor(source)?.view_of() {
+                        Some(root) => self.backend(root),
+                        None => backend,
+                    };
+                    self.set(source, from);
+                }
+            }
+            if backend == NOWHERE {
+                for candidate in 0..=self.last {
+                    if self.runs(index, candidate)? {
+                        self.set(index, candidate);
+                        break;
                     }
                 }
             }
         }
+        self.nodes = nodes;
+        Ok(())
     }
 
-    /// Cuts the graph where the backend changes and inserts what each part copies in.
-    fn split(&self) -> Result<Graph, MathError> {
-        let mut tensors: Vec<GraphTensor> = self.builder.tensors.iter().map(|built| built.tensor.clone()).collect();
-        let mut copies: BTreeMap<(usize, usize), usize> = BTreeMap::new();
-        let mut nodes: Vec<(usize, usize)> = Vec::with_capacity(self.builder.nodes.len());
-        // Nodes of the current part; they follow the copies that the part turns out to need.
-        let mut part: Vec<(usize, usize)> = Vec::new();
-        let mut inputs: Vec<(usize, usize)> = Vec::new();
-        let mut current: Option<usize> = None;
-        for &index in &self.builder.nodes {
-            let built = self.built(index)?;
-            let backend = self.backend(index).unwrap_or_default();
-            if built.kind == Kind::View {
-                part.push((index, backend));
+    /// Cuts the graph where the backend changes, with what each part copies in.
+    fn split(mut self) -> Result<Graph, MathError> {
+        let nodes = core::mem::take(&mut self.nodes);
+        let backends = self.machine.backends.len();
+        let mut copies = Copies { first: vec![u32::MAX; self.built.len().saturating_mul(backends)], backends };
+        let mut parts: Vec<Part> = Vec::new();
+        for (position, &index) in nodes.iter().enumerate() {
+            let op = self.built(index)?.op;
+            if op.is_view() {
                 continue;
             }
-            let foreign_weight = !inputs.is_empty()
-                && current == Some(backend)
-                && built.tensor.sources.iter().any(|source| {
-                    matches!(self.built(source).map(|built| built.home), Ok(Home::Weight(_))) && self.backend(source) != current
+            let backend = self.backend(index);
+            let cut = match parts.last() {
+                None => true,
+                Some(part) => {
+                    part.backend != backend || (!part.inputs.is_empty() && self.reads_foreign_weight(index, backend)?)
+                }
+            };
+            if cut {
+                let start = parts.last_mut().map_or(0, |part| {
+                    part.nodes.end = position;
+                    position
                 });
-            if current.is_some_and(|current| current != backend) || foreign_weight {
-                self.close(&mut tensors, &mut nodes, &mut inputs, &mut part)?;
+                parts.push(Part { backend, nodes: start..nodes.len(), inputs: Vec::new() });
             }
-            current = Some(backend);
-            let mut sources = Sources::default();
-            for source in built.tensor.sources.iter() {
-                if self.backend(source) == Some(backend) || self.backend(source).is_none() {
-                    sources.push(source)?;
+            let n_sources = self.graph.sources(self.tensor(index)?).len();
+            for place in 0..n_sources {
+                let Some(source) = self.graph.sources(self.tensor(index)?).get(place).copied() else { continue };
+                if self.backend(source) == backend || self.reads(source, backend)? {
                     continue;
                 }
-                let copy = match copies.get(&(source, backend)) {
-                    Some(copy) => *copy,
+                let copy = match copies.get(source, backend) {
+                    Some(copy) => copy,
                     None => {
-                        let original = self.built(source)?;
-                        tensors.push(GraphTensor {
-                            sources: Sources::default(),
-                            view_of: None,
-                            is_operation: false,
-                            may_overwrite: false,
-                            is_input: false,
-                            is_output: false,
-                            is_external: false,
-                            extra: None,
-                            ..original.tensor.clone()
-                        });
-                        let copy = tensors.len().saturating_sub(1);
-                        copies.insert((source, backend), copy);
-                        inputs.push((source, copy));
+                        let copy = self.copy(source, backend)?;
+                        copies.set(source, backend, copy);
+                        if let Some(part) = parts.last_mut() {
+                            part.inputs.push(source);
+                        }
                         copy
                     }
                 };
-                sources.push(copy)?;
+                if let Some(slot) = self.graph.sources_mut(at(index)).get_mut(place) {
+                    *slot = copy;
+                }
             }
-            if let Some(tensor) = tensors.get_mut(index) {
-                tensor.sources = sources;
-            }
-            part.push((index, backend));
         }
-        self.close(&mut tensors, &mut nodes, &mut inputs, &mut part)?;
-        let leafs = self.builder.leafs.iter().map(|&leaf| (leaf, self.backend(leaf).unwrap_or_default())).collect();
-        Ok(Graph { tensors, leafs, nodes })
+        self.finish(&nodes, &parts, &copies)
     }
 
-    /// Ends a part: what it copies in comes first, each original kept alive until it is copied.
-    fn close(
-        &self,
-        tensors: &mut Vec<GraphTensor>,
-        nodes: &mut Vec<(usize, usize)>,
-        inputs: &mut Vec<(usize, usize)>,
-        part: &mut Vec<(usize, usize)>,
-    ) -> Result<(), MathError> {
-        let backend = part
-            .iter()
-            .find(|(index, _)| self.built(*index).is_ok_and(|built| built.kind != Kind::View))
-            .map_or(0, |(_, backend)| *backend);
-        for (source, copy) in inputs.drain(..) {
-            let original = self.built(source)?;
-            let mut sources = Sources::default();
-            sources.push(source)?;
-            tensors.push(GraphTensor {
-                sources,
-                view_of: Some(original.tensor.view_of.unwrap_or(source)),
-                is_operation: false,
-                may_overwrite: false,
-                is_input: false,
-                is_output: false,
-                is_external: false,
-                extra: None,
-                ..original.tensor.clone()
-            });
-            nodes.push((tensors.len().saturating_sub(1), self.backend(source).unwrap_or_default()));
-            nodes.push((copy, backend));
+    /// Whether a node reads a weight that its backend cannot read: a part of its own lets earlier such weights go.
+    fn reads_foreign_weight(&self, index: u32, backend: u8) -> Result<bool, MathError> {
+        for &source in self.graph.sources(self.tensor(index)?) {
+            // A copy of a weight is no weight.
+            let Some(built) = self.built.get(at(source)) else { continue };
+            if matches!(built.home, Home::Weight(_)) && self.backend(source) != backend && !self.reads(source, backend)? {
+                return Ok(true);
+            }
         }
-        nodes.append(part);
+        Ok(false)
+    }
+
+    /// Copies of a tensor for another backend, one for each micro-batch in flight; the first is returned, the others
+    /// follow it.
+    fn copy(&mut self, source: u32, backend: u8) -> Result<u32, MathError> {
+        let original = self.tensor(source)?;
+        let mut copy = GraphTensor::new(original.layout, original.bytes);
+        if self.machine.copies > 1 {
+            copy.is_input = true;
+            copy.is_output = true;
+        }
+        let copies = self.machine.copies;
+        let number = |nth: usize| usize::from(backend).saturating_mul(copies).saturating_add(nth);
+        let first = self.push(copy.clone(), &[], source, number(0))?;
+        for nth in 1..self.machine.copies {
+            self.push(copy.clone(), &[], source, number(nth))?;
+        }
+        Ok(first)
+    }
+
+    fn push(&mut self, tensor: GraphTensor, sources: &[u32], of: u32, copy: usize) -> Result<u32, MathError> {
+        let format = self.built(of)?.format;
+        let number = self.graph.push(tensor, sources)?;
+        self.graph.origins.push((of, u32::try_from(copy).unwrap_or(u32::MAX)));
+        self.built.push(Built::none(format));
+        self.backend.push(NOWHERE);
+        Ok(number)
+    }
+
+    /// The scheduler's copy of the graph: what each part copies in comes first, each original kept alive until then.
+    fn finish(mut self, nodes: &[u32], parts: &[Part], copies: &Copies) -> Result<Graph, MathError> {
+        let leafs = core::mem::take(&mut self.leafs);
+        let mut order: Vec<(u32, u32)> = Vec::with_capacity(nodes.len().saturating_add(16));
+        for part in parts {
+            let backend = u32::from(part.backend);
+            for &source in &part.inputs {
+                let original = self.tensor(source)?;
+                let mut keeps = GraphTensor::new(original.layout, original.bytes);
+                keeps.set_view_of(Some(original.view_of().unwrap_or(source)));
+                let keeper = self.push(keeps, &[source], source, usize::MAX)?;
+                order.push((keeper, u32::from(self.backend(source))));
+                if let Some(copy) = copies.get(source, part.backend) {
+                    order.push((copy, backend));
+                }
+            }
+            let own = nodes.get(part.nodes.clone()).unwrap_or(&[]);
+            order.extend(own.iter().map(|&index| (index, u32::from(self.backend(index)))));
+        }
+        let mut leading: Vec<(u32, u32)> = Vec::new();
+        if self.machine.copies > 1 {
+            // Every input is kept once for each micro-batch in flight.
+            for &leaf in &leafs {
+                if !self.tensor(leaf)?.is_input {
+                    continue;
+                }
+                let backend = self.backend(leaf);
+                if copies.get(leaf, backend).is_none() {
+                    let original = self.tensor(leaf)?.clone();
+                    if let Some(tensor) = self.graph.tensors.get_mut(at(leaf)) {
+                        tensor.is_output = true;
+                    }
+                    leading.push((leaf, u32::from(backend)));
+                    for nth in 1..self.machine.copies {
+                        let mut copy = GraphTensor::new(original.layout, original.bytes);
+                        copy.is_input = true;
+                        copy.is_output = true;
+                        let copy = self.push(copy, &[], leaf, nth)?;
+                        leading.push((copy, u32::from(backend)));
+                    }
+                }
+            }
+            for part in parts {
+                for &source in &part.inputs {
+                    let Some(first) = copies.get(source, part.backend) else { continue };
+                    let count = u32::try_from(self.machine.copies).unwrap_or(u32::MAX);
+                    leading.extend((first..first.saturating_add(count)).map(|copy| (copy, u32::from(part.backend))));
+                }
+            }
+        }
+        leading.extend(leafs.iter().map(|&leaf| (leaf, u32::from(self.backend(leaf)))));
+        self.place_marks(nodes, &order);
+        self.graph.leafs = leading;
+        self.graph.nodes = order;
+        self.add_extras()?;
+        Ok(self.graph)
+    }
+
+    /// Marks count nodes of the graph as it was built; what was inserted moves them.
+    fn place_marks(&mut self, nodes: &[u32], order: &[(u32, u32)]) {
+        let mut position = 0;
+        for Mark { node, .. } in &mut self.graph.marks {
+            let Some(wanted) = nodes.get(*node) else { continue };
+            while order.get(position).is_some_and(|(index, _)| index != wanted) {
+                position = position.saturating_add(1);
+            }
+            *node = position;
+        }
+    }
+
+    /// What devices' buffers add to results of some operations, and to copies of rows in blocks.
+    fn add_extras(&mut self) -> Result<(), MathError> {
+        for position in 0..self.graph.nodes.len() {
+            let Some(&(index, backend)) = self.graph.nodes.get(position) else { continue };
+            let kind = u8::try_from(backend).map_or(Backend::Cpu, |backend| self.kind(backend));
+            let extra = extra_bytes(&self.graph, &self.built, at(index), kind)?;
+            if extra > 0
+                && let Some(tensor) = self.graph.tensors.get_mut(at(index))
+            {
+                tensor.set_extra(backend, extra);
+            }
+        }
         Ok(())
+    }
+}
+
+/// The first copy of each tensor on each backend.
+struct Copies {
+    first: Vec<u32>,
+    backends: usize,
+}
+
+impl Copies {
+    fn slot(&self, source: u32, backend: u8) -> usize {
+        at(source).saturating_mul(self.backends).saturating_add(usize::from(backend))
+    }
+    fn get(&self, source: u32, backend: u8) -> Option<u32> {
+        self.first.get(self.slot(source, backend)).copied().filter(|copy| *copy != u32::MAX)
+    }
+    fn set(&mut self, source: u32, backend: u8, copy: u32) {
+        let slot = self.slot(source, backend);
+        if let Some(place) = self.first.get_mut(slot) {
+            *place = copy;
+        }
     }
 }

@@ -1,0 +1,169 @@
+//! A graph as the allocator sees it: tensors, what they are computed from, and the order of both.
+
+use alloc::vec::Vec;
+
+use crate::error::MathError;
+
+/// What makes two tensors interchangeable for an in-place operation: element type and dimensions with their strides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Layout {
+    /// The element type's number.
+    pub type_id: u32,
+    /// Elements of each dimension.
+    pub dims: [u64; 4],
+    /// Bytes from one element of a dimension to the next.
+    pub strides: [u64; 4],
+}
+
+/// Stands for no tensor and no buffer.
+const NONE: u32 = u32::MAX;
+
+/// A tensor of the graph.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GraphTensor {
+    /// Type, dimensions and strides.
+    pub layout: Layout,
+    /// Bytes of its elements.
+    pub bytes: u64,
+    /// Bytes that one kind of buffer adds for the operation's own use.
+    extra: u64,
+    /// That kind of buffer.
+    extra_in: u32,
+    /// Its sources are this many...
+    n_sources: u32,
+    /// ... from here on in the graph's list.
+    first_source: u32,
+    view_of: u32,
+    /// Whether it is computed at all; weights, caches and inputs are not.
+    pub is_operation: bool,
+    /// Whether its operation may write over an input (`ggml-alloc.c:ggml_op_can_inplace`).
+    pub may_overwrite: bool,
+    /// Whether it is filled from outside: it keeps its memory apart from everything computed before.
+    pub is_input: bool,
+    /// Whether it is read from outside: its memory is never given back.
+    pub is_output: bool,
+    /// Whether it lives in a buffer of its own (weights, caches).
+    pub is_external: bool,
+}
+
+impl GraphTensor {
+    /// A tensor that is not computed.
+    #[must_use]
+    pub const fn new(layout: Layout, bytes: u64) -> Self {
+        Self {
+            layout,
+            bytes,
+            extra: 0,
+            extra_in: NONE,
+            n_sources: 0,
+            first_source: 0,
+            view_of: NONE,
+            is_operation: false,
+            may_overwrite: false,
+            is_input: false,
+            is_output: false,
+            is_external: false,
+        }
+    }
+    /// The tensor whose memory it shows.
+    #[must_use]
+    pub const fn view_of(&self) -> Option<u32> {
+        if self.view_of == NONE { None } else { Some(self.view_of) }
+    }
+    /// Makes it show another's memory, or memory of its own.
+    pub const fn set_view_of(&mut self, base: Option<u32>) {
+        self.view_of = match base {
+            Some(base) => base,
+            None => NONE,
+        };
+    }
+    /// Lets buffers of one kind add `bytes`.
+    pub const fn set_extra(&mut self, buffer: u32, bytes: u64) {
+        self.extra_in = buffer;
+        self.extra = bytes;
+    }
+    /// What the operation's own use adds, and the kind of buffer that adds it.
+    #[must_use]
+    pub const fn extra(&self) -> Option<(u32, u64)> {
+        if self.extra_in == NONE { None } else { Some((self.extra_in, self.extra)) }
+    }
+    pub(super) const fn has_extra_in(&self, buffer: u32) -> bool {
+        self.extra_in == buffer
+    }
+    /// Bytes in a buffer.
+    #[must_use]
+    pub const fn bytes_in(&self, buffer: u32) -> u64 {
+        if self.extra_in == buffer { self.bytes.saturating_add(self.extra) } else { self.bytes }
+    }
+}
+
+/// A place between two rounds of layers that are built alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// The next node to be computed, as a position among all nodes.
+    pub(super) node: usize,
+    /// The first tensor of the round that follows.
+    pub(super) first: u32,
+    /// The first tensor of the first round.
+    pub(super) loop_start: u32,
+}
+
+/// The scheduler's copy of a graph.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Graph {
+    /// Every tensor.
+    pub(super) tensors: Vec<GraphTensor>,
+    /// Sources of all tensors, each tensor's in a row.
+    pub(super) sources: Vec<u32>,
+    /// Tensors that are not computed, in order, each with the buffer it goes to.
+    pub(super) leafs: Vec<(u32, u32)>,
+    /// Tensors that are computed, in order, each with the buffer it goes to.
+    pub(super) nodes: Vec<(u32, u32)>,
+    /// Where rounds of layers begin.
+    pub(super) marks: Vec<Mark>,
+    /// For each of the last tensors, which the scheduler added: the tensor it stands for, and which of its copies it is.
+    pub(super) origins: Vec<(u32, u32)>,
+}
+
+impl Graph {
+    /// Adds a tensor with its sources and returns its number.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`] beyond 2^32 - 2 tensors.
+    pub fn push(&mut self, mut tensor: GraphTensor, sources: &[u32]) -> Result<u32, MathError> {
+        let count = |n: usize| u32::try_from(n).ok().filter(|n| *n != NONE).ok_or(MathError::Overflow { quantity: "graph" });
+        tensor.first_source = count(self.sources.len())?;
+        tensor.n_sources = count(sources.len())?;
+        self.sources.extend_from_slice(sources);
+        let number = count(self.tensors.len())?;
+        self.tensors.push(tensor);
+        Ok(number)
+    }
+    /// Adds a tensor to those that are not computed.
+    pub fn push_leaf(&mut self, tensor: u32, buffer: u32) {
+        self.leafs.push((tensor, buffer));
+    }
+    /// Adds a tensor to those that are computed.
+    pub fn push_node(&mut self, tensor: u32, buffer: u32) {
+        self.nodes.push((tensor, buffer));
+    }
+    fn range(tensor: &GraphTensor) -> core::ops::Range<usize> {
+        let first = usize::try_from(tensor.first_source).unwrap_or(usize::MAX);
+        first..first.saturating_add(usize::try_from(tensor.n_sources).unwrap_or(usize::MAX))
+    }
+    /// What a tensor is computed from.
+    pub(super) fn sources(&self, tensor: &GraphTensor) -> &[u32] {
+        self.sources.get(Self::range(tensor)).unwrap_or(&[])
+    }
+    pub(super) fn sources_mut(&mut self, tensor: usize) -> &mut [u32] {
+        let range = self.tensors.get(tensor).map_or(0..0, Self::range);
+        self.sources.get_mut(range).unwrap_or(&mut [])
+    }
+    /// Adds a source to the tensor that was pushed last.
+    pub(super) fn push_source(&mut self, source: u32) {
+        if let Some(tensor) = self.tensors.last_mut() {
+            tensor.n_sources = tensor.n_sources.saturating_add(1);
+            self.sources.push(source);
+        }
+    }
+}
