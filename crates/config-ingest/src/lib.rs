@@ -28,6 +28,8 @@ pub struct Ingested {
     pub tensors: plimsoll_math::tensor::TensorTable,
     /// How the weights are stored when the source says so beyond plain number types (`Q4_K_M`, `fp8 block 128x128`).
     pub quantization: Option<alloc::string::String>,
+    /// What an engine that loads the checkpoint itself reads beyond the architecture.
+    pub checkpoint: plimsoll_math::engine::vllm::facts::Checkpoint,
     /// Whether the architecture is a structural guess, made on request for an unknown one.
     pub generic: bool,
     /// What was unusual, unknown or ignored, one sentence each.

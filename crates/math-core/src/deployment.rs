@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use crate::error::MathError;
 use crate::format::StorageFormat;
+use crate::units::mul;
 
 /// A processor as far as memory rules depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,6 +34,41 @@ pub enum FlashAttention {
     On,
     /// Never.
     Off,
+}
+
+/// How many ranks share the work, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Parallelism {
+    /// Ranks that split every matrix.
+    pub tensor: u64,
+    /// Ranks that split the layers.
+    pub pipeline: u64,
+    /// Replicas that split the sequences.
+    pub data: u64,
+    /// Whether whole experts are spread over the ranks instead of parts of every expert.
+    pub expert: bool,
+    /// Ranks, among those of tensor parallelism, that split the tokens of a sequence's cache.
+    pub decode_context: u64,
+}
+
+impl Parallelism {
+    /// One rank.
+    pub const NONE: Self = Self { tensor: 1, pipeline: 1, data: 1, expert: false, decode_context: 1 };
+
+    /// Devices that this takes.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`].
+    pub fn devices(&self) -> Result<u64, MathError> {
+        mul(mul(self.tensor.max(1), self.pipeline.max(1))?, self.data.max(1))
+    }
+}
+
+impl Default for Parallelism {
+    fn default() -> Self {
+        Self::NONE
+    }
 }
 
 /// How much context is asked for.

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use plimsoll_ingest::{Ingested, hf};
 use plimsoll_math::device::Device;
+use plimsoll_math::engine::vllm::facts::Checkpoint;
 use plimsoll_math::spec::ModelSpec;
 use plimsoll_math::synth::tensor_table;
 use plimsoll_math::tensor::TensorTable;
@@ -75,7 +76,14 @@ impl WireModel {
                     Some(tensors) => (tensors, Basis::Gguf),
                     None => (tensor_table(&spec)?, Basis::Config),
                 };
-                let ingested = Ingested { spec, tensors, quantization: None, generic: false, notes: Vec::new() };
+                let ingested = Ingested {
+                    spec,
+                    tensors,
+                    quantization: None,
+                    checkpoint: Checkpoint::default(),
+                    generic: false,
+                    notes: Vec::new(),
+                };
                 Model::new(self.name.as_deref(), ingested, basis)
             }
             (None, None) => return Err(PlanError::request("model", "nothing", "config or spec")),

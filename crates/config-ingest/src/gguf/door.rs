@@ -6,6 +6,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use plimsoll_math::engine::vllm::facts::Checkpoint;
 use plimsoll_math::format::StorageFormat;
 use plimsoll_math::spec::{
     Attention, Embedding, Encoder, FeedForward, Head, KvSource, Layer, LmHead, Mixer, ModelSpec, MtpLayer, Norm, Weight,
@@ -101,7 +102,7 @@ pub fn from_header(header: Header, options: &Options) -> Result<Ingested, Ingest
         .and_then(file_type::name)
         .filter(|name| !matches!(*name, "F32" | "F16" | "BF16"))
         .map(ToString::to_string);
-    Ok(Ingested { spec, tensors, quantization, generic, notes })
+    Ok(Ingested { spec, tensors, quantization, checkpoint: Checkpoint::default(), generic, notes })
 }
 
 fn architecture(header: &Header) -> Result<&str, IngestError> {

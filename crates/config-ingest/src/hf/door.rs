@@ -67,6 +67,7 @@ pub fn ingest(bytes: &[u8], options: &Options) -> Result<Ingested, IngestError> 
     let shared = Shared::new(options);
     let built = lookup::build(root.clone(), &shared);
     let quantization = shared.keep(Quantization::read(&root)).flatten();
+    let checkpoint = shared.keep(super::checkpoint::read(&root)).unwrap_or_default();
     let (mut errors, mut notes, generic) = shared.finish();
     let spec = match built {
         Ok(spec) if errors.is_empty() => spec,
@@ -83,7 +84,7 @@ pub fn ingest(bytes: &[u8], options: &Options) -> Result<Ingested, IngestError> 
             .map(|path| format!("{path}: not used (no effect on sizes is known)")),
     );
     let tensors = tensor_table(&spec)?;
-    Ok(Ingested { spec, tensors, quantization: quantization.map(|scheme| scheme.to_string()), generic, notes })
+    Ok(Ingested { spec, tensors, quantization: quantization.map(|scheme| scheme.to_string()), checkpoint, generic, notes })
 }
 
 /// The JSON of a config as Python writes it: with a byte order mark or not, and with `NaN` and infinities, which are

@@ -4,6 +4,7 @@
 //! from the config through a [`reader::Reader`] (which collects every error and note) with the shared combinators of
 //! [`recipe`], and synthesizes the tensor table.
 
+mod checkpoint;
 pub mod config;
 mod door;
 pub mod families;

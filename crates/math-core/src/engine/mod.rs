@@ -2,3 +2,4 @@
 
 pub mod ideal;
 pub mod llama_cpp;
+pub mod vllm;
