@@ -682,6 +682,26 @@ pub struct MtpLayer {
     pub extra: Vec<Weight>,
 }
 
+/// What a model computes beyond the products with its weights, where that decides which operations its graph has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
+pub struct Operations {
+    /// Whether a position has parts for time, height and width; `None` where the architecture decides.
+    pub sectioned_positions: Option<bool>,
+    /// Whether queries are scaled by how far into the text they are; `None` where the architecture decides.
+    pub scales_by_position: Option<bool>,
+    /// Whether logits go through a soft cap; `None` where the architecture decides.
+    pub caps_logits: Option<bool>,
+    /// Whether attention and feed-forward read the same input; `None` where the architecture decides.
+    pub parallel_residual: Option<bool>,
+    /// Whether the weights of chosen experts are divided by their sum; `None` where the architecture decides.
+    pub norms_expert_weights: Option<bool>,
+    /// Groups of experts of which some are chosen first; 0 where the architecture decides.
+    pub n_expert_groups: u64,
+    /// First layers that add features of an image encoder's deeper layers to their output.
+    pub n_deepstack_layers: u64,
+}
+
 /// A normalized architecture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -712,4 +732,7 @@ pub struct ModelSpec {
     pub mtp: Vec<MtpLayer>,
     /// Whether the model generates token by token.
     pub causal: bool,
+    /// What it computes beyond the products with its weights.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub operations: Operations,
 }

@@ -9,7 +9,8 @@ use alloc::vec::Vec;
 use plimsoll_math::engine::vllm::facts::Checkpoint;
 use plimsoll_math::format::StorageFormat;
 use plimsoll_math::spec::{
-    Attention, Embedding, Encoder, FeedForward, Head, KvSource, Layer, LmHead, Mixer, ModelSpec, MtpLayer, Norm, Weight,
+    Attention, Embedding, Encoder, FeedForward, Head, KvSource, Layer, LmHead, Mixer, ModelSpec, MtpLayer, Norm, Operations,
+    Weight,
 };
 use plimsoll_math::synth;
 use plimsoll_math::tensor::{Component, Counts, Place, Shape, Tensor, TensorTable};
@@ -222,6 +223,24 @@ fn assemble(
         towers: Vec::new(),
         mtp,
         causal: hparams.causal,
+        operations: operations(builder)?,
+    })
+}
+
+/// What the metadata say about operations that no weight shows.
+fn operations(builder: &Builder<'_>) -> Result<Operations, IngestError> {
+    let keys = &builder.keys;
+    // Sections for height and width make positions of four parts (`llama-hparams.cpp:use_mrope`).
+    let sections = keys.per_layer("rope.dimension_sections", 2)?;
+    let sectioned = |sections: Vec<u64>| sections.iter().all(|section| *section > 0);
+    Ok(Operations {
+        sectioned_positions: sections.map(sectioned),
+        scales_by_position: keys.is_set("attention.temperature_scale"),
+        caps_logits: keys.is_set("final_logit_softcapping"),
+        parallel_residual: keys.bool("use_parallel_residual")?,
+        norms_expert_weights: keys.bool("expert_weights_norm")?,
+        n_expert_groups: keys.or_zero("expert_group_count")?,
+        n_deepstack_layers: keys.or_zero("n_deepstack_layers")?,
     })
 }
 

@@ -60,6 +60,11 @@ impl<'a> Keys<'a> {
         self.get(name).map(|value| value.as_bool().ok_or_else(|| self.wrong(name, value.describe(), "true or false"))).transpose()
     }
 
+    /// Whether a factor is there and not 0; `None` where the file does not say.
+    pub(super) fn is_set(&self, name: &str) -> Option<bool> {
+        self.get(name).and_then(Value::as_f64).map(|factor| factor != 0.0)
+    }
+
     /// One count per layer, or one for all of them.
     pub(super) fn per_layer(&self, name: &str, n: usize) -> Result<Option<Vec<u64>>, IngestError> {
         let Some(value) = self.get(name) else { return Ok(None) };

@@ -471,6 +471,7 @@ pub fn decoder(r: &Reader<'_>, dims: &Dims, layers: Vec<Layer>) -> ModelSpec {
         towers: Vec::new(),
         mtp: Vec::new(),
         causal: true,
+        operations: plimsoll_math::spec::Operations::default(),
     }
 }
 

@@ -236,6 +236,7 @@ fn encoder(r: &Reader<'_>, dims: &Dims, style: &Style, layers: Vec<Layer>) -> Mo
         towers: Vec::new(),
         mtp: Vec::new(),
         causal: false,
+        operations: plimsoll_math::spec::Operations::default(),
     }
 }
 

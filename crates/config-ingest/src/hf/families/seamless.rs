@@ -122,6 +122,7 @@ fn seamless(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
         towers: Vec::new(),
         mtp: Vec::new(),
         causal: true,
+        operations: plimsoll_math::spec::Operations::default(),
     })
 }
 

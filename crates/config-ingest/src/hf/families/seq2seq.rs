@@ -152,6 +152,7 @@ fn model(r: &Reader<'_>, d_model: u64, max_context: u64, encoder: Encoder, layer
         towers: Vec::new(),
         mtp: Vec::new(),
         causal: true,
+        operations: plimsoll_math::spec::Operations::default(),
     }
 }
 

@@ -130,6 +130,25 @@ impl Build {
         }
     }
 
+    /// b12032 pads keys and values of a batch that attends to itself to whole blocks of 256, like those of a cache
+    /// (`llama-graph.cpp:build_attn_inp_no_cache`).
+    #[must_use]
+    pub const fn pads_uncached_batches(self) -> bool {
+        match self {
+            Self::C0c1e57098 => false,
+            Self::B12032 => true,
+        }
+    }
+
+    /// b12032 looks learned positions up before it looks tokens up (`models/bert.cpp`).
+    #[must_use]
+    pub const fn looks_positions_up_first(self) -> bool {
+        match self {
+            Self::C0c1e57098 => false,
+            Self::B12032 => true,
+        }
+    }
+
     /// GPT-OSS hands out its last hidden state for prediction layers: b12032 chooses rows of logits inside the last
     /// layer unless that state is asked for (`llama-graph.h:crop_before_nextn`); before, always after it.
     #[must_use]

@@ -1,159 +1,21 @@
-//! Graphs of decoders whose layers are attention and a feed-forward (`src/models/*.cpp`), one row of facts per
-//! architecture for what the model's mechanisms do not say.
+//! Graphs of models whose layers are attention and a feed-forward (`src/models/*.cpp`).
 
 use alloc::vec::Vec;
 
 use super::latent;
 use super::op::Op;
 use super::ops::Node;
-use super::parts::{Activation, Attend, CacheInputs, NormKind, Parts, Routing};
+use super::parts::{Attend, CacheInputs, NormKind, Parts};
+use super::rows::{Row, Scaled, Together, routing};
 use crate::error::MathError;
-use crate::spec::{Attention, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, Moe, OutputGate, QkvLayout};
+use crate::spec::{Attention, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, OutputGate, QkvLayout};
 use crate::units::mul;
-
-/// What an architecture's graph does where its mechanisms leave a choice.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Row {
-    /// Names in GGUF files.
-    pub(super) archs: &'static [&'static str],
-    pub(super) norm: NormKind,
-    pub(super) activation: Activation,
-    /// Embeddings are scaled.
-    pub(super) scales_embedding: bool,
-    /// Queries are scaled before attention rather than inside it.
-    pub(super) scales_queries: bool,
-    /// Both halves are scaled before they join the residual.
-    pub(super) scales_residual: bool,
-    /// Logits are scaled.
-    pub(super) scales_logits: bool,
-    /// Attention scores go through a soft cap.
-    pub(super) caps_scores: bool,
-    /// Logits go through a soft cap.
-    pub(super) caps_logits: bool,
-    /// Both halves read the same norm and join the residual together.
-    pub(super) parallel: bool,
-    /// A layer's sum names the residual before the feed-forward's result: the former's memory is tried first.
-    pub(super) residual_first: bool,
-    /// Rows of logits are chosen after the last layer instead of inside it.
-    pub(super) chooses_late: bool,
-    /// Layers without rotary embedding: every so many, 0 for none.
-    pub(super) no_rope_every: u64,
-    /// Norms of queries and keys come after the rotary embedding and have no weights (Llama 4).
-    pub(super) bare_qk_norm: bool,
-    /// Positions of a token: 4 where the rotary embedding has sections for time and place.
-    pub(super) positions_per_token: u64,
-    /// Both norms follow their halves; nothing is normed before them.
-    pub(super) norms_after: bool,
-    /// The gate of shared experts is a SiLU divided by its input.
-    pub(super) divides_gate: bool,
-    /// How experts are chosen.
-    pub(super) routing: Routing,
-}
-
-pub(super) const SOFTMAX: Routing =
-    Routing { softmax_after: false, normed: true, scaled: false, choose_on_logits: false, weighted_first: false, groups: 0 };
-
-pub(super) const PLAIN: Row = Row {
-    archs: &[],
-    norm: NormKind::Rms,
-    activation: Activation::Single,
-    scales_embedding: false,
-    scales_queries: false,
-    scales_residual: false,
-    scales_logits: false,
-    caps_scores: false,
-    caps_logits: false,
-    parallel: false,
-    residual_first: false,
-    chooses_late: false,
-    no_rope_every: 0,
-    bare_qk_norm: false,
-    positions_per_token: 1,
-    norms_after: false,
-    divides_gate: false,
-    routing: SOFTMAX,
-};
-
-const ROWS: &[Row] = &[
-    Row {
-        archs: &[
-            "llama",
-            "qwen2",
-            "qwen3",
-            "qwen3moe",
-            "mistral3",
-            "internlm2",
-            "xverse",
-            "dots1",
-            "ernie4_5",
-            "ernie4_5-moe",
-            "hunyuan-moe",
-            "hunyuan-dense",
-            "seed_oss",
-            "bailingmoe",
-            "glm4",
-            "pangu-embedded",
-            "maincoder",
-            "qwen",
-            "chatglm",
-            "nanbeige",
-            "minimax-m2",
-            "exaone",
-            "deci",
-            "mellum",
-            "mimo2",
-        ],
-        ..PLAIN
-    },
-    Row { archs: &["olmo2", "exaone4"], norms_after: true, ..PLAIN },
-    Row { archs: &["qwen2vl", "qwen3tts", "hunyuan_vl", "paddleocr"], positions_per_token: 4, ..PLAIN },
-    Row { archs: &["deepseek", "olmoe"], routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
-    Row { archs: &["qwen2moe"], divides_gate: true, routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
-    Row { archs: &["arcee"], activation: Activation::Squared, ..PLAIN },
-    Row { archs: &["gemma"], scales_embedding: true, scales_queries: true, ..PLAIN },
-    Row { archs: &["nemotron", "jais2"], activation: Activation::Squared, norm: NormKind::Layer, ..PLAIN },
-    Row { archs: &["minicpm"], scales_embedding: true, scales_residual: true, scales_logits: true, ..PLAIN },
-    Row { archs: &["stablelm", "orion", "codeshell", "starcoder2"], norm: NormKind::Layer, ..PLAIN },
-    Row { archs: &["smollm3"], no_rope_every: 4, ..PLAIN },
-    Row { archs: &["phi3", "phimoe"], scales_queries: true, residual_first: true, ..PLAIN },
-    Row { archs: &["gemma2"], scales_embedding: true, scales_queries: true, caps_scores: true, caps_logits: true, ..PLAIN },
-    Row { archs: &["gemma3"], scales_embedding: true, scales_queries: true, ..PLAIN },
-    Row { archs: &["gpt-oss"], chooses_late: true, routing: Routing { softmax_after: true, normed: false, ..SOFTMAX }, ..PLAIN },
-    Row { archs: &["deepseek2"], routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
-    Row { archs: &["command-r"], norm: NormKind::Layer, parallel: true, scales_logits: true, ..PLAIN },
-    Row { archs: &["glm4moe"], routing: Routing { scaled: true, ..SOFTMAX }, ..PLAIN },
-    Row { archs: &["granite", "granitemoe"], scales_embedding: true, scales_residual: true, scales_logits: true, ..PLAIN },
-    Row {
-        archs: &["llama4"],
-        no_rope_every: 4,
-        bare_qk_norm: true,
-        routing: Routing { normed: false, choose_on_logits: true, weighted_first: true, ..SOFTMAX },
-        ..PLAIN
-    },
-];
-
-impl Row {
-    /// Whether a layer rotates queries and keys.
-    pub(super) fn rotates(&self, index: usize) -> bool {
-        let number = u64::try_from(index).unwrap_or(u64::MAX).saturating_add(1);
-        self.no_rope_every == 0 || !number.is_multiple_of(self.no_rope_every)
-    }
-}
-
-/// How a layer's experts are chosen: those with a correction bias have their weights divided by the sum and scaled.
-const fn routing(row: &Row, moe: &Moe) -> Routing {
-    let corrected = moe.correction_bias.is_some();
-    Routing { normed: row.routing.normed || corrected, scaled: row.routing.scaled || corrected, ..row.routing }
-}
-
-/// The row of an architecture, where its graph is known.
-pub(super) fn row(arch: &str) -> Option<&'static Row> {
-    ROWS.iter().find(|row| row.archs.contains(&arch))
-}
 
 /// The caches of a decoder: full-length, and for sliding-window layers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Caches {
+    /// There are none: the batch attends to itself.
+    pub(super) batch_only: bool,
     /// Cells of the window cache; `None` when there is one cache for all layers.
     pub(super) window_cells: Option<u64>,
     /// Widest row of values, of the full and of the window cache.
@@ -177,7 +39,7 @@ pub(super) fn build(
         Mixer::Attention(attention) => {
             attention.gate == OutputGate::None
                 && attention.indexer.is_none()
-                && matches!(attention.kv_source, KvSource::Own)
+                && matches!(attention.kv_source, KvSource::Own | KvSource::NotCached)
                 && attention.layout != QkvLayout::QueryOnly
                 && attention.layout != QkvLayout::ValueIsKey
         }
@@ -194,38 +56,32 @@ pub(super) fn build(
     let fits = |layer: &Layer| {
         mixes(layer)
             && feeds(layer)
-            && (row.parallel
+            && (row.parallel.is_some()
                 || row.norms_after
+                || row.norms_sums
                 || has_norm(layer, "ffn_norm").is_some()
                 || has_norm(layer, "post_attention_norm").is_some())
             && layer.cross_attention.is_none()
             && layer.extra.is_empty()
     };
-    if !spec.layers.iter().all(fits) || spec.encoder.is_some() || spec.embedding.n_positions > 0 {
+    if !spec.layers.iter().all(fits) || spec.encoder.is_some() {
         return Ok(false);
     }
-    let mut current = parts.embed(spec.d_model, spec.embedding.n_vocab)?;
-    if row.scales_embedding {
-        current = parts.scale_embedded(current)?;
-    }
-    let positions = parts.positions(row.positions_per_token)?;
-    let [full_rotation, window_rotation] = caches.rotations;
-    let [full_width, window_width] = caches.v_widths;
-    // A cache of latents alone keeps no values.
-    let keys_only = spec.layers.iter().all(|layer| matches!(&layer.mixer, Mixer::Mla(mla) if !mla.expanded));
-    let values = if keys_only { None } else { Some(full_width) };
-    let full = parts.cache_inputs(parts.setting.cells, values, full_rotation)?;
-    let sliding = match caches.window_cells {
-        Some(cells) => Some(parts.cache_inputs(cells, Some(window_width), window_rotation)?),
-        None => None,
-    };
+    let sectioned = row.sections_allowed && spec.operations.sectioned_positions == Some(true);
+    let positions = parts.positions(if sectioned { 4 } else { row.positions_per_token })?;
+    let mut current = embed(parts, spec, row, positions)?;
+    let (full, sliding) = attended(parts, spec, caches, window)?;
     let factors = spec.embedding.extra.iter().find(|weight| weight.name.starts_with("rope_f"));
     let factors = match factors {
         Some(weight) => Some(parts.weight(&[weight.shape.row()])?),
         None => None,
     };
-    let attention_scale =
-        if row.bare_qk_norm { Some(parts.graph.input(Parts::F32, [1, 1, parts.setting.tokens, 1])?) } else { None };
+    let by_position = spec.operations.scales_by_position.unwrap_or(false);
+    let attention_scale = match row.scales_by_position {
+        Scaled::UnrotatedLayers => Some(parts.attention_scale()?),
+        Scaled::WhereTold if by_position => Some(parts.attention_scale()?),
+        Scaled::Never | Scaled::WhereTold => None,
+    };
     let rows = parts.output_rows()?;
     let late = row.chooses_late && parts.setting.rows_after_layers;
     let last = spec.layers.len().saturating_sub(1);
@@ -245,8 +101,14 @@ pub(super) fn build(
         }
     }
     let norm_bias = spec.head.norm.as_ref().is_some_and(|norm| norm.bias);
-    current = parts.norm(current, row.norm, norm_bias, false)?;
+    if spec.head.norm.is_some() {
+        current = parts.norm(current, row.norm, norm_bias, false)?;
+    }
     parts.graph.output(current)?;
+    if spec.head.lm_head == LmHead::None {
+        parts.graph.expand(current)?;
+        return Ok(true);
+    }
     let outputs = spec.head.n_outputs.unwrap_or(spec.embedding.n_vocab);
     current = parts.linear_bias(current, outputs, spec.head.lm_head == LmHead::Own { bias: true })?;
     if row.scales_logits {
@@ -258,6 +120,71 @@ pub(super) fn build(
     parts.graph.output(current)?;
     parts.graph.expand(current)?;
     Ok(true)
+}
+
+/// Embedded tokens with everything that is added to them before the first layer.
+pub(super) fn embed(parts: &mut Parts, spec: &ModelSpec, row: &Row, positions: Node) -> Result<Node, MathError> {
+    let learned = spec.embedding.n_positions;
+    let mut added = None;
+    if learned > 0 && row.adds_to_positions && parts.setting.positions_first {
+        added = Some(look_up(parts, spec.d_model, learned, positions)?);
+    }
+    let mut current = parts.embed(spec.d_model, spec.embedding.n_vocab)?;
+    if row.scales_embedding {
+        current = parts.scale_embedded(current)?;
+    }
+    if spec.embedding.n_token_types > 0 {
+        // Every token is of the first type.
+        let types = parts.host_weight(spec.d_model, spec.embedding.n_token_types)?;
+        let first = parts.graph.view_1d(types, spec.d_model)?;
+        current = parts.graph.sum(current, first)?;
+    }
+    if learned > 0 {
+        let looked_up = match added {
+            Some(looked_up) => looked_up,
+            None => look_up(parts, spec.d_model, learned, positions)?,
+        };
+        let (first, second) = if row.adds_to_positions { (looked_up, current) } else { (current, looked_up) };
+        current = parts.graph.sum(first, second)?;
+    }
+    if let Some(norm) = &spec.embedding.norm {
+        current = parts.norm(current, row.norm, norm.bias, true)?;
+    }
+    Ok(current)
+}
+
+fn look_up(parts: &mut Parts, width: u64, learned: u64, positions: Node) -> Result<Node, MathError> {
+    let table = parts.host_weight(width, learned)?;
+    let rows = parts.graph.get_rows(table, positions)?;
+    if parts.setting.positions_first {
+        parts.graph.expand(rows)?;
+    }
+    Ok(rows)
+}
+
+/// What attention reads: a cache of all tokens and one of windows, or the batch itself.
+pub(super) fn attended(
+    parts: &mut Parts,
+    spec: &ModelSpec,
+    caches: &Caches,
+    window: HasWindow<'_>,
+) -> Result<(CacheInputs, Option<CacheInputs>), MathError> {
+    if caches.batch_only {
+        let windowed = |layer: &Layer| matches!(&layer.mixer, Mixer::Attention(attention) if window(attention));
+        let full = parts.batch_inputs()?;
+        let sliding = if spec.layers.iter().any(windowed) { Some(parts.batch_inputs()?) } else { None };
+        return Ok((full, sliding));
+    }
+    let [full_rotation, window_rotation] = caches.rotations;
+    let [full_width, window_width] = caches.v_widths;
+    // A cache of latents alone keeps no values.
+    let keys_only = spec.layers.iter().all(|layer| matches!(&layer.mixer, Mixer::Mla(mla) if !mla.expanded));
+    let values = if keys_only { None } else { Some(full_width) };
+    let mut full = parts.cache_inputs(parts.setting.cells, values, full_rotation)?;
+    let Some(cells) = caches.window_cells else { return Ok((full, None)) };
+    let mut sliding = parts.cache_inputs(cells, Some(window_width), window_rotation)?;
+    (full.keys_first, sliding.keys_first) = (true, true);
+    Ok((full, Some(sliding)))
 }
 
 /// Whether queries and keys are normed over all heads together, before they are split.
@@ -298,9 +225,15 @@ impl Trunk<'_> {
         if let Some(bias) = has_norm(layer, "attn_norm") {
             normed = parts.norm(input, row.norm, bias, true)?;
         }
+        let mut attended = normed;
+        if row.parallel.is_some()
+            && let Some(bias) = has_norm(layer, "attn_norm_2")
+        {
+            attended = parts.norm(input, row.norm, bias, true)?;
+        }
         let mut mixed = match &layer.mixer {
-            Mixer::Attention(attention) => self.attention(parts, attention, d_model, index, normed)?,
-            Mixer::Mla(mla) => latent::attention(parts, mla, &self.full, Some(self.positions), d_model, normed)?,
+            Mixer::Attention(attention) => self.attention(parts, attention, d_model, index, attended)?,
+            Mixer::Mla(mla) => latent::attention(parts, mla, &self.full, Some(self.positions), d_model, attended)?,
             _ => return Ok(input),
         };
         let mut residual = input;
@@ -308,13 +241,23 @@ impl Trunk<'_> {
             mixed = parts.graph.get_rows(mixed, self.rows)?;
             residual = parts.graph.get_rows(residual, self.rows)?;
         }
-        if row.parallel {
-            if chooses {
+        if row.norms_sums {
+            return self.norm_sums(parts, layer, d_model, mixed, residual);
+        }
+        if let Some(together) = row.parallel {
+            if let Some(bias) = has_norm(layer, "ffn_norm") {
+                normed = parts.norm(residual, row.norm, bias, true)?;
+            } else if chooses {
                 normed = parts.graph.get_rows(normed, self.rows)?;
             }
             let fed = self.feed_forward(parts, layer, d_model, normed)?;
-            let with_residual = parts.graph.sum(fed, residual)?;
-            return parts.graph.sum(with_residual, mixed);
+            let (first, second, last) = match together {
+                Together::ResidualFirst => (fed, residual, mixed),
+                Together::ResidualLast => (fed, mixed, residual),
+                Together::AttentionFirst => (mixed, fed, residual),
+            };
+            let two = parts.graph.sum(first, second)?;
+            return parts.graph.sum(two, last);
         }
         let sandwich = row.norms_after || has_norm(layer, "ffn_norm").is_some();
         if sandwich && let Some(bias) = has_norm(layer, "post_attention_norm") {
@@ -340,6 +283,20 @@ impl Trunk<'_> {
         }
         let (first, second) = if row.residual_first { (joined, fed) } else { (fed, joined) };
         parts.graph.sum(first, second)
+    }
+
+    /// Norms of the sums of each half with what it was computed from (`models/bert.cpp`).
+    fn norm_sums(&self, parts: &mut Parts, layer: &Layer, d_model: u64, mixed: Node, residual: Node) -> Result<Node, MathError> {
+        let norm = self.row.norm;
+        let mut joined = parts.graph.sum(mixed, residual)?;
+        joined = parts.norm(joined, norm, has_norm(layer, "attn_output_norm").unwrap_or(false), true)?;
+        if let Some(bias) = has_norm(layer, "attn_norm_2") {
+            joined = parts.graph.sum(joined, residual)?;
+            joined = parts.norm(joined, norm, bias, true)?;
+        }
+        let fed = self.feed_forward(parts, layer, d_model, joined)?;
+        let sum = parts.graph.sum(fed, joined)?;
+        parts.norm(sum, norm, has_norm(layer, "layer_output_norm").unwrap_or(false), true)
     }
 
     pub(super) fn feed_forward(&self, parts: &mut Parts, layer: &Layer, d_model: u64, x: Node) -> Result<Node, MathError> {
@@ -393,14 +350,18 @@ impl Trunk<'_> {
             q = parts.norm(q, row.norm, attention.qk_norm.bias, true)?;
             k = parts.norm(k, row.norm, attention.qk_norm.bias, true)?;
         }
-        if row.rotates(index) {
+        let rotates = row.rotates(index);
+        if rotates {
             q = parts.graph.rope(q, self.positions, self.factors)?;
             k = parts.graph.rope(k, self.positions, self.factors)?;
             if row.bare_qk_norm {
                 q = parts.bare_norm(q, NormKind::Rms)?;
                 k = parts.bare_norm(k, NormKind::Rms)?;
             }
-        } else if let Some(scale) = self.attention_scale {
+        }
+        if let Some(scale) = self.attention_scale
+            && !(rotates && row.scales_by_position == Scaled::UnrotatedLayers)
+        {
             q = parts.graph.product(q, scale)?;
         }
         if row.scales_queries {
@@ -413,14 +374,15 @@ impl Trunk<'_> {
         };
         let attend = Attend {
             q,
-            k,
-            v,
+            k: Some(k),
+            v: Some(v),
             n_kv_heads: attention.n_kv_heads,
             k_head: attention.k_head_dim,
             v_head: attention.v_head_dim,
             v_width,
             sinks,
             soft_cap: row.caps_scores,
+            bias: None,
         };
         let mut attended = parts.attend(inputs, &attend)?;
         if let Some(gate) = gate {

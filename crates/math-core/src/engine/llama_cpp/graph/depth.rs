@@ -40,9 +40,16 @@ pub(super) struct Step {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Depth {
     rounds: Vec<Rounds>,
+    /// All layers are shown.
+    all: bool,
 }
 
 impl Depth {
+    /// All layers.
+    pub(super) const fn all() -> Self {
+        Self { rounds: Vec::new(), all: true }
+    }
+
     /// The layers to show, given a number for the kind of each: equal numbers, equal layers. The last layer is of its own
     /// kind always, since rows of logits may be chosen in it.
     pub(super) fn steps(&mut self, kinds: &[usize]) -> Vec<Step> {
@@ -59,7 +66,8 @@ impl Depth {
                 layer = layer.saturating_add(1);
                 continue;
             };
-            let shown = known.next().map_or(FEW, |rounds| rounds.shown).min(total);
+            let few = if self.all { total } else { FEW };
+            let shown = known.next().map_or(few, |rounds| rounds.shown).min(total);
             self.rounds.push(Rounds { period, total, shown });
             for round in 0..shown {
                 for nth in 0..period {

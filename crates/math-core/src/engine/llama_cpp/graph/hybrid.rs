@@ -1,10 +1,11 @@
 //! Graphs of recurrent models and of hybrids with attention (`src/models/*.cpp`), one row of facts per architecture for
 //! what the model's mechanisms do not say.
 
-use super::decoder::{Caches, HasWindow, PLAIN, Row, SOFTMAX, Trunk, has_norm};
+use super::decoder::{Caches, HasWindow, Trunk, has_norm};
 use super::ops::Node;
 use super::parts::{Activation, Parts, Routing};
 use super::recurrent::StateInputs;
+use super::rows::{PLAIN, Row, SOFTMAX};
 use crate::error::MathError;
 use crate::spec::{Attention, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, OutputGate, QkvLayout};
 

@@ -53,8 +53,10 @@ pub(super) fn attention(
     let cells = inputs.cells;
     let width = add(rank, rope)?;
     let cache = parts.graph.cache(k_format, [width, cells, streams, 1], device)?;
-    let stored = parts.store_rows(k, cache, inputs.k_rows)?;
-    parts.graph.expand(stored)?;
+    if let Some(rows) = inputs.k_rows {
+        let stored = parts.store_rows(k, cache, rows)?;
+        parts.graph.expand(stored)?;
+    }
     let stride = k_format.row_bytes(width).map(Bytes::get)?;
     let strides = [stride, stride, mul(stride, cells)?];
     let k = parts.graph.view(cache, [width, 1, cells, streams], strides)?;

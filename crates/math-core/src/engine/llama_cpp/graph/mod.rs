@@ -17,23 +17,28 @@ mod parts;
 mod recurrent;
 pub(super) mod regimes;
 pub mod replay;
+mod rows;
 mod schedule;
 pub mod tensors;
 
 use alloc::vec::Vec;
 
-use super::cache::{BufferRules, CachePlan, CellRule};
+use super::build::Build;
+use super::cache::{BufferRules, CachePlan, CellRule, cache_plans};
 use super::facts::Facts;
-use super::resolve::{ResolveFacts, Resolved};
+use super::layout::Layout;
+use super::loader_facts::LoaderFacts;
+use super::resolve::{ResolveFacts, Resolved, resolve_with};
 use crate::deployment::{Backend, Deployment};
 use crate::error::MathError;
 use crate::spec::{Attention, ModelSpec};
-use decoder::{Caches, Row};
+use decoder::Caches;
 use depth::Depth;
 use hybrid::HybridRow;
 use ops::Builder;
 use parts::{Parts, Setting};
 use replay::{BufferKind, replay};
+use rows::Row;
 use schedule::{Machine, schedule};
 use tensors::Graph;
 
@@ -77,6 +82,27 @@ pub(super) fn compute_bytes(
     Ok(Some(out))
 }
 
+/// The graphs that a context is reserved for, all layers shown, as the scheduler hands them to the allocator; `None` where
+/// the graph of this architecture or backend is not known. For comparison with graphs that the engine dumped.
+///
+/// # Errors
+/// As [`super::memory::memory`].
+pub fn reserved(spec: &ModelSpec, deployment: &Deployment, build: Build) -> Result<Option<Vec<Graph>>, MathError> {
+    let facts = Facts::new(spec, build)?;
+    let asked = ResolveFacts::new(spec, facts, deployment)?;
+    let resolved = resolve_with(&asked, deployment, deployment.context, deployment.sequences)?;
+    let layout = Layout::new(LoaderFacts::of(spec, build)?.n_layers_all, deployment)?;
+    let plans = cache_plans(spec, facts, deployment, &layout, asked.transposes_values(deployment))?;
+    let Some(recipe) = Recipe::new(spec, deployment, facts)? else { return Ok(None) };
+    let mut graphs = Vec::new();
+    for reserve in Reserve::all(&resolved) {
+        let mut depth = Depth::all();
+        let Some(graph) = recipe.graph(&resolved, &plans, reserve, &mut depth)? else { return Ok(None) };
+        graphs.push(graph);
+    }
+    Ok(Some(graphs))
+}
+
 /// A graph that the engine reserves memory for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Reserve {
@@ -113,7 +139,7 @@ struct Recipe<'a> {
 impl<'a> Recipe<'a> {
     /// `None` where the graph is not known.
     fn new(spec: &'a ModelSpec, deployment: &'a Deployment, facts: Facts<'a>) -> Result<Option<Self>, MathError> {
-        let (row, hybrid) = (decoder::row(facts.arch), hybrid::row(facts.arch));
+        let (row, hybrid) = (rows::row(facts.arch), hybrid::row(facts.arch));
         let known = row.is_some() || hybrid.is_some();
         let served = deployment.backend() != Backend::Metal && !deployment.embeddings && !deployment.load_mtp;
         if !known || !served || !facts.build.graphs_are_known() {
@@ -142,7 +168,8 @@ impl<'a> Recipe<'a> {
         depth: &mut Depth,
     ) -> Result<Option<Graph>, MathError> {
         let Self { spec, deployment, facts, .. } = *self;
-        let mut caches = Caches { window_cells: None, v_widths: [0; 2], rotations: [[0; 2]; 2] };
+        let batch_only = !facts.has_memory();
+        let mut caches = Caches { batch_only, window_cells: None, v_widths: [0; 2], rotations: [[0; 2]; 2] };
         let mut widest = 0;
         for plan in plans {
             let slot = usize::from(matches!(plan.cells, CellRule::Window { .. }));
@@ -174,9 +201,13 @@ impl<'a> Recipe<'a> {
             scales_rows: facts.build.scales_embedded_rows(facts.arch),
             cached_rotations: facts.build.rotation_matrices_are_cached(),
             gathers_states: facts.build.gathers_states_at_once(),
+            pads_batches: facts.build.pads_uncached_batches(),
+            positions_first: facts.build.looks_positions_up_first(),
             limits_experts: facts.build.limits_expert_activations(facts.arch),
         };
-        let window = |attention: &Attention| facts.window(attention.window).is_some();
+        let window = |attention: &Attention| {
+            if batch_only { attention.window.tokens().is_some() } else { facts.window(attention.window).is_some() }
+        };
         let mut parts = Parts { graph: Builder::new(), setting, depth: core::mem::take(depth), loop_start: None };
         let built = match (self.row, self.hybrid) {
             (Some(row), _) => decoder::build(&mut parts, spec, row, &caches, &window)?,

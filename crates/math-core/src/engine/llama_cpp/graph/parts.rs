@@ -9,7 +9,7 @@ use super::ops::{Builder, Node};
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::{Dense, Layer, Moe};
-use crate::units::mul;
+use crate::units::{mul, round_up};
 
 /// One graph to be reserved: its tokens and sequences, and where things are.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +51,10 @@ pub(super) struct Setting {
     pub(super) scales_rows: bool,
     /// Whether rotation matrices lie in the cache (`build.rs:rotation_matrices_are_cached`).
     pub(super) cached_rotations: bool,
+    /// Whether keys and values of a batch without a cache are padded like a cache (`build.rs:pads_uncached_batches`).
+    pub(super) pads_batches: bool,
+    /// Whether learned positions are looked up before tokens (`build.rs:looks_positions_up_first`).
+    pub(super) positions_first: bool,
     /// Whether the inputs of experts' last matrices are scaled into f16's range (`build.rs:limits_expert_activations`).
     pub(super) limits_experts: bool,
 }
@@ -59,11 +63,14 @@ pub(super) struct Setting {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CacheInputs {
     pub(super) cells: u64,
-    pub(super) k_rows: Node,
+    /// `None` where nothing is cached: the batch attends to itself.
+    pub(super) k_rows: Option<Node>,
     pub(super) v_rows: Option<Node>,
     pub(super) mask: Node,
     pub(super) k_rotation: Option<Node>,
     pub(super) v_rotation: Option<Node>,
+    /// Keys are computed before values: everywhere but with one cache for all layers (`build_attn`).
+    pub(super) keys_first: bool,
 }
 
 /// A graph under construction with its setting.
@@ -247,6 +254,10 @@ impl Parts {
     pub(super) fn positions(&mut self, per_token: u64) -> Result<Node, MathError> {
         self.graph.input(StorageFormat::I32, [mul(self.setting.tokens, per_token)?, 1, 1, 1])
     }
+    /// A factor for every token's queries (`build_inp_attn_scale`).
+    pub(super) fn attention_scale(&mut self) -> Result<Node, MathError> {
+        self.graph.input(Self::F32, [1, 1, self.setting.tokens, 1])
+    }
     pub(super) fn output_rows(&mut self) -> Result<Node, MathError> {
         self.graph.input(StorageFormat::I32, [self.setting.outputs, 1, 1, 1])
     }
@@ -281,7 +292,18 @@ impl Parts {
             }
         }
         let [k_rotation, v_rotation] = rotation;
-        Ok(CacheInputs { cells, k_rows, v_rows, mask, k_rotation, v_rotation })
+        Ok(CacheInputs { cells, k_rows: Some(k_rows), v_rows, mask, k_rotation, v_rotation, keys_first: false })
+    }
+    /// Inputs of attention of a batch to itself (`build_attn_inp_no_cache`).
+    pub(super) fn batch_inputs(&mut self) -> Result<CacheInputs, MathError> {
+        let Setting { tokens, pads_batches, .. } = self.setting;
+        self.attended_inputs(if pads_batches { round_up(tokens, 256)? } else { tokens })
+    }
+    /// Inputs of attention to `cells` rows that no cache holds.
+    pub(super) fn attended_inputs(&mut self, cells: u64) -> Result<CacheInputs, MathError> {
+        let format = if self.setting.flash { StorageFormat::F16 } else { Self::F32 };
+        let mask = self.graph.input(format, [cells, self.setting.tokens, 1, 1])?;
+        Ok(CacheInputs { cells, k_rows: None, v_rows: None, mask, k_rotation: None, v_rotation: None, keys_first: true })
     }
     /// Product with a Hadamard matrix (`llama-impl.h:llama_mul_mat_hadamard`).
     fn rotate(&mut self, x: Node, rotation: Node) -> Result<Node, MathError> {
@@ -305,29 +327,37 @@ impl Parts {
         Ok(true)
     }
 
-    /// Attention over a cache (`build_attn`, `build_attn_mha`): `q`, `k`, `v` are `[head, heads, tokens]`. Returns
-    /// `[heads * v_head, tokens]`.
+    /// Attention over a cache, or of a batch to itself (`build_attn`, `build_attn_mha`): `q`, `k`, `v` are
+    /// `[head, heads, tokens]`. Returns `[heads * v_head, tokens]`.
     pub(super) fn attend(&mut self, inputs: &CacheInputs, attention: &Attend) -> Result<Node, MathError> {
         let Setting { streams, k_format, v_format, transposed, device, .. } = self.setting;
-        let Attend { mut q, k: mut keys, v: mut values, n_kv_heads, k_head, v_head, v_width, sinks, soft_cap } = *attention;
+        let Attend { mut q, k: mut keys, v: mut values, n_kv_heads, k_head, v_head, v_width, sinks, soft_cap, bias } = *attention;
+        if let Some(rotation) = inputs.k_rotation {
+            q = self.rotate(q, rotation)?;
+            keys = keys.map(|keys| self.rotate(keys, rotation)).transpose()?;
+        }
+        if let Some(rotation) = inputs.v_rotation {
+            values = values.map(|values| self.rotate(values, rotation)).transpose()?;
+        }
+        self.graph.expand(q)?;
+        let computed = if inputs.keys_first { [keys, values] } else { [values, keys] };
+        for node in computed.into_iter().flatten() {
+            self.graph.expand(node)?;
+        }
+        let Some(k_rows) = inputs.k_rows else {
+            let (Some(k), Some(v)) = (keys, values) else { return Err(MathError::Overflow { quantity: "keys of a batch" }) };
+            return self.attend_batch(inputs, q, [k, v], sinks, soft_cap, bias);
+        };
         let k_dim = mul(n_kv_heads, k_head)?;
         let v_dim = mul(n_kv_heads, v_head)?;
         let cells = inputs.cells;
         let k_cache = self.graph.cache(k_format, [k_dim, cells, streams, 1], device)?;
         let v_cache = self.graph.cache(v_format, [if transposed { v_width } else { v_dim }, cells, streams, 1], device)?;
-        if let Some(rotation) = inputs.k_rotation {
-            q = self.rotate(q, rotation)?;
-            keys = self.rotate(keys, rotation)?;
+        if let Some(keys) = keys {
+            let stored = self.store_rows(keys, k_cache, k_rows)?;
+            self.graph.expand(stored)?;
         }
-        if let Some(rotation) = inputs.v_rotation {
-            values = self.rotate(values, rotation)?;
-        }
-        self.graph.expand(q)?;
-        self.graph.expand(values)?;
-        self.graph.expand(keys)?;
-        let stored = self.store_rows(keys, k_cache, inputs.k_rows)?;
-        self.graph.expand(stored)?;
-        if let Some(rows) = inputs.v_rows {
+        if let (Some(rows), Some(values)) = (inputs.v_rows, values) {
             let stored = if transposed {
                 self.store_elements(values, v_cache, rows, v_width)?
             } else {
@@ -353,11 +383,38 @@ impl Parts {
             let v_row = row(v_format, v_dim)?;
             self.graph.view(v_cache, [v_head, n_kv_heads, cells, streams], [row(v_format, v_head)?, v_row, mul(v_row, cells)?])?
         };
-        let out = self.attend_views(q, k, v, inputs.mask, sinks, soft_cap, None)?;
+        let out = self.attend_biased(q, k, v, inputs.mask, bias, sinks, soft_cap, None)?;
         match inputs.v_rotation {
             Some(rotation) => self.rotate(out, rotation),
             None => Ok(out),
         }
+    }
+
+    /// Attention to rows that no cache holds.
+    fn attend_batch(
+        &mut self,
+        inputs: &CacheInputs,
+        q: Node,
+        rows: [Node; 2],
+        sinks: Option<Node>,
+        soft_cap: bool,
+        mut bias: Option<Node>,
+    ) -> Result<Node, MathError> {
+        let [mut k, mut v] = rows;
+        let streams = core::mem::replace(&mut self.setting.streams, 1);
+        if self.setting.pads_batches {
+            for side in [&mut k, &mut v] {
+                let [head, heads, _, _] = self.graph.dims(*side)?;
+                *side = self.graph.result(Op::Pad, Self::F32, [head, heads, inputs.cells, 1], &[*side])?;
+            }
+            if let Some(bias) = &mut bias {
+                let [_, b, c, d] = self.graph.dims(*bias)?;
+                *bias = self.graph.result(Op::Pad, Self::F32, [inputs.cells, b, c, d], &[*bias])?;
+            }
+        }
+        let out = self.attend_biased(q, k, v, inputs.mask, bias, sinks, soft_cap, None);
+        self.setting.streams = streams;
+        out
     }
 
     /// The products of attention over views of a cache (`build_attn_mha`). With `expand_values` the result is still
@@ -373,7 +430,24 @@ impl Parts {
         soft_cap: bool,
         expand_values: Option<Node>,
     ) -> Result<Node, MathError> {
+        self.attend_biased(q, k, v, mask, None, sinks, soft_cap, expand_values)
+    }
+
+    /// [`Self::attend_views`] with a bias on the scores, which no flash attention has.
+    #[expect(clippy::too_many_arguments, reason = "the engine's function has as many, and none is optional in practice")]
+    fn attend_biased(
+        &mut self,
+        q: Node,
+        k: Node,
+        v: Node,
+        mask: Node,
+        bias: Option<Node>,
+        sinks: Option<Node>,
+        soft_cap: bool,
+        expand_values: Option<Node>,
+    ) -> Result<Node, MathError> {
         let Setting { streams, flash, .. } = self.setting;
+        let flash = flash && bias.is_none();
         let ([q0, q1, q2, _], [_, s1, s2, _]) = (self.graph.dims(q)?, self.graph.strides(q)?);
         let per_stream = q2 / streams.max(1);
         let q = self.graph.view(q, [q0, q1, per_stream, streams], [s1, s2, mul(s2, per_stream)?])?;
@@ -399,6 +473,9 @@ impl Parts {
             let mut scores = self.graph.mul_mat(k, q)?;
             if soft_cap {
                 scores = self.soft_cap(scores)?;
+            }
+            if let Some(bias) = bias {
+                scores = self.graph.sum(scores, bias)?;
             }
             let mut sources = alloc::vec![mask];
             sources.extend(sinks);
@@ -635,10 +712,10 @@ impl Parts {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attend {
     pub(super) q: Node,
-    /// Keys of this micro-batch; they are written to the cache first.
-    pub(super) k: Node,
+    /// Keys of this micro-batch; they are written to the cache first. `None` where another layer has written them.
+    pub(super) k: Option<Node>,
     /// Values, likewise.
-    pub(super) v: Node,
+    pub(super) v: Option<Node>,
     pub(super) n_kv_heads: u64,
     pub(super) k_head: u64,
     pub(super) v_head: u64,
@@ -646,4 +723,6 @@ pub(super) struct Attend {
     pub(super) v_width: u64,
     pub(super) sinks: Option<Node>,
     pub(super) soft_cap: bool,
+    /// Added to the scores (relative positions).
+    pub(super) bias: Option<Node>,
 }

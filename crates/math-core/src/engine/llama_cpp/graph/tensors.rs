@@ -147,6 +147,22 @@ impl Graph {
     pub fn push_node(&mut self, tensor: u32, buffer: u32) {
         self.nodes.push((tensor, buffer));
     }
+    /// Tensors that are computed, in order, each with the buffer it goes to.
+    #[must_use]
+    pub fn computed(&self) -> &[(u32, u32)] {
+        &self.nodes
+    }
+    /// Tensors that are not computed, in order, each with the buffer it goes to.
+    #[must_use]
+    pub fn given(&self) -> &[(u32, u32)] {
+        &self.leafs
+    }
+    /// A tensor and what it is computed from.
+    #[must_use]
+    pub fn tensor(&self, number: u32) -> Option<(&GraphTensor, &[u32])> {
+        let tensor = self.tensors.get(usize::try_from(number).ok()?)?;
+        Some((tensor, self.sources(tensor)))
+    }
     fn range(tensor: &GraphTensor) -> core::ops::Range<usize> {
         let first = usize::try_from(tensor.first_source).unwrap_or(usize::MAX);
         first..first.saturating_add(usize::try_from(tensor.n_sources).unwrap_or(usize::MAX))

@@ -1,0 +1,201 @@
+//! One row of facts per architecture for what a model's mechanisms do not say about its graph (`src/models/*.cpp`).
+
+use super::parts::{Activation, NormKind, Routing};
+use crate::spec::Moe;
+
+/// What an architecture's graph does where its mechanisms leave a choice.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    /// Names in GGUF files.
+    pub(super) archs: &'static [&'static str],
+    pub(super) norm: NormKind,
+    pub(super) activation: Activation,
+    /// Embeddings are scaled.
+    pub(super) scales_embedding: bool,
+    /// Queries are scaled before attention rather than inside it.
+    pub(super) scales_queries: bool,
+    /// Both halves are scaled before they join the residual.
+    pub(super) scales_residual: bool,
+    /// Logits are scaled.
+    pub(super) scales_logits: bool,
+    /// Attention scores go through a soft cap.
+    pub(super) caps_scores: bool,
+    /// Logits go through a soft cap.
+    pub(super) caps_logits: bool,
+    /// Both halves read the same input and join the residual together.
+    pub(super) parallel: Option<Together>,
+    /// Norms follow the sums of each half with the residual (BERT).
+    pub(super) norms_sums: bool,
+    /// A layer's sum names the residual before the feed-forward's result: the former's memory is tried first.
+    pub(super) residual_first: bool,
+    /// Rows of logits are chosen after the last layer instead of inside it.
+    pub(super) chooses_late: bool,
+    /// Layers without rotary embedding: every so many, 0 for none.
+    pub(super) no_rope_every: u64,
+    /// Norms of queries and keys come after the rotary embedding and have no weights (Llama 4).
+    pub(super) bare_qk_norm: bool,
+    /// Queries are scaled by how far into the text they are.
+    pub(super) scales_by_position: Scaled,
+    /// A model's own sections of its rotary embedding decide about [`Row::positions_per_token`].
+    pub(super) sections_allowed: bool,
+    /// Positions of a token: 4 where the rotary embedding has sections for time and place.
+    pub(super) positions_per_token: u64,
+    /// Embedded tokens are added to learned positions, not the other way round.
+    pub(super) adds_to_positions: bool,
+    /// Both norms follow their halves; nothing is normed before them.
+    pub(super) norms_after: bool,
+    /// The gate of shared experts is a SiLU divided by its input.
+    pub(super) divides_gate: bool,
+    /// How experts are chosen.
+    pub(super) routing: Routing,
+}
+
+/// How halves that read the same input are summed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Together {
+    /// The feed-forward with the residual, then attention.
+    ResidualFirst,
+    /// The feed-forward with attention, then the residual.
+    ResidualLast,
+    /// Attention with the feed-forward, then the residual.
+    AttentionFirst,
+}
+
+/// Which layers scale queries by their position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scaled {
+    /// None.
+    Never,
+    /// All layers of models that say so.
+    WhereTold,
+    /// Those without rotary embedding (Llama 4).
+    UnrotatedLayers,
+}
+
+pub(super) const SOFTMAX: Routing =
+    Routing { softmax_after: false, normed: true, scaled: false, choose_on_logits: false, weighted_first: false, groups: 0 };
+
+pub(super) const PLAIN: Row = Row {
+    archs: &[],
+    norm: NormKind::Rms,
+    activation: Activation::Single,
+    scales_embedding: false,
+    scales_queries: false,
+    scales_residual: false,
+    scales_logits: false,
+    caps_scores: false,
+    caps_logits: false,
+    parallel: None,
+    norms_sums: false,
+    residual_first: false,
+    chooses_late: false,
+    no_rope_every: 0,
+    bare_qk_norm: false,
+    scales_by_position: Scaled::Never,
+    sections_allowed: false,
+    positions_per_token: 1,
+    adds_to_positions: false,
+    norms_after: false,
+    divides_gate: false,
+    routing: SOFTMAX,
+};
+
+const ROWS: &[Row] = &[
+    Row {
+        archs: &[
+            "llama",
+            "qwen2",
+            "qwen3",
+            "qwen3moe",
+            "internlm2",
+            "xverse",
+            "dots1",
+            "ernie4_5",
+            "ernie4_5-moe",
+            "hunyuan-moe",
+            "hunyuan-dense",
+            "seed_oss",
+            "bailingmoe",
+            "pangu-embedded",
+            "maincoder",
+            "qwen",
+            "chatglm",
+            "nanbeige",
+            "minimax-m2",
+            "exaone",
+            "deci",
+            "mellum",
+            "mimo2",
+        ],
+        ..PLAIN
+    },
+    Row { archs: &["gpt2", "starcoder", "bloom", "mpt", "jais"], norm: NormKind::Layer, no_rope_every: 1, ..PLAIN },
+    Row { archs: &["falcon"], norm: NormKind::Layer, parallel: Some(Together::ResidualLast), ..PLAIN },
+    Row { archs: &["phi2"], norm: NormKind::Layer, parallel: Some(Together::AttentionFirst), scales_queries: true, ..PLAIN },
+    Row {
+        archs: &["bert", "jina-bert-v2"],
+        norm: NormKind::Layer,
+        norms_sums: true,
+        adds_to_positions: true,
+        no_rope_every: 1,
+        routing: Routing { normed: false, ..SOFTMAX },
+        ..PLAIN
+    },
+    Row {
+        archs: &["nomic-bert", "nomic-bert-moe", "jina-bert-v3"],
+        norm: NormKind::Layer,
+        norms_sums: true,
+        routing: Routing { normed: false, ..SOFTMAX },
+        ..PLAIN
+    },
+    Row { archs: &["modern-bert"], norm: NormKind::Layer, ..PLAIN },
+    Row { archs: &["neo-bert", "eurobert", "dream", "llada"], ..PLAIN },
+    Row { archs: &["gemma-embedding", "gemma-embedding2"], scales_embedding: true, scales_queries: true, ..PLAIN },
+    Row { archs: &["mistral3"], scales_by_position: Scaled::WhereTold, ..PLAIN },
+    Row { archs: &["glm4"], sections_allowed: true, ..PLAIN },
+    Row { archs: &["olmo2", "exaone4"], norms_after: true, ..PLAIN },
+    Row { archs: &["qwen2vl", "qwen3tts", "hunyuan_vl", "paddleocr"], positions_per_token: 4, ..PLAIN },
+    Row { archs: &["deepseek", "olmoe"], routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
+    Row { archs: &["qwen2moe"], divides_gate: true, routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
+    Row { archs: &["arcee"], activation: Activation::Squared, ..PLAIN },
+    Row { archs: &["gemma"], scales_embedding: true, scales_queries: true, ..PLAIN },
+    Row { archs: &["nemotron", "jais2"], activation: Activation::Squared, norm: NormKind::Layer, ..PLAIN },
+    Row { archs: &["minicpm"], scales_embedding: true, scales_residual: true, scales_logits: true, ..PLAIN },
+    Row { archs: &["stablelm", "orion", "codeshell", "starcoder2"], norm: NormKind::Layer, ..PLAIN },
+    Row { archs: &["smollm3"], no_rope_every: 4, ..PLAIN },
+    Row { archs: &["phi3", "phimoe"], scales_queries: true, residual_first: true, ..PLAIN },
+    Row { archs: &["gemma2"], scales_embedding: true, scales_queries: true, caps_scores: true, caps_logits: true, ..PLAIN },
+    Row { archs: &["gemma3"], scales_embedding: true, scales_queries: true, ..PLAIN },
+    Row { archs: &["gpt-oss"], chooses_late: true, routing: Routing { softmax_after: true, normed: false, ..SOFTMAX }, ..PLAIN },
+    Row { archs: &["deepseek2"], routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
+    Row { archs: &["command-r"], norm: NormKind::Layer, parallel: Some(Together::ResidualFirst), scales_logits: true, ..PLAIN },
+    Row { archs: &["glm4moe"], sections_allowed: true, routing: Routing { scaled: true, ..SOFTMAX }, ..PLAIN },
+    Row { archs: &["granite", "granitemoe"], scales_embedding: true, scales_residual: true, scales_logits: true, ..PLAIN },
+    Row {
+        archs: &["llama4"],
+        no_rope_every: 4,
+        scales_by_position: Scaled::UnrotatedLayers,
+        bare_qk_norm: true,
+        routing: Routing { normed: false, choose_on_logits: true, weighted_first: true, ..SOFTMAX },
+        ..PLAIN
+    },
+];
+
+impl Row {
+    /// Whether a layer rotates queries and keys.
+    pub(super) fn rotates(&self, index: usize) -> bool {
+        let number = u64::try_from(index).unwrap_or(u64::MAX).saturating_add(1);
+        self.no_rope_every == 0 || !number.is_multiple_of(self.no_rope_every)
+    }
+}
+
+/// How a layer's experts are chosen: those with a correction bias have their weights divided by the sum and scaled.
+pub(super) const fn routing(row: &Row, moe: &Moe) -> Routing {
+    let corrected = moe.correction_bias.is_some();
+    Routing { normed: row.routing.normed || corrected, scaled: row.routing.scaled || corrected, ..row.routing }
+}
+
+/// The row of an architecture, where its graph is known.
+pub(super) fn row(arch: &str) -> Option<&'static Row> {
+    ROWS.iter().find(|row| row.archs.contains(&arch))
+}
