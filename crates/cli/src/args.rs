@@ -2,7 +2,7 @@
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
-use plimsoll::math::deployment::FlashAttention;
+use plimsoll::math::deployment::{FlashAttention, Share, SplitMode};
 use plimsoll::planner::Options;
 use plimsoll::planner::size::{parse_bytes, parse_tokens};
 
@@ -13,7 +13,7 @@ const STYLES: Styles = Styles::styled()
     .placeholder(AnsiColor::Cyan.on_default());
 
 /// Exit codes, as shown in the help.
-const EXIT_CODES: &str = "Exit codes: 0 fits, 3 does not fit, 64 wrong usage, 65 bad input data, 69 source unavailable.";
+const EXIT_CODES: &str = "Exit codes: 0 fits, 2 fits with a part on the host, 3 does not fit, 64 wrong usage, 65 bad input data, 69 source unavailable.";
 
 /// Will it fit? What a language model takes in memory, per engine, to the byte.
 #[derive(Debug, Parser)]
@@ -93,6 +93,32 @@ fn bytes(text: &str) -> Result<u64, String> {
     parse_bytes("memory", text).map_err(|_| plimsoll::planner::size::SIZE_GRAMMAR.to_owned())
 }
 
+/// A number of layers; `None` for all.
+#[derive(Debug, Clone, Copy)]
+struct Layers(Option<u64>);
+
+fn layers(text: &str) -> Result<Layers, String> {
+    if text == "all" {
+        return Ok(Layers(None));
+    }
+    text.parse().map(|count| Layers(Some(count))).map_err(|_| "expected a number of layers, or all".to_owned())
+}
+
+fn share(text: &str) -> Result<Share, String> {
+    let share: f32 = text.trim().parse().map_err(|_| "expected numbers, separated by commas".to_owned())?;
+    Share::try_from(share).map_err(|error| error.to_string())
+}
+
+fn split_mode(text: &str) -> Result<SplitMode, String> {
+    match text {
+        "layer" => Ok(SplitMode::Layer),
+        "row" => Ok(SplitMode::Row),
+        "none" => Ok(SplitMode::None),
+        "tensor" => Ok(SplitMode::Tensor),
+        _ => Err("expected layer, row, none or tensor".to_owned()),
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Question {
     #[command(flatten)]
@@ -153,15 +179,43 @@ pub(crate) struct Question {
     #[arg(long, help_heading = "How stored")]
     no_mmap: bool,
 
-    /// Where: a name such as "RTX 4090" (see `plimsoll devices`), or cpu
+    /// Where: a name such as "RTX 4090" or "RTX 4090x2" (see `plimsoll devices`), or cpu; repeat it for different devices
     #[arg(long, short, value_name = "NAME", help_heading = "Where")]
-    device: Option<String>,
+    device: Vec<String>,
     /// The device draws the desktop as well: 1 GiB less of its memory is usable
     #[arg(long, help_heading = "Where")]
     displays: bool,
-    /// Memory of the device, such as 24GiB; alone, it describes a device without a name
+    /// Memory of each device, such as 24GiB; alone, it describes a device without a name
     #[arg(long, short, value_name = "SIZE", value_parser = bytes, help_heading = "Where")]
     memory: Option<u64>,
+    /// How many layers go to devices, the last ones first, the output counted as one more; or all
+    #[arg(long, value_name = "N", value_parser = layers, help_heading = "Where")]
+    gpu_layers: Option<Layers>,
+    /// How a model is divided among several devices: layer, row, none or tensor
+    #[arg(long, value_name = "MODE", value_parser = split_mode, help_heading = "Where")]
+    split_mode: Option<SplitMode>,
+    /// Shares of the devices, such as 3,1; by free memory when left out
+    #[arg(long, value_name = "A,B", value_delimiter = ',', value_parser = share, help_heading = "Where")]
+    tensor_split: Option<Vec<Share>>,
+    /// The device that holds everything with --split-mode none
+    #[arg(long, value_name = "N", help_heading = "Where")]
+    main_gpu: Option<u8>,
+    /// Leave the routed experts of all layers to the host
+    #[arg(long, help_heading = "Where")]
+    cpu_moe: bool,
+    /// Leave the routed experts of the first N layers to the host
+    #[arg(long, value_name = "N", help_heading = "Where")]
+    n_cpu_moe: Option<u64>,
+    /// Put tensors whose name matches a regular expression on a device by the engine's name, such as
+    /// "ffn_up_exps=CUDA1" or "attn=CPU"; repeatable, the first match decides
+    #[arg(long, value_name = "PATTERN=DEVICE", help_heading = "Where")]
+    override_tensor: Option<Vec<String>>,
+    /// Keep caches on the host
+    #[arg(long, help_heading = "Where")]
+    no_kv_offload: bool,
+    /// Multiply on the host what lies on the host, large batches too
+    #[arg(long, help_heading = "Where")]
+    no_op_offload: bool,
 
     /// Answer as JSON
     #[arg(long)]
@@ -191,7 +245,17 @@ impl Question {
             swa_full: Some(self.swa_full),
             repack: Some(!self.no_repack),
             mmap: Some(!self.no_mmap),
-            device: self.device.clone(),
+            device: self.device.first().cloned(),
+            devices: self.device.get(1..).filter(|more| !more.is_empty()).map(<[String]>::to_vec),
+            gpu_layers: self.gpu_layers.and_then(|layers| layers.0),
+            split_mode: self.split_mode,
+            tensor_split: self.tensor_split.clone(),
+            main_gpu: self.main_gpu,
+            cpu_moe: self.cpu_moe.then_some(true),
+            n_cpu_moe: self.n_cpu_moe,
+            override_tensor: self.override_tensor.clone(),
+            kv_offload: self.no_kv_offload.then_some(false),
+            op_offload: self.no_op_offload.then_some(false),
             displays: Some(self.displays),
             memory: self.memory.or_else(|| self.host_memory()),
             assume_generic: Some(self.source.assume_generic),
@@ -201,6 +265,6 @@ impl Question {
 
     /// `--device cpu` without a size means this machine.
     fn host_memory(&self) -> Option<u64> {
-        self.device.as_deref().filter(|name| name.eq_ignore_ascii_case("cpu")).and_then(|_| crate::host::memory())
+        self.device.first().filter(|name| name.eq_ignore_ascii_case("cpu")).and_then(|_| crate::host::memory())
     }
 }

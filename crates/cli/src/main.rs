@@ -22,6 +22,7 @@ use serde::Serialize;
 use args::{Cli, Question, Source, Verb};
 
 const FITS: u8 = 0;
+const FITS_WITH_OFFLOAD: u8 = 2;
 const DOES_NOT_FIT: u8 = 3;
 const USAGE: u8 = 64;
 const DATA: u8 = 65;
@@ -174,6 +175,7 @@ fn fit(question: &Question) -> Result<u8, PlanError> {
     show(question.json, &answer, render::fit)?;
     Ok(match answer.verdict {
         Verdict::Fits { .. } => FITS,
+        Verdict::FitsWithOffload { .. } => FITS_WITH_OFFLOAD,
         _ => DOES_NOT_FIT,
     })
 }

@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use plimsoll_math::deployment::{Backend, ContextRequest, FlashAttention};
+use plimsoll_math::deployment::{ContextRequest, FlashAttention};
 use plimsoll_math::format::StorageFormat;
 
 use crate::engine::{Planned, Question};
@@ -56,9 +56,8 @@ pub fn command(question: &Question<'_>, planned: &Planned) -> Vec<String> {
     option(if deployment.kv_unified { "--kv-unified" } else { "--no-kv-unified" }, "");
     option("-b", &deployment.batch.to_string());
     option("-ub", &deployment.ubatch.to_string());
-    match deployment.backend() {
-        Backend::Cpu => option("-dev", "none"),
-        _ => option("-ngl", "all"),
+    for word in crate::place::arguments(deployment) {
+        option(&word, "");
     }
     option(
         "-fa",

@@ -5,7 +5,7 @@ use alloc::string::ToString;
 use alloc::vec;
 
 use plimsoll_math::allocation::{Certainty, Term, TermKind};
-use plimsoll_math::deployment::{Backend, Deployment};
+use plimsoll_math::deployment::Backend;
 use plimsoll_math::error::MathError;
 use plimsoll_math::units::{Bytes, mul};
 
@@ -24,12 +24,12 @@ fn term(label: &str, low: u64, high: u64, formula: &str, source: &str) -> Result
     })
 }
 
-/// The driver's share on `deployment`'s device under llama.cpp; `None` where there is none to speak of.
+/// The driver's share on a device under llama.cpp; `None` where there is none to speak of.
 ///
 /// # Errors
 /// [`MathError::Overflow`].
-pub fn driver_context(deployment: &Deployment, ubatch: u64) -> Result<Option<Term>, MathError> {
-    let Backend::Cuda { compute_capability } = deployment.backend() else { return Ok(None) };
+pub fn driver_context(backend: Backend, ubatch: u64) -> Result<Option<Term>, MathError> {
+    let Backend::Cuda { compute_capability } = backend else { return Ok(None) };
     let context = term(
         "CUDA context and kernels",
         250 * MIB,

@@ -11,6 +11,7 @@ use plimsoll_math::deployment::{ContextRequest, FlashAttention};
 use plimsoll_math::engine::ideal;
 use plimsoll_math::engine::llama_cpp::allocate::allocate;
 use plimsoll_math::engine::llama_cpp::estimator::Estimator;
+use plimsoll_math::engine::llama_cpp::layout::Layout;
 use plimsoll_math::engine::llama_cpp::quantize::file_tensors;
 use plimsoll_math::engine::llama_cpp::{Build, FileType, LoaderFacts};
 use plimsoll_math::error::MathError;
@@ -19,7 +20,7 @@ use plimsoll_math::units::{Bytes, mul};
 
 use crate::driver::driver_context;
 use crate::error::PlanError;
-use crate::fit::Used;
+use crate::fit::{Span, Used};
 use crate::generic;
 use crate::model::{Basis, Model};
 use crate::request::{Effective, Engine, Options};
@@ -186,8 +187,8 @@ impl<'a> Question<'a> {
         let deployment = &self.effective.deployment;
         let mut allocated = allocate(&self.model.converted(), &self.tensors, deployment, build)?;
         let resolved = allocated.resolved;
-        if let Some(device) = allocated.allocation.devices.first_mut() {
-            device.terms.extend(driver_context(deployment, resolved.n_ubatch)?);
+        for (place, device) in allocated.allocation.devices.iter_mut().zip(&deployment.devices) {
+            place.terms.extend(driver_context(device.backend, resolved.n_ubatch)?);
         }
         Ok(Planned {
             allocation: allocated.allocation,
@@ -215,7 +216,7 @@ impl<'a> Question<'a> {
         if self.model.generic {
             generic::widen(&mut allocation, spec, deployment, context)?;
             if let (Engine::LlamaCpp(_), Some(device)) = (self.effective.engine, allocation.devices.first_mut()) {
-                device.terms.extend(driver_context(deployment, deployment.ubatch.min(deployment.batch))?);
+                device.terms.extend(driver_context(deployment.backend(), deployment.ubatch.min(deployment.batch))?);
             }
         }
         Ok(Planned {
@@ -231,13 +232,32 @@ impl<'a> Question<'a> {
         })
     }
 
+    /// Whether one device, or the processor, does everything.
+    fn is_in_one_place(&self) -> Result<bool, PlanError> {
+        Ok(Layout::of(&self.model.converted(), &self.effective.deployment)?.only_place().is_some())
+    }
+
+    /// Whether a part of the model's work stays on the host by choice although there are devices.
+    ///
+    /// # Errors
+    /// [`PlanError::Math`] for a layout that cannot be.
+    pub fn offloads(&self) -> Result<bool, PlanError> {
+        let deployment = &self.effective.deployment;
+        match self.effective.engine {
+            Engine::LlamaCpp(_) if !self.model.generic => {
+                Ok(crate::place::stays_on_host(&Layout::of(&self.model.converted(), deployment)?, deployment))
+            }
+            _ => Ok(false),
+        }
+    }
+
     /// The question compiled for many contexts and sequences.
     ///
     /// # Errors
     /// [`PlanError::Math`] for what no context or number of sequences could cure.
     pub fn compile(&self) -> Result<Compiled<'a>, PlanError> {
         match self.effective.engine {
-            Engine::LlamaCpp(build) if !self.model.generic => {
+            Engine::LlamaCpp(build) if !self.model.generic && self.is_in_one_place()? => {
                 let deployment = &self.effective.deployment;
                 Ok(Compiled::LlamaCpp {
                     estimator: Box::new(Estimator::new(&self.model.converted(), &self.tensors, build, deployment)?),
@@ -277,19 +297,15 @@ impl Compiled<'_> {
                 let host_low = on_host.saturating_sub(estimate.host_compute.high).saturating_add(estimate.host_compute.low);
                 let device_low =
                     estimate.device.saturating_sub(estimate.device_compute.high).saturating_add(estimate.device_compute.low);
-                let used = Used {
-                    device: Bytes::new(estimate.device)?,
-                    device_low: Bytes::new(device_low)?,
-                    host: Bytes::new(on_host)?,
-                    host_low: Bytes::new(host_low)?,
-                };
-                if matches!(deployment.backend(), plimsoll_math::deployment::Backend::Cpu) {
-                    return Ok(Used { device: used.host, device_low: used.host_low, host: Bytes::ZERO, host_low: Bytes::ZERO });
+                let host = Span { high: Bytes::new(on_host)?, low: Bytes::new(host_low)? };
+                if deployment.devices.is_empty() {
+                    return Ok(Used { devices: Vec::from([host]), host: Span::default() });
                 }
-                let driver =
-                    PlaceAllocation { terms: driver_context(deployment, estimate.resolved.n_ubatch)?.into_iter().collect() };
-                let more = Used::of_device(&driver)?;
-                Ok(Used { device: used.device.plus(more.device)?, device_low: used.device_low.plus(more.device_low)?, ..used })
+                let driver = PlaceAllocation {
+                    terms: driver_context(deployment.backend(), estimate.resolved.n_ubatch)?.into_iter().collect(),
+                };
+                let device = Span { high: Bytes::new(estimate.device)?, low: Bytes::new(device_low)? };
+                Ok(Used { devices: Vec::from([device.plus(Span::of(&driver)?)?]), host })
             }
             Self::Explained(question) => {
                 let mut probe = question.clone();

@@ -6,7 +6,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use plimsoll_math::allocation::{Certainty, PlaceAllocation, Term, TermKind};
-use plimsoll_math::deployment::{Backend, ContextRequest, FlashAttention};
+use plimsoll_math::deployment::{ContextRequest, FlashAttention};
 use plimsoll_math::device::{Device, DeviceKind, Driver};
 use plimsoll_math::error::MathError;
 use plimsoll_math::format::StorageFormat;
@@ -33,17 +33,40 @@ const fn low(term: &Term) -> Bytes {
     }
 }
 
-/// What is used on the device and on the host, upper and lower bounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Bytes between a lower and an upper bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Span {
+    /// At most.
+    pub high: Bytes,
+    /// At least.
+    pub low: Bytes,
+}
+
+impl Span {
+    /// Sums of one place.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`].
+    pub fn of(place: &PlaceAllocation) -> Result<Self, MathError> {
+        Ok(Self { high: place.used()?, low: Bytes::sum(place.terms.iter().map(low))? })
+    }
+
+    /// Both bounds with another's added.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`].
+    pub fn plus(self, other: Self) -> Result<Self, MathError> {
+        Ok(Self { high: self.high.plus(other.high)?, low: self.low.plus(other.low)? })
+    }
+}
+
+/// What is used on every device and on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Used {
-    /// On the device, upper bounds.
-    pub device: Bytes,
-    /// On the device, lower bounds.
-    pub device_low: Bytes,
-    /// On the host, upper bounds.
-    pub host: Bytes,
-    /// On the host, lower bounds.
-    pub host_low: Bytes,
+    /// On the devices, in their order.
+    pub devices: Vec<Span>,
+    /// On the host.
+    pub host: Span,
 }
 
 impl Used {
@@ -52,53 +75,57 @@ impl Used {
     /// # Errors
     /// [`MathError::Overflow`].
     pub fn of(planned: &Planned) -> Result<Self, MathError> {
-        let host = Self::of_device(&planned.allocation.host)?;
-        let mut used = Self { device: Bytes::ZERO, device_low: Bytes::ZERO, host: host.device, host_low: host.device_low };
-        for place in &planned.allocation.devices {
-            let device = Self::of_device(place)?;
-            used.device = used.device.plus(device.device)?;
-            used.device_low = used.device_low.plus(device.device_low)?;
-        }
-        Ok(used)
+        let devices = planned.allocation.devices.iter().map(Span::of).collect::<Result<_, _>>()?;
+        Ok(Self { devices, host: Span::of(&planned.allocation.host)? })
     }
 
-    /// Sums of one place, as a device.
+    /// Upper bounds of all devices.
     ///
     /// # Errors
     /// [`MathError::Overflow`].
-    pub fn of_device(place: &PlaceAllocation) -> Result<Self, MathError> {
-        let device_low = Bytes::sum(place.terms.iter().map(low))?;
-        Ok(Self { device: place.used()?, device_low, host: Bytes::ZERO, host_low: Bytes::ZERO })
+    pub fn on_devices(&self) -> Result<Bytes, MathError> {
+        Bytes::sum(self.devices.iter().map(|span| span.high))
     }
 
-    /// Bytes to spare on `device` with upper bounds, or the bytes missing.
+    /// Bytes to spare on the fullest of `devices` with upper bounds, or the bytes missing on the one that misses most.
     ///
     /// # Errors
-    /// Missing bytes, or [`MathError::Overflow`] inside.
-    pub fn headroom(self, device: &Device) -> Result<Result<Bytes, Bytes>, MathError> {
-        room(device, self.device, self.host)
+    /// [`MathError::Overflow`].
+    pub fn headroom(&self, devices: &[Device]) -> Result<Result<Bytes, Bytes>, MathError> {
+        least(devices.iter().zip(&self.devices).map(|(device, span)| room(device, span.high, self.host.high)))
     }
 
     /// The same with lower bounds.
     ///
     /// # Errors
-    /// Missing bytes, or [`MathError::Overflow`] inside.
-    pub fn headroom_at_best(self, device: &Device) -> Result<Result<Bytes, Bytes>, MathError> {
-        room(device, self.device_low, self.host_low)
+    /// [`MathError::Overflow`].
+    pub fn headroom_at_best(&self, devices: &[Device]) -> Result<Result<Bytes, Bytes>, MathError> {
+        least(devices.iter().zip(&self.devices).map(|(device, span)| room(device, span.low, self.host.low)))
     }
 }
 
-/// A GPU that shares the host's memory has to leave room for what the host holds.
-fn room(device: &Device, on_device: Bytes, on_host: Bytes) -> Result<Result<Bytes, Bytes>, MathError> {
+/// The least headroom, or the largest shortage if there is any.
+fn least(rooms: impl Iterator<Item = Result<Bytes, Bytes>>) -> Result<Result<Bytes, Bytes>, MathError> {
+    let mut all: Option<Result<Bytes, Bytes>> = None;
+    for room in rooms {
+        all = Some(match (all, room) {
+            (None, room) => room,
+            (Some(Ok(one)), Ok(other)) => Ok(one.min(other)),
+            (Some(Err(one)), Err(other)) => Err(one.max(other)),
+            (Some(Err(short)), Ok(_)) | (Some(Ok(_)), Err(short)) => Err(short),
+        });
+    }
+    all.ok_or(MathError::Overflow { quantity: "devices" })
+}
+
+/// What is left of a device, or missing. A GPU that shares the host's memory has to leave room for what the host holds.
+pub(crate) fn room(device: &Device, on_device: Bytes, on_host: Bytes) -> Result<Bytes, Bytes> {
     let mut limit = device.usable.bytes;
     if device.unified {
         let left = device.total.bytes.minus(on_host).unwrap_or(Bytes::ZERO);
         limit = limit.min(left);
     }
-    Ok(match limit.minus(on_device) {
-        Some(headroom) => Ok(headroom),
-        None => Err(on_device.minus(limit).unwrap_or(Bytes::ZERO)),
-    })
+    limit.minus(on_device).ok_or_else(|| on_device.minus(limit).unwrap_or(Bytes::ZERO))
 }
 
 /// The model in a few words.
@@ -143,8 +170,18 @@ pub(crate) fn deployment_brief(question: &Question<'_>, planned: &Planned) -> De
         mmap: deployment.mmap,
         embeddings: deployment.embeddings,
         device: question.effective.device.name.clone(),
+        devices: question.effective.devices.iter().map(|device| device.name.clone()).collect(),
         backend: question.effective.device.backend_name(),
         memory: question.effective.device.usable.bytes,
+        gpu_layers: deployment.gpu_layers,
+        split_mode: deployment.split_mode,
+        tensor_split: deployment.tensor_split.clone(),
+        main_gpu: deployment.main_gpu,
+        cpu_moe: deployment.cpu_moe,
+        n_cpu_moe: deployment.n_cpu_moe,
+        override_tensor: crate::place::overrides(deployment),
+        kv_offload: deployment.kv_offload,
+        op_offload: deployment.op_offload,
     }
 }
 
@@ -158,16 +195,23 @@ fn places(question: &Question<'_>, planned: &Planned, with_children: bool) -> Re
         }
         terms
     };
-    let device = &question.effective.device;
     let mut devices = Vec::new();
-    for place in &planned.allocation.devices {
+    let on_host = planned.allocation.host.used()?;
+    for (device, place) in question.effective.devices.iter().zip(&planned.allocation.devices) {
+        let used = place.used()?;
+        let (headroom, short_by) = match room(device, used, on_host) {
+            Ok(headroom) => (Some(headroom), None),
+            Err(short) => (None, Some(short)),
+        };
         devices.push(DeviceUse {
+            headroom,
+            short_by,
             name: device.name.clone(),
             kind: device.kind,
             total: device.total.bytes,
             usable: device.usable.bytes,
             usable_origin: device.usable.origin.clone(),
-            used: place.used()?,
+            used,
             used_low: Bytes::sum(place.terms.iter().map(low))?,
             terms: shown(place),
         });
@@ -200,7 +244,7 @@ fn notes(question: &Question<'_>, planned: &Planned) -> Vec<String> {
             grouped(trained)
         ));
     }
-    if matches!(deployment.backend(), Backend::Cpu) && deployment.mmap {
+    if deployment.devices.is_empty() && deployment.mmap {
         notes.push(
             "weights on the processor are mapped from the file: the system may drop and reload them under pressure".to_string(),
         );
@@ -226,12 +270,15 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
     let question = Question::new(model, options)?;
     let planned = question.plan()?;
     let used = Used::of(&planned)?;
-    let device = &question.effective.device;
-    let verdict = match used.headroom(device)? {
+    let devices = &question.effective.devices;
+    let verdict = match used.headroom(devices)? {
+        Ok(headroom) if question.offloads()? => {
+            Verdict::FitsWithOffload { headroom, plan: crate::place::arguments(&question.effective.deployment) }
+        }
         Ok(headroom) => Verdict::Fits { headroom },
         Err(short_by) => Verdict::DoesNotFit {
             short_by,
-            fits_at_best_with: used.headroom_at_best(device)?.ok(),
+            fits_at_best_with: used.headroom_at_best(devices)?.ok(),
             closest: closest(&question, &planned)?,
         },
     };
@@ -303,9 +350,9 @@ fn closest(question: &Question<'_>, planned: &Planned) -> Result<Vec<Change>, Pl
             }
             Err(other) => return Err(other),
         };
-        let fits = used.headroom(&changed.effective.device)?.is_ok();
+        let fits = used.headroom(&changed.effective.devices)?.is_ok();
         if fits {
-            found.push(Change { change, options, used: used.device });
+            found.push(Change { change, options, used: used.on_devices()? });
         }
         Ok(fits)
     };
@@ -356,7 +403,7 @@ fn closest(question: &Question<'_>, planned: &Planned) -> Result<Vec<Change>, Pl
                 continue;
             }
             let fits = match changed.plan() {
-                Ok(planned) => Used::of(&planned)?.headroom(device)?.is_ok(),
+                Ok(planned) => Used::of(&planned)?.headroom(&question.effective.devices)?.is_ok(),
                 Err(_) => false,
             };
             if fits {
@@ -368,7 +415,7 @@ fn closest(question: &Question<'_>, planned: &Planned) -> Result<Vec<Change>, Pl
             attempt(&changed, format!("weights in {file_type}"), vec!["--quant".to_string(), file_type.to_string()])?;
         }
     }
-    if device.kind == DeviceKind::Gpu {
+    if device.kind == DeviceKind::Gpu && question.effective.devices.len() == 1 {
         let mut larger: Vec<Device> = Device::all()?
             .into_iter()
             .filter(|other| {
@@ -380,6 +427,7 @@ fn closest(question: &Question<'_>, planned: &Planned) -> Result<Vec<Change>, Pl
             let mut changed = question.clone();
             changed.effective.deployment.devices = other.accelerators();
             changed.effective.device = other.clone();
+            changed.effective.devices = alloc::vec![other.clone()];
             if attempt(
                 &changed,
                 format!("{} with {}", other.name, crate::size::short(other.usable.bytes.get())),

@@ -17,6 +17,7 @@ pub mod inspect;
 pub mod limits;
 pub mod model;
 pub mod naive;
+pub mod place;
 pub mod request;
 pub mod response;
 pub mod size;

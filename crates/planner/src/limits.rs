@@ -9,6 +9,7 @@ use plimsoll_math::deployment::ContextRequest;
 use plimsoll_math::device::Device;
 use plimsoll_math::engine::llama_cpp::resolve::MAX_SEQUENCES;
 use plimsoll_math::error::MathError;
+use plimsoll_math::units::Bytes;
 
 use crate::command::command;
 use crate::engine::{Compiled, Question};
@@ -19,9 +20,9 @@ use crate::request::Options;
 use crate::response::{Limit, LimitedBy, Limits, REACH_SCHEMA, Reach};
 
 /// Whether so much context for so many sequences fits; `None` when the engine refuses it.
-fn fits(compiled: &Compiled<'_>, device: &Device, context: ContextRequest, sequences: u64) -> Result<Option<bool>, PlanError> {
+fn fits(compiled: &Compiled<'_>, devices: &[Device], context: ContextRequest, sequences: u64) -> Result<Option<bool>, PlanError> {
     match compiled.used(context, sequences) {
-        Ok(used) => Ok(Some(used.headroom(device)?.is_ok())),
+        Ok(used) => Ok(Some(used.headroom(devices)?.is_ok())),
         Err(PlanError::Math(MathError::Refused { .. })) => Ok(None),
         // More than can be counted, or than the engine can count, is more than fits.
         Err(PlanError::Math(MathError::Overflow { .. } | MathError::Invalid { .. })) => Ok(Some(false)),
@@ -69,7 +70,7 @@ pub fn max_context(question: &Question<'_>) -> Result<Option<Limit>, PlanError> 
     let compiled = question.compile()?;
     let sequences = question.effective.deployment.sequences;
     search(cap, LimitedBy::Model, |tokens| {
-        fits(&compiled, &question.effective.device, ContextRequest::PerSequence(tokens), sequences)
+        fits(&compiled, &question.effective.devices, ContextRequest::PerSequence(tokens), sequences)
     })
     .map(Some)
 }
@@ -81,7 +82,7 @@ pub fn max_context(question: &Question<'_>) -> Result<Option<Limit>, PlanError> 
 pub fn max_sequences(question: &Question<'_>) -> Result<Option<Limit>, PlanError> {
     let compiled = question.compile()?;
     let context = question.effective.deployment.context;
-    search(MAX_SEQUENCES, LimitedBy::Engine, |sequences| fits(&compiled, &question.effective.device, context, sequences))
+    search(MAX_SEQUENCES, LimitedBy::Engine, |sequences| fits(&compiled, &question.effective.devices, context, sequences))
         .map(Some)
 }
 
@@ -108,8 +109,8 @@ fn reach(
         deployment: deployment_brief(&question, &planned),
         of: of.to_string(),
         limit,
-        used: Used::of(&planned)?.device,
-        usable: question.effective.device.usable.bytes,
+        used: Used::of(&planned)?.on_devices()?,
+        usable: Bytes::sum(question.effective.devices.iter().map(|device| device.usable.bytes))?,
         command: command(&question, &planned),
         notes: question.effective.notes.clone(),
     })

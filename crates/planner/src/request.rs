@@ -3,12 +3,10 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 
-use plimsoll_math::deployment::{Backend, ContextRequest, Deployment, FlashAttention};
+use plimsoll_math::deployment::{ContextRequest, Deployment, FlashAttention, Share, SplitMode};
 use plimsoll_math::device::Device;
 use plimsoll_math::engine::llama_cpp::Build;
-use plimsoll_math::error::MathError;
 use plimsoll_math::format::StorageFormat;
-use plimsoll_math::units::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::error::PlanError;
@@ -48,11 +46,31 @@ pub struct Options {
     pub repack: Option<bool>,
     /// Whether weights are mapped from the file.
     pub mmap: Option<bool>,
-    /// The device's name.
+    /// The device's name, with a count for several of one kind: `RTX 4090`, `RTX 4090x2`.
     pub device: Option<String>,
-    /// Whether the device draws the desktop as well, which takes some of its memory.
+    /// More devices, after `device`, in the engine's order.
+    pub devices: Option<Vec<String>>,
+    /// How many layers go to devices, the output counted as one more; all when left out.
+    pub gpu_layers: Option<u64>,
+    /// How a model is divided among several devices.
+    pub split_mode: Option<SplitMode>,
+    /// Shares of the devices.
+    pub tensor_split: Option<Vec<Share>>,
+    /// The device that holds everything when nothing is split.
+    pub main_gpu: Option<u8>,
+    /// Routed experts stay on the host.
+    pub cpu_moe: Option<bool>,
+    /// Routed experts of so many first layers stay on the host.
+    pub n_cpu_moe: Option<u64>,
+    /// Tensors that go somewhere of their own, `PATTERN=DEVICE` each.
+    pub override_tensor: Option<Vec<String>>,
+    /// Whether caches lie where their layers are.
+    pub kv_offload: Option<bool>,
+    /// Whether products of large batches are done on a device although their weights are on the host.
+    pub op_offload: Option<bool>,
+    /// Whether the first device draws the desktop as well, which takes some of its memory.
     pub displays: Option<bool>,
-    /// The device's memory, bytes.
+    /// The memory of each device, bytes.
     pub memory: Option<u64>,
     /// Whether an unknown architecture may be taken for a generic decoder.
     pub assume_generic: Option<bool>,
@@ -114,8 +132,10 @@ pub struct Effective {
     pub engine: Engine,
     /// What is asked of the engine.
     pub deployment: Deployment,
-    /// Where.
+    /// The first device.
     pub device: Device,
+    /// All devices.
+    pub devices: alloc::vec::Vec<Device>,
     /// What had to be assumed, one sentence each.
     pub notes: alloc::vec::Vec<String>,
 }
@@ -148,54 +168,21 @@ fn cache_format(field: &'static str, text: Option<&String>) -> Result<StorageFor
     })
 }
 
-fn named(name: &str) -> Result<Device, PlanError> {
-    Device::named(name).map_err(|error| match error {
-        MathError::Invalid { field, found, expected } => PlanError::Request { field, found, expected },
-        other => PlanError::Math(other),
-    })
-}
-
 impl Options {
-    /// The device asked for.
-    ///
-    /// # Errors
-    /// [`PlanError`] when none is named, or none or several answer to the name.
-    pub fn device(&self) -> Result<(Device, Option<String>), PlanError> {
-        let memory = match self.memory {
-            None => None,
-            Some(0) => return Err(PlanError::request("memory", "0", "1 byte or more")),
-            Some(bytes) => Some(Bytes::new(bytes)?),
-        };
-        let (device, note) = self.device_of(memory)?;
-        if self.displays == Some(true) { Ok((device.driving_displays(), note)) } else { Ok((device, note)) }
-    }
-
-    fn device_of(&self, memory: Option<Bytes>) -> Result<(Device, Option<String>), PlanError> {
-        match (self.device.as_deref(), memory) {
-            (Some(name), memory) if name.eq_ignore_ascii_case("cpu") => match memory {
-                Some(memory) => Ok((Device::cpu(memory, "as asked"), None)),
-                None => Err(PlanError::request("memory", "nothing", "the size of the host's memory, beside device cpu")),
-            },
-            (Some(name), None) => Ok((named(name)?, None)),
-            (Some(name), Some(memory)) => Ok((named(name)?.resized(memory), None)),
-            (None, Some(memory)) => {
-                let backend = Backend::Cuda { compute_capability: 890 };
-                let note = "no device was named: a CUDA GPU of compute capability 8.9 is assumed".to_string();
-                Ok((Device::with_memory(memory, backend), Some(note)))
-            }
-            (None, None) => {
-                Err(PlanError::request("device", "nothing", "a device such as \"RTX 4090\" or cpu, or a memory size"))
-            }
-        }
-    }
-
     /// The question in full.
     ///
     /// # Errors
     /// [`PlanError`] for a value that cannot be.
     pub fn effective(&self) -> Result<Effective, PlanError> {
         let engine = Engine::parse(self.engine.as_deref().unwrap_or("llama.cpp"))?;
-        let (device, note) = self.device()?;
+        let (devices, note) = self.devices()?;
+        let Some(device) = devices.first().cloned() else {
+            return Err(PlanError::request("device", "nothing", "a device"));
+        };
+        if engine == Engine::Ideal && (devices.len() > 1 || !self.places_set().is_empty()) {
+            let found = if devices.len() > 1 { "several devices".to_string() } else { self.places_set().join(", ") };
+            return Err(PlanError::request("engine", found, "llama.cpp: the textbook has one place for everything"));
+        }
         let context = match (self.context, self.total_context) {
             (Some(_), Some(_)) => {
                 return Err(PlanError::request("total_context", "a value beside context", "one of the two"));
@@ -209,7 +196,7 @@ impl Options {
         if self.kv_type.is_some() && (self.kv_type_k.is_some() || self.kv_type_v.is_some()) {
             return Err(PlanError::request("kv_type", "a value beside kv_type_k or kv_type_v", "one or the other"));
         }
-        let mut deployment = Deployment::new(context, device.backend);
+        let mut deployment = self.placed(context, &devices)?;
         deployment.sequences = one_or_more("sequences", self.sequences, deployment.sequences)?;
         deployment.batch = one_or_more("batch", self.batch, deployment.batch)?;
         deployment.ubatch = one_or_more("ubatch", self.ubatch, deployment.ubatch)?;
@@ -220,6 +207,6 @@ impl Options {
         deployment.swa_full = self.swa_full.unwrap_or(false);
         deployment.repack = self.repack.unwrap_or(true);
         deployment.mmap = self.mmap.unwrap_or(true);
-        Ok(Effective { engine, deployment, device, notes: note.into_iter().collect() })
+        Ok(Effective { engine, deployment, device, devices, notes: note.into_iter().collect() })
     }
 }

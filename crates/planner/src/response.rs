@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use plimsoll_math::allocation::Term;
-use plimsoll_math::deployment::FlashAttention;
+use plimsoll_math::deployment::{FlashAttention, Share, SplitMode};
 use plimsoll_math::device::DeviceKind;
 use plimsoll_math::tensor::Component;
 use plimsoll_math::units::{Bytes, Params};
@@ -87,6 +87,26 @@ pub struct DeploymentBrief {
     pub backend: String,
     /// Memory that may be used there.
     pub memory: Bytes,
+    /// All devices, in the engine's order.
+    pub devices: Vec<String>,
+    /// How many layers go to devices, the output counted as one more; `null` for all.
+    pub gpu_layers: Option<u64>,
+    /// How a model is divided among several devices.
+    pub split_mode: SplitMode,
+    /// Shares of the devices; empty to divide by free memory.
+    pub tensor_split: Vec<Share>,
+    /// The device that holds everything when nothing is split.
+    pub main_gpu: u8,
+    /// Whether routed experts stay on the host.
+    pub cpu_moe: bool,
+    /// The number of first layers whose routed experts stay on the host.
+    pub n_cpu_moe: u64,
+    /// Tensors that go somewhere of their own, `PATTERN=DEVICE` each.
+    pub override_tensor: Vec<String>,
+    /// Whether caches lie where their layers are.
+    pub kv_offload: bool,
+    /// Whether products of large batches are done on a device although their weights are on the host.
+    pub op_offload: bool,
 }
 
 /// One device and what is on it.
@@ -106,6 +126,12 @@ pub struct DeviceUse {
     pub used: Bytes,
     /// Sum of the terms, lower bounds taken.
     pub used_low: Bytes,
+    /// Bytes left, where it fits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headroom: Option<Bytes>,
+    /// Bytes missing, where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub short_by: Option<Bytes>,
     /// The terms.
     pub terms: Vec<Term>,
 }
@@ -163,14 +189,21 @@ pub struct Change {
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Verdict {
-    /// On the device, with this much to spare.
+    /// On the devices, with this much to spare.
     Fits {
-        /// Bytes left.
+        /// Bytes left on the fullest device.
         headroom: Bytes,
+    },
+    /// On the devices and the host, with a part of the layers, experts or caches left to the host as asked.
+    FitsWithOffload {
+        /// Bytes left on the fullest device.
+        headroom: Bytes,
+        /// The engine's arguments for what goes where.
+        plan: Vec<String>,
     },
     /// It does not.
     DoesNotFit {
-        /// Bytes missing.
+        /// Bytes missing, on the device that misses most.
         short_by: Bytes,
         /// Present when it would fit if every bounded term stayed at its lower bound: bytes left then.
         #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -75,12 +75,16 @@ fn measured(row: &Value, key: &str, place: Option<usize>) -> u64 {
 }
 
 fn check(row: &Value, spec: &ModelSpec, table: &TensorTable, deployment: &Deployment, build: Build) -> Vec<String> {
-    let allocation = match allocate(spec, table, deployment, build) {
-        Ok(allocated) => allocated.allocation,
+    let allocated = match allocate(spec, table, deployment, build) {
+        Ok(allocated) => allocated,
         Err(error) => return vec![error.to_string()],
     };
+    let allocation = allocated.allocation;
     assert_eq!(allocation.devices.len(), deployment.devices.len());
     let mut wrong = Vec::new();
+    if row["resolved"]["flash_attn"] != allocated.resolved.flash_attention {
+        wrong.push(format!("flash attention {}", allocated.resolved.flash_attention));
+    }
     let places = allocation.devices.iter().enumerate().map(|(index, device)| (Some(index), device));
     for (place, found) in places.chain([(None, &allocation.host)]) {
         let of = |kind| found.of(kind).unwrap().get();

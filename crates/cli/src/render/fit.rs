@@ -1,7 +1,8 @@
 //! `plimsoll fit` for people.
 
 use plimsoll::math::allocation::Term;
-use plimsoll::planner::response::{Fit, Limit, Verdict};
+use plimsoll::math::units::Bytes;
+use plimsoll::planner::response::{DeviceUse, Fit, Limit, Verdict};
 use plimsoll::planner::size::{grouped, short};
 
 use super::bar::{bar, fill};
@@ -10,10 +11,21 @@ use super::{certainty_text, component, heading, label, limited, mark, notes, pag
 
 /// The first line: the answer.
 fn verdict(answer: &Fit, width: usize) -> Vec<String> {
-    let device = answer.devices.first();
-    let name = device.map_or("the device", |device| device.name.as_str());
+    // The device that decides: the one with the most missing, or the least to spare.
+    let tightness =
+        |device: &&DeviceUse| (device.short_by.map(Bytes::get), core::cmp::Reverse(device.headroom.map_or(0, Bytes::get)));
+    let device = answer.devices.iter().max_by_key(tightness);
     let usable = short(device.map_or(0, |device| device.usable.get()));
+    let name = match (device, answer.devices.len()) {
+        (None, _) => "the device".to_owned(),
+        (Some(device), 0 | 1) => device.name.clone(),
+        (Some(device), count) => format!("{count} devices, decided by {}", device.name),
+    };
     match &answer.verdict {
+        Verdict::FitsWithOffload { headroom, .. } => {
+            let rest = format!(" with a part on the host, on {name}: {} of {usable} stay free", short(headroom.get()));
+            headline(MAYBE, "Fits", &rest, width)
+        }
         Verdict::Fits { headroom } => {
             let rest = format!(" on {name}: {} of {usable} stay free", short(headroom.get()));
             headline(GOOD, "Fits", &rest, width)
@@ -126,8 +138,9 @@ pub(crate) fn fit(answer: &Fit) -> String {
     let places: Vec<&[Term]> =
         answer.devices.iter().map(|device| device.terms.as_slice()).chain([answer.host.terms.as_slice()]).collect();
     let layout = Layout::of(&places, width);
-    for device in &answer.devices {
-        lines.push(paint(BOLD, &device.name));
+    for (index, device) in answer.devices.iter().enumerate() {
+        let name = if answer.devices.len() > 1 { format!("{index}: {}", device.name) } else { device.name.clone() };
+        lines.push(paint(BOLD, &name));
         lines.push(format!("  {}", bar(&device.terms, device.usable.get(), width.saturating_sub(4))));
         breakdown(&mut lines, &layout, &device.terms, true);
         lines.push(layout.row(" ", " ", "used", device.used.get(), ""));
@@ -161,7 +174,7 @@ pub(crate) fn fit(answer: &Fit) -> String {
             lines.push(format!("  {}", super::text::cut(&text, width.saturating_sub(2))));
         }
     }
-    let fits = matches!(answer.verdict, Verdict::Fits { .. });
+    let fits = matches!(answer.verdict, Verdict::Fits { .. } | Verdict::FitsWithOffload { .. });
     let limits = [(answer.limits.max_context, "tokens per sequence"), (answer.limits.max_sequences, "sequences of this length")];
     let reach: Vec<String> = limits
         .iter()

@@ -76,6 +76,12 @@ const HYBRID: &[&str] = &[
     "qwen3next", "kimi-linear", "bailingmoe3", "kimi-k3", "glm5-next", "qwen35", "qwen35moe", "qwen4exp", "minimax-01",
 ];
 
+/// Hybrid models that gather a recurrent layer's state before they finish the layer before it (`models/*.cpp`).
+#[rustfmt::skip]
+const GATHERS_STATES_EARLY: &[&str] = &[
+    "jamba", "falcon-h1", "plamo2", "granitehybrid", "lfm2", "lfm2moe", "lfm3", "nemotron_h", "nemotron_h_moe", "bailingmoe3",
+];
+
 /// Models whose lightning indexer rotates its keys in any format (`llama-kv-cache.cpp:llama_kv_cache`).
 #[rustfmt::skip]
 const ROTATES_INDEXER: &[&str] = &[
@@ -150,6 +156,12 @@ impl<'a> Facts<'a> {
     }
     pub(crate) fn is_hybrid(self) -> bool {
         HYBRID.contains(&self.arch)
+    }
+    /// Whether a recurrent layer's state is gathered before the output of the attention layer before it is computed: the
+    /// graph is expanded by the state first (`llama-graph.cpp:build_rs`), where others expand it by a projection or by each
+    /// layer's end.
+    pub(crate) fn gathers_states_early(self) -> bool {
+        GATHERS_STATES_EARLY.contains(&self.arch)
     }
     pub(crate) fn rotates_indexer(self) -> bool {
         ROTATES_INDEXER.contains(&self.arch)

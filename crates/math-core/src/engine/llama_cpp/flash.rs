@@ -3,11 +3,12 @@
 //! The engine builds the graph with the fused node and looks where the scheduler put it: on another processor than its
 //! layer means no (`llama-context.cpp:resolve_fused_ops`).
 
-use crate::deployment::{Backend, Deployment};
+use crate::deployment::{Backend, Deployment, Location};
 use crate::engine::llama_cpp::facts::{Facts, attention_of};
+use crate::engine::llama_cpp::layout::Layout;
 use crate::error::MathError;
 use crate::format::StorageFormat;
-use crate::spec::{Mixer, ModelSpec};
+use crate::spec::{Layer, Mixer, ModelSpec};
 use crate::units::add;
 
 /// Heads of one attention layer.
@@ -21,44 +22,103 @@ pub(super) struct Heads {
     pub(super) shared: u64,
 }
 
-/// Whether every attention layer of the model runs fused on the device.
+/// Whether every attention layer of the model runs fused on the one device, or on the processor.
 pub(crate) fn runs_fused(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment) -> Result<bool, MathError> {
-    let formats = (deployment.kv_type_k, deployment.kv_type_v);
-    for layer in &spec.layers {
-        let heads = match &layer.mixer {
-            Mixer::Mla(mla) if mla.expanded => {
-                Heads { k: add(mla.qk_nope_head_dim, mla.qk_rope_head_dim)?, v: mla.v_head_dim, shared: 1 }
-            }
-            Mixer::Mla(mla) => {
-                Heads { k: add(mla.kv_lora_rank, mla.qk_rope_head_dim)?, v: mla.kv_lora_rank, shared: mla.n_heads }
-            }
-            Mixer::CompressedAttention(attention) => {
-                Heads { k: attention.head_dim, v: attention.head_dim, shared: attention.n_heads }
-            }
-            Mixer::Attention(_)
-            | Mixer::Parallel(_)
-            | Mixer::Mamba1(_)
-            | Mixer::Mamba2(_)
-            | Mixer::GatedDeltaNet(_)
-            | Mixer::KimiDelta(_)
-            | Mixer::LightningAttention(_)
-            | Mixer::Rwkv(_)
-            | Mixer::ShortConv(_)
-            | Mixer::Rglru(_)
-            | Mixer::None => match attention_of(&layer.mixer) {
-                Some(attention) if attention.n_kv_heads > 0 => {
-                    Heads { k: attention.k_head_dim, v: attention.v_head_dim, shared: attention.n_heads / attention.n_kv_heads }
-                }
-                Some(_) | None => continue,
-            },
-        };
-        // Models without a cache attend to fresh keys and values, which are cast to F16.
-        let formats = if facts.has_memory() { formats } else { (StorageFormat::F16, StorageFormat::F16) };
-        if !has_kernel(deployment.backend(), heads, formats, facts.has_memory() && !facts.has_alibi()) {
+    spec.layers.iter().try_fold(true, |all, layer| Ok(all && layer_runs_fused(layer, facts, deployment, deployment.backend())?))
+}
+
+/// Whether the scheduler puts every layer's fused attention where the layer is: otherwise `auto` means off for all of them.
+pub(crate) fn stays_with_its_layers(
+    spec: &ModelSpec,
+    facts: Facts<'_>,
+    deployment: &Deployment,
+    layout: &Layout,
+) -> Result<bool, MathError> {
+    for (index, layer) in (0_u32..).zip(&spec.layers) {
+        if !attends(&layer.mixer) {
+            continue;
+        }
+        let place = fused_place(spec, facts, layout, index);
+        let backend = layout.backend(place);
+        let supported = layer_runs_fused(layer, facts, deployment, backend)?;
+        let lands = if supported { place } else { Location::Host };
+        if lands != layout.layer(index) {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// Where the scheduler puts a layer's fused attention, if it runs there: with the cache that is written before it, when that
+/// is a device's; else with the operation of known place that follows, when that is a device's
+/// (`ggml-backend.cpp:ggml_backend_sched_split_graph`, pass 2).
+fn fused_place(spec: &ModelSpec, facts: Facts<'_>, layout: &Layout, index: u32) -> Location {
+    let cache = layout.cache(index);
+    if cache != Location::Host {
+        return cache;
+    }
+    // Some models gather the next recurrent layer's state before they finish this one's output.
+    let layers = spec.layers.iter().zip(0_u32..);
+    let own = |layer: &Layer| matches!(layer.mixer, Mixer::Parallel(_));
+    let next = if facts.gathers_states_early() {
+        let from = usize::try_from(index).unwrap_or(usize::MAX);
+        layers.skip(from).find(|(layer, at)| if *at == index { own(layer) } else { !matches!(layer.mixer, Mixer::None) })
+    } else {
+        None
+    };
+    match next {
+        Some((layer, at)) if own(layer) || !attends(&layer.mixer) => layout.cache(at),
+        Some(_) | None => layout.layer(index),
+    }
+}
+
+/// Whether a mixer attends to tokens.
+const fn attends(mixer: &Mixer) -> bool {
+    match mixer {
+        Mixer::Attention(_) | Mixer::Mla(_) | Mixer::CompressedAttention(_) | Mixer::Parallel(_) => true,
+        Mixer::Mamba1(_)
+        | Mixer::Mamba2(_)
+        | Mixer::GatedDeltaNet(_)
+        | Mixer::KimiDelta(_)
+        | Mixer::LightningAttention(_)
+        | Mixer::Rwkv(_)
+        | Mixer::ShortConv(_)
+        | Mixer::Rglru(_)
+        | Mixer::None => false,
+    }
+}
+
+/// Whether a layer's attention runs fused on a backend; true without attention.
+fn layer_runs_fused(layer: &Layer, facts: Facts<'_>, deployment: &Deployment, backend: Backend) -> Result<bool, MathError> {
+    let formats = (deployment.kv_type_k, deployment.kv_type_v);
+    let heads = match &layer.mixer {
+        Mixer::Mla(mla) if mla.expanded => {
+            Heads { k: add(mla.qk_nope_head_dim, mla.qk_rope_head_dim)?, v: mla.v_head_dim, shared: 1 }
+        }
+        Mixer::Mla(mla) => Heads { k: add(mla.kv_lora_rank, mla.qk_rope_head_dim)?, v: mla.kv_lora_rank, shared: mla.n_heads },
+        Mixer::CompressedAttention(attention) => {
+            Heads { k: attention.head_dim, v: attention.head_dim, shared: attention.n_heads }
+        }
+        Mixer::Attention(_)
+        | Mixer::Parallel(_)
+        | Mixer::Mamba1(_)
+        | Mixer::Mamba2(_)
+        | Mixer::GatedDeltaNet(_)
+        | Mixer::KimiDelta(_)
+        | Mixer::LightningAttention(_)
+        | Mixer::Rwkv(_)
+        | Mixer::ShortConv(_)
+        | Mixer::Rglru(_)
+        | Mixer::None => match attention_of(&layer.mixer) {
+            Some(attention) if attention.n_kv_heads > 0 => {
+                Heads { k: attention.k_head_dim, v: attention.v_head_dim, shared: attention.n_heads / attention.n_kv_heads }
+            }
+            Some(_) | None => return Ok(true),
+        },
+    };
+    // Models without a cache attend to fresh keys and values, which are cast to F16.
+    let formats = if facts.has_memory() { formats } else { (StorageFormat::F16, StorageFormat::F16) };
+    Ok(has_kernel(backend, heads, formats, facts.has_memory() && !facts.has_alibi()))
 }
 
 /// Whether a backend has a kernel for such heads with keys and values in these formats.

@@ -24,6 +24,7 @@ use alloc::vec::Vec;
 use super::pattern::Pattern;
 use crate::deployment::{Accelerator, Backend, Deployment, Location, SplitMode};
 use crate::error::MathError;
+use crate::spec::ModelSpec;
 
 /// Devices that a build can be compiled for (`llama.h:llama_max_devices`).
 pub const MAX_DEVICES: usize = 16;
@@ -122,6 +123,17 @@ impl Layout {
             pipelined,
             overrides,
         })
+    }
+
+    /// The layout of a model.
+    ///
+    /// # Errors
+    /// As [`Layout::new`], and [`MathError::Overflow`] when there are more layers than a file can number.
+    pub fn of(spec: &ModelSpec, deployment: &Deployment) -> Result<Self, MathError> {
+        // Encoder-decoder files number their blocks by the encoder (`block_count`).
+        let trunk = spec.encoder.as_ref().map_or(spec.layers.len(), |encoder| encoder.layers.len());
+        let layers = u32::try_from(trunk.saturating_add(spec.mtp.len())).ok();
+        Self::new(layers.ok_or(MathError::Overflow { quantity: "layers" })?, deployment)
     }
 
     /// The host and every device of the deployment, devices first.

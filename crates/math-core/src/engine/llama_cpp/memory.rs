@@ -10,7 +10,6 @@ use crate::engine::llama_cpp::compute::{ComputeBounds, ComputeBuffers, ComputeSh
 use crate::engine::llama_cpp::facts::Facts;
 use crate::engine::llama_cpp::graph;
 use crate::engine::llama_cpp::layout::Layout;
-use crate::engine::llama_cpp::loader_facts::LoaderFacts;
 use crate::engine::llama_cpp::recurrent::{CompressorPlan, RecurrentBytes, RecurrentPlan, compressor_plans, recurrent_plan};
 use crate::engine::llama_cpp::refuse;
 use crate::engine::llama_cpp::resolve::{ResolveFacts, Resolved, resolve_with};
@@ -182,7 +181,7 @@ fn measure(spec: &ModelSpec, table: Option<&TensorTable>, deployment: &Deploymen
     let asked = ResolveFacts::new(spec, facts, deployment)?;
     let resolved = resolve_with(&asked, deployment, deployment.context, deployment.sequences)?;
     refuse::check(spec, facts, deployment, &resolved)?;
-    let layout = Layout::new(LoaderFacts::of(spec, build)?.n_layers_all, deployment)?;
+    let layout = Layout::of(spec, deployment)?;
     let plan = MemoryPlan::new(spec, facts, deployment, &layout, asked.transposes_values(deployment))?;
     let (caches, recurrent, compressors) = plan.bytes(&resolved, deployment, &layout)?;
     let output = mul(4, mul(resolved.n_seq_max, plan.output_row)?)?;

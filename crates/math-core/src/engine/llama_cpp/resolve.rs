@@ -6,7 +6,8 @@ use alloc::string::ToString;
 use crate::deployment::{ContextRequest, Deployment, FlashAttention};
 use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::facts::Facts;
-use crate::engine::llama_cpp::flash::runs_fused;
+use crate::engine::llama_cpp::flash::stays_with_its_layers;
+use crate::engine::llama_cpp::layout::Layout;
 use crate::error::MathError;
 use crate::spec::ModelSpec;
 use crate::units::{add, mul, round_up};
@@ -54,7 +55,7 @@ pub(crate) struct ResolveFacts {
     pub(crate) has_encoder: bool,
     pub(crate) rolls_back: bool,
     pub(crate) forbids_flash_attention: bool,
-    /// Whether the device runs the model's attention fused.
+    /// Whether every layer's attention runs fused, and where its layer is.
     pub(crate) runs_fused: bool,
 }
 
@@ -67,7 +68,7 @@ impl ResolveFacts {
             has_encoder: facts.has_encoder(),
             rolls_back: facts.rolls_back(),
             forbids_flash_attention: facts.forbids_flash_attention(),
-            runs_fused: runs_fused(spec, facts, deployment)?,
+            runs_fused: stays_with_its_layers(spec, facts, deployment, &Layout::of(spec, deployment)?)?,
         })
     }
 
