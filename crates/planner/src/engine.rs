@@ -187,7 +187,10 @@ impl<'a> Question<'a> {
         let deployment = &self.effective.deployment;
         let mut allocated = allocate(&self.model.converted(), &self.tensors, deployment, build)?;
         let resolved = allocated.resolved;
-        for (place, device) in allocated.allocation.devices.iter_mut().zip(&deployment.devices) {
+        let layout = Layout::of(&self.model.converted(), deployment)?;
+        // The driver sets up those devices that the engine works with.
+        let devices = (0_u8..).zip(allocated.allocation.devices.iter_mut().zip(&deployment.devices));
+        for (_, (place, device)) in devices.filter(|(index, _)| layout.used().contains(index)) {
             place.terms.extend(driver_context(device.backend, resolved.n_ubatch)?);
         }
         Ok(Planned {

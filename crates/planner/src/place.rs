@@ -137,7 +137,7 @@ fn tensor_override(text: &str, layout: &Layout) -> Result<TensorOverride, PlanEr
 #[must_use]
 pub(crate) fn stays_on_host(layout: &Layout, deployment: &Deployment) -> bool {
     !layout.devices().is_empty()
-        && (layout.layers().iter().any(|place| *place == Location::Host)
+        && (layout.layers().contains(&Location::Host)
             || layout.output() == Location::Host
             || deployment.cpu_moe
             || deployment.n_cpu_moe > 0

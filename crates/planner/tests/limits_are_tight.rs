@@ -65,7 +65,7 @@ fn options() -> impl Strategy<Value = (usize, Options)> {
 /// Whether the explained path says that it fits; `None` when the engine refuses.
 fn fits(question: &Question<'_>) -> Option<bool> {
     match question.plan() {
-        Ok(planned) => Some(Used::of(&planned).unwrap().headroom(&question.effective.device).unwrap().is_ok()),
+        Ok(planned) => Some(Used::of(&planned).unwrap().headroom(&question.effective.devices).unwrap().is_ok()),
         Err(PlanError::Math(MathError::Refused { .. })) => None,
         Err(other) => panic!("{other}"),
     }

@@ -62,6 +62,19 @@ fn heading(model: &ModelBrief, engine: &EngineBrief, deployment: &DeploymentBrie
     if deployment.kv_unified {
         asked.push("one cache for all".to_owned());
     }
+    asked.extend(deployment.gpu_layers.map(|layers| format!("{layers} layers on devices")));
+    if !deployment.tensor_split.is_empty() {
+        let shares: Vec<String> = deployment.tensor_split.iter().map(|share| share.get().to_string()).collect();
+        asked.push(format!("shares {}", shares.join(":")));
+    }
+    if deployment.cpu_moe {
+        asked.push("experts on the host".to_owned());
+    } else if deployment.n_cpu_moe > 0 {
+        asked.push(format!("experts of {} layers on the host", deployment.n_cpu_moe));
+    }
+    if !deployment.kv_offload {
+        asked.push("cache on the host".to_owned());
+    }
     let mut lines = flow(facts.into_iter(), " · ", width, "  ");
     lines.extend(flow(asked.into_iter(), " · ", width, "  "));
     lines
