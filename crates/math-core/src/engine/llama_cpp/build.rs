@@ -120,6 +120,36 @@ impl Build {
         }
     }
 
+    /// b12032 hides all but the cells that a selector chose in one operation, and starts from the selector's own mask where
+    /// its format is the same (`llama-graph.cpp:build_attn`, `build_fused_top_k_mask`).
+    #[must_use]
+    pub const fn masks_chosen_cells_at_once(self) -> bool {
+        match self {
+            Self::C0c1e57098 => false,
+            Self::B12032 => true,
+        }
+    }
+
+    /// b12032's DeepSeek V4 keeps its last hidden state for prediction layers whether there are any or not; before, only
+    /// when it was asked for (`models/deepseek4.cpp:graph`, `t_h_nextn`).
+    #[must_use]
+    pub const fn hands_out_hidden_state(self) -> bool {
+        match self {
+            Self::C0c1e57098 => false,
+            Self::B12032 => true,
+        }
+    }
+
+    /// Numbers of heads for which CUDA has a kernel of the lightning indexer
+    /// (`ggml-cuda/lightning-indexer.cu:ggml_cuda_lightning_indexer_supported`).
+    #[must_use]
+    pub const fn indexer_heads_on_cuda(self) -> &'static [u64] {
+        match self {
+            Self::C0c1e57098 => &[32, 64],
+            Self::B12032 => &[4, 32, 64],
+        }
+    }
+
     /// b12032 gathers the recurrent state of all sequences at once, those that the micro-batch continues and those that are
     /// carried along (`llama-graph.cpp:build_rs`).
     #[must_use]

@@ -7,7 +7,7 @@ use alloc::string::ToString;
 
 use crate::engine::llama_cpp::build::Build;
 use crate::error::MathError;
-use crate::spec::{Layer, Mixer, ModelSpec, Window};
+use crate::spec::{Indexer, Layer, Mixer, ModelSpec, Window};
 
 /// Architectures that 0c1e57098 loads (`llama-arch.cpp:LLM_ARCH_NAMES`).
 #[rustfmt::skip]
@@ -178,6 +178,15 @@ impl<'a> Facts<'a> {
     pub(crate) fn is_causal(self, spec: &ModelSpec) -> bool {
         spec.causal && !DIFFUSION.contains(&self.arch)
     }
+    /// Whether attention reads compressed tokens (`models/deepseek4.cpp`).
+    pub(crate) fn compresses_tokens(self) -> bool {
+        self.arch == "deepseek4"
+    }
+    /// Whether a graph of all tokens in one sequence is reserved too: decay within a micro-batch grows with the square of a
+    /// sequence's tokens (`llama-context.cpp:sched_reserve`).
+    pub(crate) fn reserves_one_sequence(self) -> bool {
+        matches!(self.arch, "kimi-linear" | "minimax-01")
+    }
     /// Grok's soft-capped attention has no flash kernel (`llama-context.cpp:llama_init_from_model`).
     pub(crate) fn forbids_flash_attention(self) -> bool {
         self.arch == "grok"
@@ -221,5 +230,14 @@ pub(crate) const fn attention_of(mixer: &Mixer) -> Option<&crate::spec::Attentio
         | Mixer::ShortConv(_)
         | Mixer::Rglru(_)
         | Mixer::None => None,
+    }
+}
+
+/// The selector of sparse attention of a mixer, where it has one.
+pub(crate) fn selector_of(mixer: &Mixer) -> Option<&Indexer> {
+    match mixer {
+        Mixer::Mla(mla) => mla.indexer.as_ref(),
+        Mixer::CompressedAttention(attention) => attention.indexer.as_ref(),
+        other => attention_of(other).and_then(|attention| attention.indexer.as_ref()),
     }
 }

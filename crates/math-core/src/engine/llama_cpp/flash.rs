@@ -4,7 +4,7 @@
 //! layer means no (`llama-context.cpp:resolve_fused_ops`).
 
 use crate::deployment::{Backend, Deployment, Location};
-use crate::engine::llama_cpp::facts::{Facts, attention_of};
+use crate::engine::llama_cpp::facts::{Facts, attention_of, selector_of};
 use crate::engine::llama_cpp::layout::Layout;
 use crate::error::MathError;
 use crate::format::StorageFormat;
@@ -225,4 +225,28 @@ fn on_metal(heads: Heads, (k, v): (StorageFormat, StorageFormat)) -> bool {
             | StorageFormat::Q8_0
     );
     sizes && k == v && known
+}
+
+/// Whether the device scores the heads of every lightning indexer in one operation (`llama-context.cpp:resolve_fused_ops`,
+/// `ggml-cuda/lightning-indexer.cu:ggml_cuda_lightning_indexer_supported`).
+pub(crate) fn selectors_run_fused(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment) -> bool {
+    let heads = facts.build.indexer_heads_on_cuda();
+    let reads = matches!(
+        deployment.kv_type_k,
+        StorageFormat::F32
+            | StorageFormat::F16
+            | StorageFormat::Bf16
+            | StorageFormat::Q8_0
+            | StorageFormat::Q5_1
+            | StorageFormat::Q5_0
+            | StorageFormat::Q4_1
+            | StorageFormat::Q4_0
+    );
+    match deployment.backend() {
+        Backend::Cpu => true,
+        Backend::Cuda { .. } => spec.layers.iter().all(|layer| {
+            selector_of(&layer.mixer).is_none_or(|indexer| reads && indexer.head_dim == 128 && heads.contains(&indexer.n_heads))
+        }),
+        Backend::Metal => false,
+    }
 }

@@ -2,13 +2,15 @@
 
 use alloc::vec::Vec;
 
-use super::latent;
+use super::latent::{self, Sparse, keys_only};
 use super::op::Op;
 use super::ops::Node;
 use super::parts::{Attend, CacheInputs, NormKind, Parts};
 use super::rows::{Row, Scaled, Together, routing};
+use super::selector::SelectorCache;
 use crate::error::MathError;
 use crate::spec::{Attention, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, OutputGate, QkvLayout};
+use crate::tensor::Component;
 use crate::units::mul;
 
 /// The caches of a decoder: full-length, and for sliding-window layers.
@@ -22,6 +24,8 @@ pub(super) struct Caches {
     pub(super) v_widths: [u64; 2],
     /// Sides of the matrices that rotate keys and values, of the full and of the window cache; 0 for none.
     pub(super) rotations: [[u64; 2]; 2],
+    /// The keys of sparse attention's selectors.
+    pub(super) selector: Option<SelectorCache>,
 }
 
 /// Which layers have windows that the engine honours.
@@ -43,9 +47,7 @@ pub(super) fn build(
                 && attention.layout != QkvLayout::QueryOnly
                 && attention.layout != QkvLayout::ValueIsKey
         }
-        Mixer::Mla(mla) => {
-            !mla.expanded && mla.gate == OutputGate::None && mla.indexer.is_none() && !mla.bias && mla.extra.is_empty()
-        }
+        Mixer::Mla(mla) => latent::fits(mla) && mla.indexer.is_some() == caches.selector.is_some(),
         _ => false,
     };
     let feeds = |layer: &Layer| match &layer.feed_forward {
@@ -62,7 +64,7 @@ pub(super) fn build(
                 || has_norm(layer, "ffn_norm").is_some()
                 || has_norm(layer, "post_attention_norm").is_some())
             && layer.cross_attention.is_none()
-            && layer.extra.is_empty()
+            && extras_are_known(layer)
     };
     if !spec.layers.iter().all(fits) || spec.encoder.is_some() {
         return Ok(false);
@@ -76,6 +78,10 @@ pub(super) fn build(
         Some(weight) => Some(parts.weight(&[weight.shape.row()])?),
         None => None,
     };
+    let sparse = match caches.selector {
+        Some(cache) => Some(Sparse { inputs: parts.selector_inputs(cache)?, chosen: None }),
+        None => None,
+    };
     let by_position = spec.operations.scales_by_position.unwrap_or(false);
     let attention_scale = match row.scales_by_position {
         Scaled::UnrotatedLayers => Some(parts.attention_scale()?),
@@ -86,7 +92,7 @@ pub(super) fn build(
     let late = row.chooses_late && parts.setting.rows_after_layers;
     let last = spec.layers.len().saturating_sub(1);
     let steps = parts.layers(spec.layers.iter(), |index| !row.rotates(index));
-    let mut trunk = Trunk { row, positions, factors, attention_scale, rows, full, sliding, caches: *caches, window };
+    let mut trunk = Trunk { row, positions, factors, attention_scale, rows, full, sliding, sparse, caches: *caches, window };
     for step in &steps {
         let Some(layer) = spec.layers.get(step.layer) else { continue };
         parts.begin_layer(step);
@@ -178,13 +184,20 @@ pub(super) fn attended(
     let [full_rotation, window_rotation] = caches.rotations;
     let [full_width, window_width] = caches.v_widths;
     // A cache of latents alone keeps no values.
-    let keys_only = spec.layers.iter().all(|layer| matches!(&layer.mixer, Mixer::Mla(mla) if !mla.expanded));
-    let values = if keys_only { None } else { Some(full_width) };
+    let values = if keys_only(spec) { None } else { Some(full_width) };
     let mut full = parts.cache_inputs(parts.setting.cells, values, full_rotation)?;
     let Some(cells) = caches.window_cells else { return Ok((full, None)) };
     let mut sliding = parts.cache_inputs(cells, Some(window_width), window_rotation)?;
     (full.keys_first, sliding.keys_first) = (true, true);
     Ok((full, Some(sliding)))
+}
+
+/// Whether a layer has no weights but those of its mechanisms; a header lists a selector's as the layer's own.
+pub(super) fn extras_are_known(layer: &Layer) -> bool {
+    layer.extra.iter().all(|weight| match &layer.mixer {
+        Mixer::KimiDelta(_) | Mixer::LightningAttention(_) => weight.component == Component::SsmLinear,
+        _ => weight.component == Component::AttnIndexer,
+    })
 }
 
 /// Whether queries and keys are normed over all heads together, before they are split.
@@ -202,6 +215,7 @@ pub(super) struct Trunk<'a> {
     pub(super) rows: Node,
     pub(super) full: CacheInputs,
     pub(super) sliding: Option<CacheInputs>,
+    pub(super) sparse: Option<Sparse>,
     pub(super) caches: Caches,
     pub(super) window: HasWindow<'a>,
 }
@@ -233,7 +247,9 @@ impl Trunk<'_> {
         }
         let mut mixed = match &layer.mixer {
             Mixer::Attention(attention) => self.attention(parts, attention, d_model, index, attended)?,
-            Mixer::Mla(mla) => latent::attention(parts, mla, &self.full, Some(self.positions), d_model, attended)?,
+            Mixer::Mla(mla) => {
+                latent::attention(parts, mla, &self.full, self.sparse.as_mut(), Some(self.positions), d_model, attended)?
+            }
             _ => return Ok(input),
         };
         let mut residual = input;

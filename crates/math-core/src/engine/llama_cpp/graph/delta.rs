@@ -1,11 +1,12 @@
-//! Delta rules in a graph (`src/models/delta-net-base.cpp`): gated DeltaNet of Qwen3-Next and Qwen3.5.
+//! Delta rules in a graph (`src/models/delta-net-base.cpp`): gated DeltaNet of Qwen3-Next and Qwen3.5, and Kimi's delta
+//! attention.
 
 use super::op::Op;
 use super::ops::Node;
 use super::parts::{NormKind, Parts};
 use super::recurrent::{State, StateInputs};
 use crate::error::MathError;
-use crate::spec::GatedDeltaNet;
+use crate::spec::{GatedDeltaNet, KimiDelta};
 use crate::units::{add, mul};
 
 /// What a delta rule reads: queries, keys, values, decay, strength, each `[head, heads, tokens, sequences]`, and state.
@@ -47,6 +48,85 @@ impl Parts {
         let target = self.graph.view_2d(state.cache, state.width, self.setting.sequences, mul(4, state.width)?)?;
         let stored = self.graph.copy(updated, target)?;
         self.graph.expand(stored)
+    }
+
+    /// Kimi's delta attention (`kimi-linear.cpp:graph`) of `x`, `[d_model, tokens]`: queries, keys and values are convolved
+    /// apart, and every element of a head decays on its own.
+    pub(super) fn kimi_delta(&mut self, delta: &KimiDelta, inputs: &StateInputs, x: Node) -> Result<Node, MathError> {
+        let (sequences, tokens) = (self.setting.sequences, self.setting.sequence_tokens());
+        let KimiDelta { n_heads: heads, head_dim: head, d_conv, .. } = *delta;
+        let [d_model, all_tokens, ..] = self.graph.dims(x)?;
+        let width = mul(heads, head)?;
+        let by_token = [head, heads, tokens, sequences];
+        let conv = self.state(mul(3, mul(d_conv.saturating_sub(1), width)?)?)?;
+        let loaded = self.load(inputs, conv)?;
+        let mut parts = [x; 3];
+        for part in &mut parts {
+            let projected = self.linear(x, width)?;
+            let convolved = self.convolve_part(conv, loaded, d_conv, projected)?;
+            let flat = self.graph.reshape(convolved, [width, all_tokens, 1, 1])?;
+            let active = self.unary(flat)?;
+            *part = self.graph.reshape(active, by_token)?;
+        }
+        let [q, k, v] = parts;
+
+        let low_rank = self.linear(x, head)?;
+        let decay = self.linear(low_rank, width)?;
+        let decay = self.bias(decay)?;
+        let decay = self.unary(decay)?;
+        let decay = self.graph.reshape(decay, [head, heads, all_tokens, 1])?;
+        let rates = self.weight(&[1, heads])?;
+        let rates = self.graph.reshape(rates, [1, heads, 1, 1])?;
+        let decay = self.graph.product(decay, rates)?;
+        let decay = self.graph.reshape(decay, by_token)?;
+        let beta = self.linear(x, heads)?;
+        let beta = self.graph.reshape(beta, [1, heads, tokens, sequences])?;
+        let beta = self.unary(beta)?;
+
+        let input = self.graph.reshape(x, [d_model, tokens, sequences, 1])?;
+        let state = self.state(mul(head, width)?)?;
+        let loaded = self.load(inputs, state)?;
+        let square = self.graph.reshape(loaded, [head, head, heads, sequences])?;
+        let q = self.l2_norm(q)?;
+        let k = self.l2_norm(k)?;
+        let [out, updated] = self.delta_rule(&DeltaRule { q, k, v, decay, beta, state: square })?;
+        let out = self.graph.cont(out, by_token)?;
+        let target = self.graph.view_1d(state.cache, mul(state.width, sequences)?)?;
+        let stored = self.graph.copy(updated, target)?;
+        self.graph.expand(stored)?;
+
+        let flat = self.graph.reshape(input, [d_model, all_tokens, 1, 1])?;
+        let low_rank = self.linear(flat, head)?;
+        let gate = self.linear(low_rank, width)?;
+        let gate = self.graph.reshape(gate, [head, heads, all_tokens, 1])?;
+        let out = self.graph.reshape(out, [head, heads, all_tokens, 1])?;
+        let normed = self.norm(out, NormKind::Rms, false, true)?;
+        let gate = self.unary(gate)?;
+        let gated = self.graph.product(normed, gate)?;
+        let flat = self.graph.cont(gated, [width, all_tokens, 1, 1])?;
+        self.linear(flat, d_model)
+    }
+
+    /// Convolves one of three projections that share a row of state, and keeps its last tokens
+    /// (`kimi-linear.cpp:causal_conv1d`).
+    fn convolve_part(&mut self, state: State, loaded: Node, taps: u64, x: Node) -> Result<Node, MathError> {
+        let (sequences, tokens) = (self.setting.sequences, self.setting.sequence_tokens());
+        let [channels, ..] = self.graph.dims(x)?;
+        let kept = taps.saturating_sub(1);
+        let (channel, row) = (mul(4, kept)?, mul(4, state.width)?);
+        let shape = [kept, channels, sequences];
+        let before = self.graph.view_3d(loaded, shape, channel, row)?;
+        let x = self.graph.reshape(x, [channels, tokens, sequences, 1])?;
+        let now = self.graph.transpose(x)?;
+        let joined = self.graph.concat(before, now, 0)?;
+        let [_, s1, s2, _] = self.graph.strides(joined)?;
+        let last = self.graph.view_3d(joined, shape, s1, s2)?;
+        let target = self.graph.view_3d(state.cache, shape, channel, row)?;
+        let stored = self.graph.copy(last, target)?;
+        self.graph.expand(stored)?;
+        let kernel = self.kernel(channels, taps)?;
+        let kernel = self.graph.reshape(kernel, [taps, channels, 1, 1])?;
+        self.convolve_with(joined, kernel)
     }
 
     /// Gated DeltaNet (`qwen35.cpp:build_layer_attn_linear`) of `x`, `[d_model, tokens]`. `repeats_keys`: queries and keys

@@ -1,7 +1,9 @@
 //! Graphs of recurrent models and of hybrids with attention (`src/models/*.cpp`), one row of facts per architecture for
 //! what the model's mechanisms do not say.
 
-use super::decoder::{Caches, HasWindow, Trunk, has_norm};
+use super::decoder::{Caches, HasWindow, Trunk, extras_are_known, has_norm};
+use super::latent::{self, keys_only};
+use super::lightning::DecayInputs;
 use super::ops::Node;
 use super::parts::{Activation, Parts, Routing};
 use super::recurrent::StateInputs;
@@ -20,6 +22,8 @@ pub(super) struct HybridRow {
     norm_first: bool,
     /// The residual is the first operand where halves join it.
     residual_first: bool,
+    /// Halves join what they have read, scaled, rather than the layer's input (MiniMax).
+    joins_normed: bool,
     /// Queries and keys of a delta rule are repeated to the value heads.
     repeats_keys: bool,
 }
@@ -29,6 +33,7 @@ const RECURRENT: HybridRow = HybridRow {
     positions: 1,
     norm_first: false,
     residual_first: false,
+    joins_normed: false,
     repeats_keys: false,
 };
 
@@ -79,6 +84,12 @@ const ROWS: &[HybridRow] = &[
         norm_first: true,
         ..ROTATED
     },
+    HybridRow { row: Row { archs: &["minimax-01"], ..PLAIN }, joins_normed: true, ..ROTATED },
+    HybridRow {
+        row: Row { archs: &["kimi-linear"], routing: Routing { scaled: true, ..SOFTMAX }, ..RECURRENT.row },
+        norm_first: true,
+        ..RECURRENT
+    },
 ];
 
 /// The row of an architecture, where its graph is known.
@@ -97,10 +108,20 @@ fn attends(attention: &Attention) -> bool {
 /// Whether a layer is made of this file's mechanisms alone.
 fn fits(layer: &Layer) -> bool {
     let mixes = |mixer: &Mixer| {
-        matches!(mixer, Mixer::Mamba1(_) | Mixer::Mamba2(_) | Mixer::GatedDeltaNet(_) | Mixer::ShortConv(_) | Mixer::None)
+        matches!(
+            mixer,
+            Mixer::Mamba1(_)
+                | Mixer::Mamba2(_)
+                | Mixer::GatedDeltaNet(_)
+                | Mixer::KimiDelta(_)
+                | Mixer::LightningAttention(_)
+                | Mixer::ShortConv(_)
+                | Mixer::None
+        )
     };
     let mixer = match &layer.mixer {
         Mixer::Attention(attention) => attends(attention),
+        Mixer::Mla(mla) => latent::fits(mla) && mla.indexer.is_none(),
         Mixer::Parallel(parallel) => attends(&parallel.attention) && mixes(&parallel.state),
         other => mixes(other),
     };
@@ -109,7 +130,16 @@ fn fits(layer: &Layer) -> bool {
         FeedForward::Dense(_) | FeedForward::None => true,
         FeedForward::ChannelMix { .. } => false,
     };
-    mixer && feeds && layer.cross_attention.is_none() && layer.extra.is_empty() && layer.weights_of.is_none()
+    mixer && feeds && layer.cross_attention.is_none() && extras_are_known(layer) && layer.weights_of.is_none()
+}
+
+/// Heads whose decay is an input, 0 without lightning attention.
+fn decay_heads(spec: &ModelSpec) -> u64 {
+    let heads = spec.layers.iter().filter_map(|layer| match &layer.mixer {
+        Mixer::LightningAttention(lightning) => Some(lightning.n_heads),
+        _ => None,
+    });
+    heads.max().unwrap_or(0)
 }
 
 /// Builds the whole graph; `false` when some layer is none of this file's.
@@ -138,13 +168,28 @@ pub(super) fn build(
     let states = parts.state_inputs()?;
     let [full_rotation, _] = caches.rotations;
     let [full_width, _] = caches.v_widths;
-    let full = parts.cache_inputs(parts.setting.cells, Some(full_width), full_rotation)?;
+    let values = if keys_only(spec) { None } else { Some(full_width) };
+    let full = parts.cache_inputs(parts.setting.cells, values, full_rotation)?;
+    let decays = match decay_heads(spec) {
+        0 => None,
+        heads => Some(parts.decay_inputs(heads)?),
+    };
     let positions = parts.positions(hybrid.positions)?;
     let rows = parts.output_rows()?;
-    let trunk =
-        Trunk { row, positions, factors: None, attention_scale: None, rows, full, sliding: None, caches: *caches, window };
+    let trunk = Trunk {
+        row,
+        positions,
+        factors: None,
+        attention_scale: None,
+        rows,
+        full,
+        sliding: None,
+        sparse: None,
+        caches: *caches,
+        window,
+    };
     let last = spec.layers.len().saturating_sub(1);
-    let mut layers = Hybrid { hybrid, states, trunk };
+    let mut layers = Hybrid { hybrid, states, decays, trunk };
     let steps = parts.layers(spec.layers.iter(), |index| !row.rotates(index));
     for step in &steps {
         let Some(layer) = spec.layers.get(step.layer) else { continue };
@@ -173,6 +218,7 @@ pub(super) fn build(
 struct Hybrid<'a> {
     hybrid: &'a HybridRow,
     states: StateInputs,
+    decays: Option<DecayInputs>,
     trunk: Trunk<'a>,
 }
 
@@ -208,12 +254,19 @@ impl Hybrid<'_> {
         } else {
             let mut mixed = match &layer.mixer {
                 Mixer::Attention(attention) => self.trunk.attention(parts, attention, d_model, index, normed)?,
+                Mixer::Mla(mla) => {
+                    let positions = (row.no_rope_every != 1).then_some(self.trunk.positions);
+                    latent::attention(parts, mla, &self.trunk.full, None, positions, d_model, normed)?
+                }
                 other => self.state(parts, other, normed)?,
             };
-            let mut residual = input;
+            let mut residual = if self.hybrid.joins_normed { normed } else { input };
             if chooses {
                 mixed = parts.graph.get_rows(mixed, self.trunk.rows)?;
                 residual = parts.graph.get_rows(residual, self.trunk.rows)?;
+            }
+            if self.hybrid.joins_normed {
+                residual = parts.scale(residual)?;
             }
             if row.scales_residual {
                 mixed = parts.scale(mixed)?;
@@ -227,7 +280,8 @@ impl Hybrid<'_> {
             if row.scales_residual {
                 fed = parts.scale(fed)?;
             }
-            joined = self.join(parts, fed, joined)?;
+            let residual = if self.hybrid.joins_normed { parts.scale(normed)? } else { joined };
+            joined = self.join(parts, fed, residual)?;
         }
         Ok(joined)
     }
@@ -240,6 +294,11 @@ impl Hybrid<'_> {
         match mixer {
             Mixer::Mamba1(mamba) => parts.mamba1(mamba, &self.states, x),
             Mixer::Mamba2(mamba) => parts.mamba2(mamba, &self.states, x),
+            Mixer::KimiDelta(delta) => parts.kimi_delta(delta, &self.states, x),
+            Mixer::LightningAttention(lightning) => match &self.decays {
+                Some(decays) => parts.lightning_attention(lightning, &self.states, decays, x),
+                None => Ok(x),
+            },
             Mixer::ShortConv(conv) => parts.short_convolution(conv, &self.states, x),
             Mixer::GatedDeltaNet(delta) => parts.gated_delta_net(delta, &self.states, self.hybrid.repeats_keys, x),
             _ => Ok(x),

@@ -2,9 +2,31 @@
 
 use super::ops::Node;
 use super::parts::{CacheInputs, NormKind, Parts, Setting};
+use super::selector::SelectorInputs;
+use crate::engine::llama_cpp::facts::attention_of;
 use crate::error::MathError;
-use crate::spec::Mla;
+use crate::spec::{Mixer, Mla, ModelSpec, OutputGate};
 use crate::units::{Bytes, add, mul};
+
+/// Sparse attention: what its selectors read, and the choice of the last one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sparse {
+    pub(super) inputs: SelectorInputs,
+    pub(super) chosen: Option<Node>,
+}
+
+/// Whether a mixer is built by [`attention`].
+pub(super) fn fits(mla: &Mla) -> bool {
+    !mla.expanded && mla.gate == OutputGate::None && !mla.bias && mla.extra.is_empty()
+}
+
+/// Whether no layer caches values: the latent is both.
+pub(super) fn keys_only(spec: &ModelSpec) -> bool {
+    spec.layers.iter().all(|layer| match &layer.mixer {
+        Mixer::Mla(mla) => !mla.expanded,
+        mixer => attention_of(mixer).is_none(),
+    })
+}
 
 /// Latent attention with absorbed expansions: every head reads the same latent as key and, in part, as value.
 /// `positions` is `None` where the engine applies no rotary embedding.
@@ -12,6 +34,7 @@ pub(super) fn attention(
     parts: &mut Parts,
     mla: &Mla,
     inputs: &CacheInputs,
+    sparse: Option<&mut Sparse>,
     positions: Option<Node>,
     d_model: u64,
     x: Node,
@@ -23,6 +46,14 @@ pub(super) fn attention(
     if let Some(q_rank) = mla.q_lora_rank {
         q = parts.linear(q, q_rank)?;
         q = parts.norm(q, NormKind::Rms, false, true)?;
+    }
+    let mut choice = None;
+    if let (Some(sparse), Some(indexer)) = (sparse, &mla.indexer) {
+        // A layer without a selector of its own attends to the choice of an earlier one.
+        if indexer.own {
+            sparse.chosen = Some(parts.select(indexer, &sparse.inputs, positions, q, x)?);
+        }
+        choice = sparse.chosen.map(|chosen| (sparse.inputs, chosen));
     }
     q = parts.linear(q, mul(head, heads)?)?;
     q = parts.graph.reshape(q, [head, heads, tokens, 1])?;
@@ -57,11 +88,15 @@ pub(super) fn attention(
         let stored = parts.store_rows(k, cache, rows)?;
         parts.graph.expand(stored)?;
     }
+    let mask = match choice {
+        Some((selector, chosen)) => parts.mask_of_chosen(inputs, &selector, chosen)?,
+        None => inputs.mask,
+    };
     let stride = k_format.row_bytes(width).map(Bytes::get)?;
     let strides = [stride, stride, mul(stride, cells)?];
     let k = parts.graph.view(cache, [width, 1, cells, streams], strides)?;
     let v = parts.graph.view(k, [rank, 1, cells, streams], strides)?;
     let expand = parts.weight(&[rank, mla.v_head_dim, heads])?;
-    let attended = parts.attend_views(q, k, v, inputs.mask, None, false, Some(expand))?;
+    let attended = parts.attend_views(q, k, v, mask, None, false, Some(expand))?;
     parts.linear(attended, d_model)
 }

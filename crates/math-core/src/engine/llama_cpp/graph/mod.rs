@@ -4,13 +4,16 @@
 //! integer arithmetic without any measurement in it. A graph is built from the model's mechanisms (`parts`) in the
 //! order of the architecture (`decoder`), split among backends (`schedule`) and replayed ([`replay`](mod@replay)).
 
+mod compressed;
 mod decoder;
 mod delta;
 mod depth;
 mod hybrid;
+mod hyper;
 mod kernels;
 mod latent;
 pub mod length;
+mod lightning;
 pub mod op;
 pub mod ops;
 mod parts;
@@ -19,6 +22,7 @@ pub(super) mod regimes;
 pub mod replay;
 mod rows;
 mod schedule;
+mod selector;
 pub mod tensors;
 
 use alloc::vec::Vec;
@@ -26,20 +30,23 @@ use alloc::vec::Vec;
 use super::build::Build;
 use super::cache::{BufferRules, CachePlan, CellRule, cache_plans};
 use super::facts::Facts;
+use super::flash::selectors_run_fused;
 use super::layout::Layout;
 use super::loader_facts::LoaderFacts;
 use super::resolve::{ResolveFacts, Resolved, resolve_with};
 use crate::deployment::{Backend, Deployment};
 use crate::error::MathError;
 use crate::spec::{Attention, ModelSpec};
+use compressed::{CompressedCache, CompressedCaches};
 use decoder::Caches;
 use depth::Depth;
 use hybrid::HybridRow;
-use ops::Builder;
+use ops::{Builder, Node};
 use parts::{Parts, Setting};
 use replay::{BufferKind, replay};
 use rows::Row;
 use schedule::{Machine, schedule};
+use selector::SelectorCache;
 use tensors::Graph;
 
 /// Bytes of the compute buffers: on the device (0 when the processor does everything) and on the host.
@@ -66,7 +73,7 @@ pub(super) fn compute_bytes(
     let Some(recipe) = Recipe::new(spec, deployment, facts)? else { return Ok(None) };
     let kinds = recipe.buffer_kinds();
     let mut out = ComputeBytes::default();
-    for reserve in Reserve::all(resolved) {
+    for reserve in Reserve::all(resolved, facts) {
         let mut depth = Depth::default();
         let bytes = loop {
             let Some(graph) = recipe.graph(resolved, plans, reserve, &mut depth)? else { return Ok(None) };
@@ -95,7 +102,7 @@ pub fn reserved(spec: &ModelSpec, deployment: &Deployment, build: Build) -> Resu
     let plans = cache_plans(spec, facts, deployment, &layout, asked.transposes_values(deployment))?;
     let Some(recipe) = Recipe::new(spec, deployment, facts)? else { return Ok(None) };
     let mut graphs = Vec::new();
-    for reserve in Reserve::all(&resolved) {
+    for reserve in Reserve::all(&resolved, facts) {
         let mut depth = Depth::all();
         let Some(graph) = recipe.graph(&resolved, &plans, reserve, &mut depth)? else { return Ok(None) };
         graphs.push(graph);
@@ -113,13 +120,20 @@ struct Reserve {
 }
 
 impl Reserve {
-    /// A full micro-batch, and one token per sequence. Buffers never shrink, so the larger need counts
-    /// (`llama-context.cpp:sched_reserve`).
-    fn all(resolved: &Resolved) -> [Self; 2] {
+    /// A full micro-batch, one token per sequence, and for some models a full micro-batch of one sequence. Buffers never
+    /// shrink, so the largest need counts (`llama-context.cpp:sched_reserve`).
+    fn all(resolved: &Resolved, facts: Facts<'_>) -> Vec<Self> {
         // Rows of logits are limited before the micro-batch is rounded up to whole sequences.
         let outputs = resolved.n_outputs_max.min(resolved.n_ubatch).min(resolved.n_ctx);
         let sequences = resolved.n_seq_max;
-        [Self { tokens: resolved.graph_tokens, sequences, outputs }, Self { tokens: sequences, sequences, outputs: sequences }]
+        let mut out = Vec::from([
+            Self { tokens: resolved.graph_tokens, sequences, outputs },
+            Self { tokens: sequences, sequences, outputs: sequences },
+        ]);
+        if facts.reserves_one_sequence() && sequences > 1 {
+            out.push(Self { tokens: resolved.n_ctx.min(resolved.n_ubatch), sequences: 1, outputs });
+        }
+        out
     }
 }
 
@@ -140,7 +154,7 @@ impl<'a> Recipe<'a> {
     /// `None` where the graph is not known.
     fn new(spec: &'a ModelSpec, deployment: &'a Deployment, facts: Facts<'a>) -> Result<Option<Self>, MathError> {
         let (row, hybrid) = (rows::row(facts.arch), hybrid::row(facts.arch));
-        let known = row.is_some() || hybrid.is_some();
+        let known = row.is_some() || hybrid.is_some() || facts.compresses_tokens();
         let served = deployment.backend() != Backend::Metal && !deployment.embeddings && !deployment.load_mtp;
         if !known || !served || !facts.build.graphs_are_known() {
             return Ok(None);
@@ -169,12 +183,20 @@ impl<'a> Recipe<'a> {
     ) -> Result<Option<Graph>, MathError> {
         let Self { spec, deployment, facts, .. } = *self;
         let batch_only = !facts.has_memory();
-        let mut caches = Caches { batch_only, window_cells: None, v_widths: [0; 2], rotations: [[0; 2]; 2] };
+        let mut caches = Caches { batch_only, window_cells: None, v_widths: [0; 2], rotations: [[0; 2]; 2], selector: None };
+        let mut compressed = CompressedCaches::default();
         let mut widest = 0;
         for plan in plans {
+            let [rotation, _] = plan.rotations;
+            let cells = plan.cells(resolved, deployment.swa_full)?;
+            compressed.add(plan.tag, CompressedCache { cells, rotation });
+            if matches!(plan.tag, "lid" | "dsa.lid") {
+                caches.selector = Some(SelectorCache { cells, rotation });
+                continue;
+            }
             let slot = usize::from(matches!(plan.cells, CellRule::Window { .. }));
             if slot == 1 {
-                caches.window_cells = Some(plan.cells(resolved, deployment.swa_full)?);
+                caches.window_cells = Some(cells);
             }
             widest = plan.groups.iter().filter_map(|group| group.v_dim).fold(widest, u64::max);
             if let Some(rotation) = caches.rotations.get_mut(slot) {
@@ -182,12 +204,15 @@ impl<'a> Recipe<'a> {
             }
         }
         caches.v_widths = [widest; 2];
+        // Compressed tokens of different sequences never share a stream.
+        let streams = if plans.iter().any(|plan| plan.always_streams) { resolved.n_seq_max } else { resolved.streams };
         let setting = Setting {
             tokens: reserve.tokens,
             sequences: reserve.sequences,
             states: resolved.n_seq_max,
             outputs: reserve.outputs,
-            streams: resolved.streams,
+            streams,
+            mask_streams: streams.min(reserve.sequences),
             cells: resolved.n_ctx_seq,
             k_format: deployment.kv_type_k,
             v_format: deployment.kv_type_v,
@@ -203,16 +228,21 @@ impl<'a> Recipe<'a> {
             gathers_states: facts.build.gathers_states_at_once(),
             pads_batches: facts.build.pads_uncached_batches(),
             positions_first: facts.build.looks_positions_up_first(),
+            hands_out_hidden_state: facts.build.hands_out_hidden_state(),
+            fused_indexer: selectors_run_fused(spec, facts, deployment),
+            fused_top_k_mask: facts.build.masks_chosen_cells_at_once(),
+            shares_selector_mask: facts.build.masks_chosen_cells_at_once(),
             limits_experts: facts.build.limits_expert_activations(facts.arch),
         };
         let window = |attention: &Attention| {
             if batch_only { attention.window.tokens().is_some() } else { facts.window(attention.window).is_some() }
         };
-        let mut parts = Parts { graph: Builder::new(), setting, depth: core::mem::take(depth), loop_start: None };
+        let mut parts =
+            Parts { graph: Builder::new(), tokens: Node(0), setting, depth: core::mem::take(depth), loop_start: None };
         let built = match (self.row, self.hybrid) {
             (Some(row), _) => decoder::build(&mut parts, spec, row, &caches, &window)?,
             (None, Some(row)) => hybrid::build(&mut parts, spec, row, &caches, &window)?,
-            (None, None) => false,
+            (None, None) => compressed::build(&mut parts, spec, &compressed)?,
         };
         if !built {
             return Ok(None);

@@ -103,6 +103,12 @@ pub enum Op {
     Triangle,
     /// Solution of a triangular system.
     SolveTriangle,
+    /// Scores of a lightning indexer's heads, summed (`ggml.h:ggml_lightning_indexer`).
+    LightningIndexer,
+    /// A mask with all but chosen cells hidden.
+    TopKMask,
+    /// Mixing of the versions of a hidden state (`ggml.h:ggml_dsv4_hc_pre`, `_comb`, `_post`).
+    HyperConnection,
     /// Anything else; the graph does not say what.
     Other,
 }

@@ -369,11 +369,11 @@ impl Builder {
     pub fn result(&mut self, op: Op, format: StorageFormat, dims: [u64; 4], sources: &[Node]) -> Built4 {
         self.fresh(format, dims, op, sources)
     }
-    /// Limits values in place: the result shows `a` (`ggml.c:ggml_clamp`).
+    /// An operation on elements in place: the result shows `a` (`ggml.c:ggml_scale_inplace`).
     ///
     /// # Errors
     /// [`MathError::Overflow`].
-    pub fn clamp(&mut self, a: Node) -> Built4 {
+    pub fn in_place(&mut self, a: Node) -> Built4 {
         let (format, dims, strides, root) = (self.format(a)?, self.dims(a)?, self.strides(a)?, self.root(a)?);
         self.push(format, dims, strides, Op::Clamp, Some(root), &[a])
     }

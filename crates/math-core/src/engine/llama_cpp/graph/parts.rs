@@ -26,6 +26,8 @@ pub(super) struct Setting {
     pub(super) outputs: u64,
     /// Streams of the caches that this graph reads.
     pub(super) streams: u64,
+    /// Streams of its masks: fewer where a graph for one sequence reads the caches of all.
+    pub(super) mask_streams: u64,
     /// Cells of a stream of the full-length cache.
     pub(super) cells: u64,
     /// Format of cached keys.
@@ -55,6 +57,14 @@ pub(super) struct Setting {
     pub(super) pads_batches: bool,
     /// Whether learned positions are looked up before tokens (`build.rs:looks_positions_up_first`).
     pub(super) positions_first: bool,
+    /// Whether DeepSeek V4 hands out its last hidden state (`build.rs:hands_out_hidden_state`).
+    pub(super) hands_out_hidden_state: bool,
+    /// Whether the device scores a selector's heads in one operation.
+    pub(super) fused_indexer: bool,
+    /// Whether the chosen cells are put into the mask in one operation (`build.rs:masks_chosen_cells_at_once`).
+    pub(super) fused_top_k_mask: bool,
+    /// Whether sparse attention reads the mask of its selector (`build.rs:masks_chosen_cells_at_once`).
+    pub(super) shares_selector_mask: bool,
     /// Whether the inputs of experts' last matrices are scaled into f16's range (`build.rs:limits_expert_activations`).
     pub(super) limits_experts: bool,
 }
@@ -77,6 +87,8 @@ pub(super) struct CacheInputs {
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) graph: Builder,
+    /// The input of token numbers, once there is one.
+    pub(super) tokens: Node,
     pub(super) setting: Setting,
     /// How many layers are shown.
     pub(super) depth: Depth,
@@ -115,6 +127,10 @@ pub(super) struct Routing {
     pub(super) choose_on_logits: bool,
     /// Weights are applied before the experts (Llama 4).
     pub(super) weighted_first: bool,
+    /// Two operations make weights of logits (the square root of softplus).
+    pub(super) two_steps: bool,
+    /// Experts that a table gives for each token instead of a choice.
+    pub(super) looked_up: Option<Node>,
     /// Groups of experts of which some are chosen first, and how many.
     pub(super) groups: u64,
 }
@@ -222,6 +238,7 @@ impl Parts {
     /// Token embeddings (`build_inp_embd`); the input for embeddings is there whether it is used or not.
     pub(super) fn embed(&mut self, width: u64, vocabulary: u64) -> Result<Node, MathError> {
         let tokens = self.graph.input(StorageFormat::I32, [self.setting.tokens, 1, 1, 1])?;
+        self.tokens = tokens;
         let direct = self.graph.input(Self::F32, [width, self.setting.tokens, 1, 1])?;
         let table = self.host_weight(width, vocabulary)?;
         let rows = self.graph.get_rows(table, tokens)?;
@@ -261,7 +278,7 @@ impl Parts {
     pub(super) fn output_rows(&mut self) -> Result<Node, MathError> {
         self.graph.input(StorageFormat::I32, [self.setting.outputs, 1, 1, 1])
     }
-    fn row_numbers(&mut self, rows: u64) -> Result<Node, MathError> {
+    pub(super) fn row_numbers(&mut self, rows: u64) -> Result<Node, MathError> {
         self.graph.input(StorageFormat::I64, [rows, 1, 1, 1])
     }
     /// Inputs of attention over a cache of `cells` (`build_attn_inp_kv`): `v_width` is the widest row of values, which
@@ -272,7 +289,7 @@ impl Parts {
         v_width: Option<u64>,
         rotations: [u64; 2],
     ) -> Result<CacheInputs, MathError> {
-        let Setting { tokens, streams, flash, transposed, .. } = self.setting;
+        let Setting { tokens, mask_streams: streams, flash, transposed, .. } = self.setting;
         let k_rows = self.row_numbers(tokens)?;
         let v_rows = match v_width {
             None => None,
@@ -281,17 +298,8 @@ impl Parts {
         };
         let format = if flash { StorageFormat::F16 } else { Self::F32 };
         let mask = self.graph.input(format, [cells, tokens / streams.max(1), 1, streams])?;
-        let mut rotation = [None, None];
-        for (slot, side) in rotation.iter_mut().zip(rotations) {
-            if side > 0 {
-                *slot = Some(if self.setting.cached_rotations {
-                    self.weight(&[side, side])?
-                } else {
-                    self.graph.input(Self::F32, [side, side, 1, 1])?
-                });
-            }
-        }
-        let [k_rotation, v_rotation] = rotation;
+        let [k_side, v_side] = rotations;
+        let (k_rotation, v_rotation) = (self.rotation_matrix(k_side)?, self.rotation_matrix(v_side)?);
         Ok(CacheInputs { cells, k_rows: Some(k_rows), v_rows, mask, k_rotation, v_rotation, keys_first: false })
     }
     /// Inputs of attention of a batch to itself (`build_attn_inp_no_cache`).
@@ -305,8 +313,16 @@ impl Parts {
         let mask = self.graph.input(format, [cells, self.setting.tokens, 1, 1])?;
         Ok(CacheInputs { cells, k_rows: None, v_rows: None, mask, k_rotation: None, v_rotation: None, keys_first: true })
     }
+    /// A Hadamard matrix that rotates keys or values; `None` for no side.
+    pub(super) fn rotation_matrix(&mut self, side: u64) -> Result<Option<Node>, MathError> {
+        Ok(match (side, self.setting.cached_rotations) {
+            (0, _) => None,
+            (_, true) => Some(self.weight(&[side, side])?),
+            (_, false) => Some(self.graph.input(Self::F32, [side, side, 1, 1])?),
+        })
+    }
     /// Product with a Hadamard matrix (`llama-impl.h:llama_mul_mat_hadamard`).
-    fn rotate(&mut self, x: Node, rotation: Node) -> Result<Node, MathError> {
+    pub(super) fn rotate(&mut self, x: Node, rotation: Node) -> Result<Node, MathError> {
         let dims = self.graph.dims(x)?;
         let [side, ..] = self.graph.dims(rotation)?;
         let elements = dims.iter().try_fold(1, |product, n| mul(product, *n))?;
@@ -567,6 +583,10 @@ impl Parts {
         let logits = self.linear_bias(x, n_experts, moe.router_bias)?;
         let probabilities = match (routing.softmax_after, moe.correction_bias.is_some()) {
             (true, _) => logits,
+            (false, _) if routing.two_steps => {
+                let soft = self.unary(logits)?;
+                self.graph.apply(Op::SquareRoot, soft, &[])?
+            }
             // Corrected choices are made on sigmoids.
             (false, true) => self.unary(logits)?,
             (false, false) if routing.choose_on_logits => self.unary(logits)?,
@@ -582,7 +602,10 @@ impl Parts {
         if routing.groups > 1 {
             selection = self.choose_groups(selection, n_experts, tokens, routing)?;
         }
-        let ids = self.graph.argsort_top_k(selection, chosen)?;
+        let ids = match routing.looked_up {
+            Some(ids) => ids,
+            None => self.graph.argsort_top_k(selection, chosen)?,
+        };
         let rows = self.graph.reshape(probabilities, [1, n_experts, tokens, 1])?;
         let mut weights = self.graph.get_rows(rows, ids)?;
         if routing.softmax_after {
@@ -593,7 +616,7 @@ impl Parts {
         if routing.normed {
             let flat = self.graph.reshape(weights, [chosen, tokens, 1, 1])?;
             let sum = self.graph.sum_rows(flat)?;
-            let limited = self.graph.clamp(sum)?;
+            let limited = self.graph.apply(Op::Clamp, sum, &[])?;
             let divided = self.graph.apply(Op::Div, flat, &[limited])?;
             weights = self.graph.reshape(divided, [1, chosen, tokens, 1])?;
         }
@@ -681,7 +704,7 @@ impl Parts {
         for _ in 0..4 {
             divisor = self.scale(divisor)?;
         }
-        divisor = self.graph.clamp(divisor)?;
+        divisor = self.graph.apply(Op::Clamp, divisor, &[])?;
         // And back.
         for _ in 0..2 {
             divisor = self.scale(divisor)?;

@@ -48,7 +48,7 @@ impl Parts {
     fn cleared(&mut self, state: State) -> Result<Node, MathError> {
         let rows = self.graph.reshape(state.cache, [state.width, self.setting.states, 1, 1])?;
         let zero = self.graph.view_1d(rows, state.width)?;
-        let zeroed = self.graph.clamp(zero)?;
+        let zeroed = self.graph.in_place(zero)?;
         self.graph.expand(zeroed)?;
         Ok(rows)
     }
@@ -111,13 +111,22 @@ impl Parts {
 
     /// The convolution over a [`Self::window`]: `[channels, tokens, sequences]`.
     pub(super) fn convolve(&mut self, window: Node, taps: u64) -> Result<Node, MathError> {
-        let [length, channels, sequences, _] = self.graph.dims(window)?;
+        let [_, channels, ..] = self.graph.dims(window)?;
+        let kernel = self.kernel(channels, taps)?;
+        self.convolve_with(window, kernel)
+    }
+    /// The convolution with given weights.
+    pub(super) fn convolve_with(&mut self, window: Node, kernel: Node) -> Result<Node, MathError> {
+        let ([length, channels, sequences, _], [taps, ..]) = (self.graph.dims(window)?, self.graph.dims(kernel)?);
+        let tokens = length.saturating_sub(taps.saturating_sub(1));
+        self.graph.result(Op::SsmConv, Self::F32, [channels, tokens, sequences, 1], &[window, kernel])
+    }
+    /// The weights of a convolution.
+    pub(super) fn kernel(&mut self, channels: u64, taps: u64) -> Result<Node, MathError> {
         // CUDA's kernel works on 128 channels at a time; without it the loader keeps the weights on the host, and the
         // operation follows them (`ggml-cuda.cu:ggml_backend_cuda_device_supports_op`).
         let backend = if channels.is_multiple_of(128) { self.setting.device } else { self.setting.host };
-        let kernel = self.graph.weight(Self::F32, [taps, channels, 1, 1], backend)?;
-        let tokens = length.saturating_sub(taps.saturating_sub(1));
-        self.graph.result(Op::SsmConv, Self::F32, [channels, tokens, sequences, 1], &[window, kernel])
+        self.graph.weight(Self::F32, [taps, channels, 1, 1], backend)
     }
 
     /// Mamba 1 (`build_mamba_layer`) of `x`, `[d_model, tokens]`.

@@ -12,7 +12,7 @@ use super::tensors::Graph;
 use super::{ComputeBytes, Recipe, Reserve};
 use crate::deployment::{ContextRequest, Deployment};
 use crate::engine::llama_cpp::cache::{CachePlan, CellRule};
-use crate::engine::llama_cpp::facts::Facts;
+use crate::engine::llama_cpp::facts::{Facts, selector_of};
 use crate::engine::llama_cpp::resolve::{CONTEXT_PAD, ResolveFacts, Resolved, resolve_with};
 use crate::error::MathError;
 use crate::spec::ModelSpec;
@@ -89,6 +89,11 @@ impl Regimes {
     }
 }
 
+/// How many cells the selectors of sparse attention choose.
+fn chosen_cells(spec: &ModelSpec) -> impl Iterator<Item = u64> + '_ {
+    spec.layers.iter().filter_map(|layer| selector_of(&layer.mixer)).map(|indexer| indexer.top_k)
+}
+
 /// The range that starts at `here`.
 fn regime(recipe: &Recipe<'_>, plans: &[CachePlan], here: &Resolved, next: &Resolved) -> Result<Option<Regime>, MathError> {
     let deployment = recipe.deployment;
@@ -110,9 +115,15 @@ fn regime(recipe: &Recipe<'_>, plans: &[CachePlan], here: &Resolved, next: &Reso
             }
         }
     }
+    // A selector chooses no more cells than there are.
+    for top_k in chosen_cells(recipe.spec) {
+        if let Some(rest) = top_k.checked_sub(here.n_ctx_seq).filter(|rest| *rest > 0) {
+            steps.limit(rest / CONTEXT_PAD);
+        }
+    }
     let kinds = recipe.buffer_kinds();
     let (mut device, mut host) = (Length::ZERO, Length::ZERO);
-    for (reserve, later) in Reserve::all(here).into_iter().zip(Reserve::all(next)) {
+    for (reserve, later) in Reserve::all(here, recipe.facts).into_iter().zip(Reserve::all(next, recipe.facts)) {
         let mut depth = Depth::default();
         let lengths = loop {
             let mut same = depth.clone();

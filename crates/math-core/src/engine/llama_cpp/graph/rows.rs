@@ -72,8 +72,16 @@ pub(super) enum Scaled {
     UnrotatedLayers,
 }
 
-pub(super) const SOFTMAX: Routing =
-    Routing { softmax_after: false, normed: true, scaled: false, choose_on_logits: false, weighted_first: false, groups: 0 };
+pub(super) const SOFTMAX: Routing = Routing {
+    softmax_after: false,
+    normed: true,
+    scaled: false,
+    choose_on_logits: false,
+    weighted_first: false,
+    two_steps: false,
+    looked_up: None,
+    groups: 0,
+};
 
 pub(super) const PLAIN: Row = Row {
     archs: &[],
@@ -167,7 +175,7 @@ const ROWS: &[Row] = &[
     Row { archs: &["gemma2"], scales_embedding: true, scales_queries: true, caps_scores: true, caps_logits: true, ..PLAIN },
     Row { archs: &["gemma3"], scales_embedding: true, scales_queries: true, ..PLAIN },
     Row { archs: &["gpt-oss"], chooses_late: true, routing: Routing { softmax_after: true, normed: false, ..SOFTMAX }, ..PLAIN },
-    Row { archs: &["deepseek2"], routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
+    Row { archs: &["deepseek2", "deepseek32", "glm-dsa"], routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
     Row { archs: &["command-r"], norm: NormKind::Layer, parallel: Some(Together::ResidualFirst), scales_logits: true, ..PLAIN },
     Row { archs: &["glm4moe"], sections_allowed: true, routing: Routing { scaled: true, ..SOFTMAX }, ..PLAIN },
     Row { archs: &["granite", "granitemoe"], scales_embedding: true, scales_residual: true, scales_logits: true, ..PLAIN },

@@ -1,0 +1,85 @@
+//! Hyper-connections: a layer's input is several versions of the hidden state, mixed before each half and after it
+//! (`src/models/deepseek4.cpp:build_hc_pre`, `build_hc_post`).
+
+use super::op::Op;
+use super::ops::Node;
+use super::parts::{NormKind, Parts};
+use crate::error::MathError;
+use crate::units::{add, mul};
+
+/// What a half reads, and how its result goes back into the versions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mixed {
+    pub(super) x: Node,
+    pub(super) post: Node,
+    pub(super) comb: Node,
+}
+
+impl Parts {
+    /// Every token's hidden state `versions` times: `[d_model, versions, tokens]`.
+    pub(super) fn versions(&mut self, x: Node, versions: u64) -> Result<Node, MathError> {
+        let [d_model, tokens, ..] = self.graph.dims(x)?;
+        let one = self.graph.reshape(x, [d_model, 1, tokens, 1])?;
+        self.graph.result(Op::Repeat, Self::F32, [d_model, versions, tokens, 1], &[one])
+    }
+
+    /// Weights of all versions of a token: the normed state times a matrix.
+    fn version_mixes(&mut self, x: Node, rows: u64) -> Result<Node, MathError> {
+        let [d_model, versions, tokens, _] = self.graph.dims(x)?;
+        let flat = self.graph.reshape(x, [mul(d_model, versions)?, tokens, 1, 1])?;
+        let normed = self.bare_norm(flat, NormKind::Rms)?;
+        self.linear(normed, rows)
+    }
+
+    /// Scales, shifts and squashes part of the mixes.
+    fn squashed(&mut self, mixes: Node, rates: Node, shifts: Node) -> Result<Node, MathError> {
+        let scaled = self.graph.product(mixes, rates)?;
+        let shifted = self.graph.sum(scaled, shifts)?;
+        let squashed = self.unary(shifted)?;
+        self.scale(squashed)
+    }
+
+    /// Mixes the versions into what a half reads.
+    pub(super) fn mix_versions(&mut self, x: Node) -> Result<Mixed, MathError> {
+        let [d_model, versions, tokens, _] = self.graph.dims(x)?;
+        let rows = mul(add(versions, 2)?, versions)?;
+        let mixes = self.version_mixes(x, rows)?;
+        let (rates, shifts) = (self.weight(&[3])?, self.weight(&[rows])?);
+        let mut parts = [mixes; 2];
+        for part in &mut parts {
+            let rate = self.graph.view_1d(rates, 1)?;
+            let shift = self.graph.view_1d(shifts, versions)?;
+            let own = self.graph.view_2d(mixes, versions, tokens, mul(4, rows)?)?;
+            *part = self.squashed(own, rate, shift)?;
+        }
+        let [pre, post] = parts;
+        let comb = self.graph.result(Op::HyperConnection, Self::F32, [versions, versions, tokens, 1], &[mixes, rates, shifts])?;
+        let x = self.graph.result(Op::HyperConnection, Self::F32, [d_model, tokens, 1, 1], &[x, pre])?;
+        Ok(Mixed { x, post, comb })
+    }
+
+    /// The versions after a half.
+    pub(super) fn spread_versions(&mut self, half: Node, before: Node, mixed: &Mixed) -> Result<Node, MathError> {
+        let dims = self.graph.dims(before)?;
+        self.graph.result(Op::HyperConnection, Self::F32, dims, &[half, before, mixed.post, mixed.comb])
+    }
+
+    /// One hidden state of all versions, for the output (`build_hc_head`).
+    pub(super) fn join_versions(&mut self, x: Node) -> Result<Node, MathError> {
+        let ([d_model, versions, tokens, _], [_, _, stride, _]) = (self.graph.dims(x)?, self.graph.strides(x)?);
+        let mixes = self.version_mixes(x, versions)?;
+        let (rate, shift) = (self.weight(&[1])?, self.weight(&[versions])?);
+        let weights = self.squashed(mixes, rate, shift)?;
+        let mut sum = None;
+        for _ in 0..versions {
+            let version = self.graph.view_2d(x, d_model, tokens, stride)?;
+            let weight = self.graph.view_2d(weights, 1, tokens, mul(4, versions)?)?;
+            let weighted = self.graph.product(version, weight)?;
+            sum = Some(match sum {
+                Some(sum) => self.graph.sum(sum, weighted)?,
+                None => weighted,
+            });
+        }
+        Ok(sum.unwrap_or(x))
+    }
+}
