@@ -139,16 +139,6 @@ impl Graph {
         self.tensors.push(tensor);
         Ok(number)
     }
-    /// Tensors that are computed, in order, each with the buffer it goes to.
-    #[must_use]
-    pub fn nodes(&self) -> &[(u32, u32)] {
-        &self.nodes
-    }
-    /// A tensor by its number.
-    #[must_use]
-    pub fn tensor(&self, number: u32) -> Option<&GraphTensor> {
-        self.tensors.get(usize::try_from(number).ok()?)
-    }
     /// Adds a tensor to those that are not computed.
     pub fn push_leaf(&mut self, tensor: u32, buffer: u32) {
         self.leafs.push((tensor, buffer));
@@ -178,7 +168,7 @@ impl Graph {
         first..first.saturating_add(usize::try_from(tensor.n_sources).unwrap_or(usize::MAX))
     }
     /// What a tensor is computed from.
-    pub fn sources(&self, tensor: &GraphTensor) -> &[u32] {
+    pub(super) fn sources(&self, tensor: &GraphTensor) -> &[u32] {
         self.sources.get(Self::range(tensor)).unwrap_or(&[])
     }
     pub(super) fn sources_mut(&mut self, tensor: usize) -> &mut [u32] {
