@@ -73,6 +73,9 @@ pub(super) fn build(root: Config<'_>, shared: &Shared) -> Result<ModelSpec, Inge
             model_type.unwrap_or_default()
         ));
     }
+    if let (Some(class), None, Some(row)) = (class, class_row, row) {
+        shared.note(format!("$.architectures[0]: {class} is not known; read by $.model_type as {}", row.name()));
+    }
     let Some(row) = row else {
         return if shared.options.assume_generic {
             shared.mark_generic();

@@ -97,8 +97,7 @@ impl Dims {
                 0
             }
             Some(explicit) => explicit,
-            None if n_heads == 0 => 0,
-            None => r.divide("num_attention_heads", d_model, n_heads),
+            None => head_dim(r, d_model, n_heads),
         };
         Self {
             d_model,
@@ -121,6 +120,22 @@ impl Dims {
     pub const fn layers(&self) -> core::ops::Range<u64> {
         0..self.n_layers
     }
+}
+
+/// The head dimension where the config says none: the hidden state's share, rounded down as engines and model classes
+/// do, with a note where it does not divide.
+#[must_use]
+pub fn head_dim(r: &Reader<'_>, d_model: u64, n_heads: u64) -> u64 {
+    let Some(share) = d_model.checked_div(n_heads) else { return 0 };
+    if share == 0 {
+        r.invalid(r.config.named(N_HEADS), n_heads, format!("at most the hidden size, {d_model}"));
+    } else if !d_model.is_multiple_of(n_heads) {
+        r.note(format!(
+            "{}.head_dim: missing, and {n_heads} heads do not divide the hidden size {d_model}; {share} is taken, rounded down",
+            r.config.path()
+        ));
+    }
+    share
 }
 
 /// A norm without bias.

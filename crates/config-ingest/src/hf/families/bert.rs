@@ -123,32 +123,40 @@ pub const FAMILIES: &[Family] = &[
         jina3,
     ),
     Family::new(&["new"], classes!("New"), None, BERT, gte),
+    Family::new(
+        &["gte"],
+        classes!("Gte"),
+        None,
+        r#"{"vocab_size": 250048, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+            "num_attention_heads": 12, "max_position_embeddings": 8192, "type_vocab_size": 1}"#,
+        gte,
+    ),
 ];
 
 /// How a family varies BERT.
-struct Style {
+pub(super) struct Style {
     /// Whether positions are embedded.
-    positions: bool,
+    pub(super) positions: bool,
     /// Position rows in front of the first token's, which the converter cuts off.
-    offset: u64,
+    pub(super) offset: u64,
     /// Whether the bare model ends in a pooler.
-    pooler: bool,
+    pub(super) pooler: bool,
     /// Whether classifiers have a matrix of their own where others use the pooler.
-    own_classifier: bool,
+    pub(super) own_classifier: bool,
     /// Whether the norm after attention sits inside the attention module, and counts to it.
-    norm_in_attention: bool,
+    pub(super) norm_in_attention: bool,
     /// Width of embeddings where it is not the hidden state's.
-    d_embedding: Option<u64>,
+    pub(super) d_embedding: Option<u64>,
 }
 
 impl Style {
-    const BERT: Self =
+    pub(super) const BERT: Self =
         Self { positions: true, offset: 0, pooler: true, own_classifier: false, norm_in_attention: true, d_embedding: None };
-    const ROBERTA: Self = Self { own_classifier: true, ..Self::BERT };
+    pub(super) const ROBERTA: Self = Self { own_classifier: true, ..Self::BERT };
 }
 
 /// A matrix with a bias.
-fn linear(name: &str, n_in: u64, n_out: u64, component: Component, counts: Counts) -> [Weight; 2] {
+pub(super) fn linear(name: &str, n_in: u64, n_out: u64, component: Component, counts: Counts) -> [Weight; 2] {
     [("weight", Shape::matrix(n_in, n_out)), ("bias", Shape::vector(n_out))].map(|(part, shape)| Weight {
         name: format!("{name}.{part}"),
         shape,
@@ -157,7 +165,7 @@ fn linear(name: &str, n_in: u64, n_out: u64, component: Component, counts: Count
     })
 }
 /// A norm with a bias.
-fn norm_weights(name: &str, width: u64, component: Component, counts: Counts) -> [Weight; 2] {
+pub(super) fn norm_weights(name: &str, width: u64, component: Component, counts: Counts) -> [Weight; 2] {
     ["weight", "bias"].map(|part| Weight { name: format!("{name}.{part}"), shape: Shape::vector(width), component, counts })
 }
 
@@ -168,7 +176,7 @@ pub(super) fn both_ways(mut attention: Attention) -> Attention {
     attention
 }
 
-fn dims(r: &Reader<'_>) -> Dims {
+pub(super) fn dims(r: &Reader<'_>) -> Dims {
     // DistilBERT's and the vendors' spellings.
     let limits = r.limits();
     let d_model = r.need(&["hidden_size", "dim", "n_embd"]);
@@ -186,7 +194,7 @@ fn dims(r: &Reader<'_>) -> Dims {
 }
 
 /// One layer: attention, norm, feed-forward, norm, with biases everywhere.
-fn layer(dims: &Dims, style: &Style) -> Layer {
+pub(super) fn layer(dims: &Dims, style: &Style) -> Layer {
     let mut attention = both_ways(dims.attention());
     attention.bias = AttentionBias::ALL;
     let mut norms = Vec::from([layer_norm("layer_output_norm", dims.d_model)]);
@@ -199,7 +207,7 @@ fn layer(dims: &Dims, style: &Style) -> Layer {
 }
 
 /// Embeddings, layers and head.
-fn encoder(r: &Reader<'_>, dims: &Dims, style: &Style, layers: Vec<Layer>) -> ModelSpec {
+pub(super) fn encoder(r: &Reader<'_>, dims: &Dims, style: &Style, layers: Vec<Layer>) -> ModelSpec {
     let d = dims.d_model;
     let d_embedding = style.d_embedding.unwrap_or(d);
     let embeddings = Component::Embeddings;
@@ -251,6 +259,7 @@ pub(super) fn head_of(class: &str) -> &str {
         "ForTokenClassification",
         "ForQuestionAnswering",
         "ForMultipleChoice",
+        "ForNextSentencePrediction",
     ];
     known.into_iter().find(|suffix| class.ends_with(suffix)).unwrap_or("Model")
 }
@@ -274,12 +283,18 @@ fn head(r: &Reader<'_>, dims: &Dims, style: &Style) -> Head {
         "ForMaskedLM" | "ForCausalLM" | "LMHeadModel" => {
             head.extra = masked();
             head.lm_head = LmHead::Tied;
+            head.extra.extend(untied(r, d_embedding, dims.n_vocab));
         }
         "ForPreTraining" => {
             head.extra = masked();
             head.extra.extend(pooler("pooler", dropped));
             head.extra.extend(linear("seq_relationship", d, 2, other, dropped));
+            head.extra.extend(untied(r, d_embedding, dims.n_vocab));
             head.lm_head = LmHead::Tied;
+        }
+        "ForNextSentencePrediction" => {
+            head.extra.extend(pooler("pooler", dropped));
+            head.extra.extend(linear("seq_relationship", d, 2, other, dropped));
         }
         "ForSequenceClassification" | "ForMultipleChoice" => {
             if style.own_classifier {
@@ -298,11 +313,24 @@ fn head(r: &Reader<'_>, dims: &Dims, style: &Style) -> Head {
     head
 }
 
-fn repeated(dims: &Dims, layer: &Layer) -> Vec<Layer> {
+/// The output matrix of a masked-language head that is not the embedding, with the second bias that the head then has.
+fn untied(r: &Reader<'_>, d_embedding: u64, n_vocab: u64) -> Vec<Weight> {
+    if recipe::tied(r, true) {
+        return Vec::new();
+    }
+    let mut all = linear("mlm.decoder", d_embedding, n_vocab, Component::LmHead, Counts::Unconverted).to_vec();
+    // Heads that are one matrix with its bias keep that bias.
+    if matches!(r.family.name(), "distilbert" | "electra") {
+        all.truncate(1);
+    }
+    all
+}
+
+pub(super) fn repeated(dims: &Dims, layer: &Layer) -> Vec<Layer> {
     dims.layers().map(|_| layer.clone()).collect()
 }
 
-fn plain(r: &Reader<'_>, style: &Style) -> ModelSpec {
+pub(super) fn plain(r: &Reader<'_>, style: &Style) -> ModelSpec {
     let dims = dims(r);
     encoder(r, &dims, style, repeated(&dims, &layer(&dims, style)))
 }
@@ -312,7 +340,7 @@ fn bert(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
 }
 
 /// RoBERTa's positions start after the padding token's number; the converter cuts the rows before off.
-fn roberta(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+pub(super) fn roberta(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let offset = r.opt(&["pad_token_id"]).map_or(0, |token| token.saturating_add(1));
     Ok(plain(r, &Style { offset, ..Style::ROBERTA }))
 }

@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use plimsoll_math::spec::{
-    Attention, AttentionBias, Dense, FeedForward, KvSource, Layer, Mixer, ModelSpec, QkvLayout, Weight, Window,
+    Attention, AttentionBias, Dense, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, QkvLayout, Weight, Window,
 };
 use plimsoll_math::tensor::{Component, Counts, Shape};
 use serde_json::Value;
@@ -41,6 +41,17 @@ pub const FAMILIES: &[Family] = &[
             "enable_moe_block": false, "use_double_wide_mlp": false, "tie_word_embeddings": true}"#,
         gemma4,
     ),
+    Family::new(
+        &["gemma4_unified_text"],
+        &["Gemma4UnifiedForCausalLM"],
+        Some("gemma4"),
+        r#"{"vocab_size": 262144, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 30,
+            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "global_head_dim": 512,
+            "max_position_embeddings": 262144, "sliding_window": 1024, "attention_k_eq_v": false,
+            "num_kv_shared_layers": 0, "enable_moe_block": false, "use_double_wide_mlp": false,
+            "tie_word_embeddings": true}"#,
+        gemma4,
+    ),
 ];
 
 const GEMMA3: &str = r#"{"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
@@ -56,6 +67,9 @@ fn cut_placeholders(spec: &mut ModelSpec) {
     let rows = spec.embedding.n_vocab;
     if rows > N_TOKENS {
         spec.embedding.n_vocab = N_TOKENS;
+        if matches!(spec.head.lm_head, LmHead::Own { .. }) {
+            spec.head.n_outputs = Some(rows);
+        }
         spec.embedding.extra.push(Weight {
             name: "token_embd.placeholders.weight".to_owned(),
             shape: Shape::matrix(spec.d_model, rows.saturating_sub(N_TOKENS)),

@@ -15,6 +15,15 @@ const MOE_DEFAULTS: &str = r#"{"vocab_size": 32000, "hidden_size": 4096, "interm
 /// The rows.
 pub const FAMILIES: &[Family] = &[
     Family::new(
+        &["granite_docling_text"],
+        &[],
+        Some("granite"),
+        r#"{"vocab_size": 133800, "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 28,
+            "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 32768,
+            "tie_word_embeddings": true}"#,
+        granite,
+    ),
+    Family::new(
         &["granite"],
         &["GraniteForCausalLM"],
         Some("granite"),

@@ -171,8 +171,9 @@ pub(super) fn mla(r: &Reader<'_>, dims: &Dims) -> Mla {
         n_heads: dims.n_heads,
         q_lora_rank: r.opt_below(&["q_lora_rank"], r.limits().width).filter(|rank| *rank > 0),
         kv_lora_rank: r.need(&["kv_lora_rank"]),
-        qk_nope_head_dim: r.need(&["qk_nope_head_dim"]),
-        qk_rope_head_dim: r.need(&["qk_rope_head_dim"]),
+        qk_nope_head_dim: part(r, "qk_nope_head_dim"),
+        // Models without positions have no such part (GLM 5.3).
+        qk_rope_head_dim: part(r, "qk_rope_head_dim"),
         v_head_dim: r.need(&["v_head_dim"]),
         window: Window::Full,
         bias: r.flag(&["attention_bias"], false),
@@ -180,6 +181,14 @@ pub(super) fn mla(r: &Reader<'_>, dims: &Dims) -> Mla {
         gate: OutputGate::None,
         indexer: None,
         extra: Vec::new(),
+    }
+}
+
+/// One of the two parts of a query or key, which may be empty.
+fn part(r: &Reader<'_>, name: &str) -> u64 {
+    match r.opt(&[name]) {
+        Some(0) => 0,
+        _ => r.need(&[name]),
     }
 }
 

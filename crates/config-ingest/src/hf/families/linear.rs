@@ -264,7 +264,7 @@ fn olmo_hybrid(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
 }
 
 /// Kimi's delta attention with the low-rank gates that the published models have.
-fn kimi_delta(n_heads: u64, head_dim: u64, d_conv: u64, d_model: u64) -> KimiDelta {
+pub(super) fn kimi_delta(n_heads: u64, head_dim: u64, d_conv: u64, d_model: u64) -> KimiDelta {
     let width = n_heads.saturating_mul(head_dim);
     let linear = |name: &str, shape| weight(name, shape, Component::SsmLinear);
     KimiDelta {
@@ -285,6 +285,8 @@ fn kimi_delta(n_heads: u64, head_dim: u64, d_conv: u64, d_model: u64) -> KimiDel
 }
 
 fn kimi_linear(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+    // The class never ties, whatever the config says (`_tied_weights_keys` is empty).
+    let r = &Reader { tied: Some(false), ..r.clone() };
     // Its own `head_dim` is no size of any tensor: the latent's dimensions are.
     let dims = Dims { d_ff: r.need(recipe::D_FF), ..latent::dims(r) };
     let limits = r.limits();
@@ -316,6 +318,8 @@ fn kimi_linear(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
 }
 
 fn bailing_hybrid(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+    // The class never ties, whatever the config says (`_tied_weights_keys` is empty).
+    let r = &Reader { tied: Some(false), ..r.clone() };
     let dims = Dims { d_ff: r.need(recipe::D_FF), ..latent::dims(r) };
     // Once saved by transformers, the linear layers' head dimension has a name of its own.
     let head_dim = r.opt_below(&["linear_head_dim"], r.limits().width).unwrap_or_else(|| r.need(&["head_dim"]));

@@ -28,12 +28,14 @@ pub mod sparse;
 
 // Encoders, encoder-decoders, towers.
 pub mod bert;
+pub mod bert_kin;
 pub mod gemma3;
 pub mod modernbert;
 pub mod multimodal;
 pub mod omni;
 pub mod seamless;
 pub mod seq2seq;
+pub mod t5_kin;
 
 use plimsoll_math::spec::ModelSpec;
 
@@ -101,10 +103,12 @@ const TABLES: &[&[Family]] = &[
     sparse::FAMILIES,
     // Encoders, encoder-decoders, towers.
     bert::FAMILIES,
+    bert_kin::FAMILIES,
     gemma3::FAMILIES,
     modernbert::FAMILIES,
     seamless::FAMILIES,
     seq2seq::FAMILIES,
+    t5_kin::FAMILIES,
     multimodal::FAMILIES,
     omni::FAMILIES,
 ];

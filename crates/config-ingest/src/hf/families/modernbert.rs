@@ -108,6 +108,9 @@ fn modernbert(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
         spec.head.extra = prediction_head(r, d, counts);
         if kind == "ForMaskedLM" {
             spec.head.lm_head = LmHead::Tied;
+            if !recipe::tied(r, true) {
+                spec.head.extra.push(part("mlm.decoder.weight", Shape::matrix(d, spec.embedding.n_vocab), Counts::Unconverted));
+            }
         } else {
             spec.head.extra.push(part("cls.output.weight", Shape::matrix(d, rows), counts));
         }

@@ -35,6 +35,7 @@ pub const FAMILIES: &[Family] = &[
     wrapper!(&["gemma3"], &["Gemma3ForConditionalGeneration"], NESTED_TIED, gemma3),
     wrapper!(&["gemma3n"], &["Gemma3nForConditionalGeneration"], NESTED_TIED, gemma3n),
     wrapper!(&["gemma4"], &["Gemma4ForConditionalGeneration"], NESTED_TIED, gemma4),
+    wrapper!(&["gemma4_unified"], &["Gemma4UnifiedForConditionalGeneration"], NESTED_TIED, gemma4_unified),
     wrapper!(&["paligemma"], &["PaliGemmaForConditionalGeneration"], NESTED_TIED, paligemma),
     wrapper!(&["llava"], &["LlavaForConditionalGeneration"], NESTED, llava),
     wrapper!(&["vipllava"], &["VipLlavaForConditionalGeneration"], NESTED, llava),
@@ -57,12 +58,16 @@ pub const FAMILIES: &[Family] = &[
     wrapper!(&["qwen3_5_moe"], &["Qwen3_5MoeForConditionalGeneration"], NESTED, qwen3_5_moe),
     wrapper!(&["exaone4_5"], &["Exaone4_5_ForConditionalGeneration"], NESTED, exaone4_5),
     wrapper!(&["lfm2_vl"], &["Lfm2VlForConditionalGeneration"], NESTED_TIED, lfm2),
+    wrapper!(&["lfm3_vl"], &["Lfm3VlForConditionalGeneration"], NESTED_TIED, lfm3),
+    wrapper!(&["granite_docling"], &["GraniteDoclingForConditionalGeneration"], NESTED_TIED, granite_docling),
     wrapper!(&["kimi_k25"], &["KimiK25ForConditionalGeneration", "Kimi_K25ForConditionalGeneration"], NESTED_TIED, kimi),
     wrapper!(&["kimi_vl"], &["KimiVLForConditionalGeneration"], NESTED, kimi),
     wrapper!(&["llama4"], &["Llama4ForConditionalGeneration"], NESTED, llama4),
     wrapper!(&["mllama"], &["MllamaForConditionalGeneration"], NESTED, mllama),
     wrapper!(&["glm4v"], &["Glm4vForConditionalGeneration"], NESTED, glm4v),
     wrapper!(&["glm4v_moe"], &["Glm4vMoeForConditionalGeneration"], NESTED, glm4v_moe),
+    wrapper!(&["glm46v", "glmga"], &["Glm46VForConditionalGeneration"], NESTED, glm4v),
+    wrapper!(&["glm_ocr"], &["GlmOcrForConditionalGeneration"], NESTED, glm_ocr),
     wrapper!(&["deepseek_vl"], &["DeepseekVLForConditionalGeneration"], NESTED_TIED, deepseek_vl),
     wrapper!(&["fuyu"], &["FuyuForCausalLM"], FLAT, fuyu),
     wrapper!(&["phi3_v"], &["Phi3VForCausalLM"], FLAT, phi3_v),
@@ -85,6 +90,15 @@ pub const FAMILIES: &[Family] = &[
         r#"{"vocab_size": 151552, "hidden_size": 4096, "intermediate_size": 13696, "num_hidden_layers": 40,
             "num_attention_heads": 32, "num_key_value_heads": 2, "max_position_embeddings": 32768,
             "attention_bias": true}"#,
+        super::glm::glm4,
+    ),
+    Family::new(
+        &["glm_ocr_text"],
+        &[],
+        Some("glm4"),
+        r#"{"vocab_size": 59392, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16,
+            "num_attention_heads": 16, "num_key_value_heads": 8, "max_position_embeddings": 131072,
+            "attention_bias": false}"#,
         super::glm::glm4,
     ),
     Family::new(
@@ -150,6 +164,12 @@ fn text(r: &Reader<'_>, otherwise: &str) -> Result<ModelSpec, IngestError> {
     r.language_model(TEXT, otherwise, tied)
 }
 
+/// The same for classes that wrap a whole language model with its own output matrix: only the nested object decides.
+fn text_alone_decides(r: &Reader<'_>, otherwise: &str) -> Result<ModelSpec, IngestError> {
+    let _ = r.flag(&["tie_word_embeddings"], false);
+    r.language_model(TEXT, otherwise, None)
+}
+
 /// The same for classes that also listen to the nested object, where files of their first years say it.
 fn text_decides(r: &Reader<'_>, otherwise: &str) -> Result<ModelSpec, IngestError> {
     let tied = r.keep(r.config.bool(&["tie_word_embeddings"])).filter(|tied| *tied);
@@ -204,13 +224,43 @@ fn gemma4(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     Ok(with(spec, found))
 }
 
+/// No towers: patches and frames of sound enter through projections.
+fn gemma4_unified(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+    let spec = text(r, "gemma4_unified_text")?;
+    let mut found = Vec::new();
+    if r.has(VISION) {
+        let (nested, width) = (r.child(VISION), |key: &str, otherwise: u64| {
+            r.child(VISION).and_then(|nested| nested.opt_below(&[key], nested.limits().width)).unwrap_or(otherwise)
+        });
+        let side = width("patch_size", 16).saturating_mul(width("pooling_kernel_size", 3));
+        let side = nested.and_then(|nested| nested.opt(&["model_patch_size"])).unwrap_or(side);
+        let patch = side.saturating_mul(side).saturating_mul(3);
+        let d = width("mm_embed_dim", 3840);
+        let mut eye = Draft::vision(d);
+        eye.norm("patch_ln1", patch, true).linear("patch_embd", patch, d, true).norm("patch_ln2", d, true);
+        eye.tensor("position_embd.weight", Shape::stack(d, 2, width("mm_posemb_size", 1120))).norm("pos_norm", d, true);
+        eye.linear("input_projection", width("output_proj_dims", 3840), spec.d_model, false);
+        found.push(eye);
+    }
+    if r.has(AUDIO) {
+        let nested = r.child(AUDIO);
+        let width = |key: &str| nested.as_ref().and_then(|nested| nested.opt_below(&[key], nested.limits().width));
+        let d = width("output_proj_dims").or_else(|| width("audio_embed_dim")).unwrap_or(640);
+        let mut ear = Draft::audio(d);
+        ear.linear("input_projection", d, spec.d_model, false);
+        found.push(ear);
+    }
+    Ok(with(spec, found))
+}
+
 fn paligemma(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let spec = text(r, "gemma")?;
     let instead = r#"{"hidden_size": 1152, "intermediate_size": 4304, "patch_size": 14, "num_hidden_layers": 27,
         "num_attention_heads": 16, "vision_use_head": false}"#;
     let mut tower = towers::read(r, VISION, "siglip_vision_model", instead)?;
     let (d, nested) = (tower.d_model(), r.child(VISION));
-    let d_out = nested.and_then(|vision| vision.opt(&["projection_dim"])).or_else(|| r.opt(&["projection_dim"])).unwrap_or(2048);
+    // The wrapper's width outranks the tower's (PaliGemmaConfig).
+    let d_out = r.opt(&["projection_dim"]).or_else(|| nested.and_then(|vision| vision.opt(&["projection_dim"]))).unwrap_or(2048);
     tower.linear("mm", d, d_out, true);
     Ok(with(spec, [tower]))
 }
@@ -224,7 +274,9 @@ fn feature_layers(r: &Reader<'_>) -> u64 {
 }
 
 fn llava_parts(r: &Reader<'_>) -> Result<(ModelSpec, Draft), IngestError> {
-    let spec = text_decides(r, "llama")?;
+    let listens = r.family.name() == "llava";
+    let flat = !r.has(TEXT);
+    let spec = if listens || flat { text_decides(r, "llama")? } else { text(r, "llama")? };
     let instead = r#"{"hidden_size": 1024, "intermediate_size": 4096, "patch_size": 14, "image_size": 336,
         "num_hidden_layers": 24, "num_attention_heads": 16}"#;
     let mut tower = towers::read(r, VISION, "clip_vision_model", instead)?;
@@ -331,7 +383,7 @@ fn voxtral(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
 }
 
 fn qwen2_audio(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
-    let spec = text(r, "qwen2")?;
+    let spec = text_alone_decides(r, "qwen2")?;
     let mut tower = towers::read(r, AUDIO, "qwen2_audio_encoder", "")?;
     let d = tower.d_model();
     tower.linear("mm", d, spec.d_model, true);
@@ -374,6 +426,10 @@ fn glm4v_moe(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     Ok(with(text_decides(r, "glm4v_moe_text")?, [vision(r, "glm4v_vision")?]))
 }
 
+fn glm_ocr(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+    Ok(with(text(r, "glm_ocr_text")?, [vision(r, "glm_ocr_vision")?]))
+}
+
 fn lfm2(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let spec = text(r, "lfm2")?;
     let mut tower = towers::read(r, VISION, "siglip2_vision_model", "")?;
@@ -386,6 +442,25 @@ fn lfm2(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     Ok(with(spec, [tower]))
 }
 
+fn lfm3(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+    let spec = text(r, "lfm3")?;
+    let mut tower = vision(r, "lfm3_vl_vision")?;
+    let (d, wide) = (tower.d_model(), tower.d_output);
+    let hidden = r.opt_below(&["projector_hidden_size"], r.limits().width).unwrap_or(4096);
+    tower.norm("mm.norm", d, true).mlp("mm", [wide, hidden, spec.d_model], r.flag(&["projector_bias"], true));
+    Ok(with(spec, [tower]))
+}
+
+fn granite_docling(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
+    let spec = text(r, "granite_docling_text")?;
+    let mut tower = vision(r, "granite_docling_vision")?;
+    let d = tower.d_model();
+    if let Some(hidden) = r.opt_below(&["density_router_hidden_size"], r.limits().width) {
+        tower.linear("density_router.0", d, hidden, true).linear("density_router.2", hidden, 1, true);
+    }
+    Ok(with(spec, [tower]))
+}
+
 fn kimi(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let spec = text(r, "deepseek_v3")?;
     let mut tower = vision(r, "kimi_k25_vision")?;
@@ -395,7 +470,7 @@ fn kimi(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
 }
 
 fn llama4(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
-    let spec = text(r, "llama4_text")?;
+    let spec = text_alone_decides(r, "llama4_text")?;
     let mut tower = vision(r, "llama4_vision_model")?;
     let d = tower.d_output;
     tower.linear("mm", d, spec.d_model, false);
@@ -403,7 +478,7 @@ fn llama4(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
 }
 
 fn mllama(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
-    let spec = text(r, "mllama_text_model")?;
+    let spec = text_alone_decides(r, "mllama_text_model")?;
     let mut tower = vision(r, "mllama_vision_model")?;
     let d = tower.d_output;
     tower.linear("mm", d, spec.d_model, true);

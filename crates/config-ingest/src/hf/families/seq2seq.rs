@@ -376,6 +376,9 @@ fn whisper(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let targets = r.need(&["max_target_positions"]);
     let mut spec = model(r, d, targets, encoder, decoder.decoder(d));
     spec.head.norm = last;
+    if !recipe::tied(r, true) {
+        spec.head.lm_head = LmHead::Own { bias: false };
+    }
     let mel = r.need(&["num_mel_bins"]);
     let conv = Component::SsmLinear;
     spec.embedding.extra.extend([
@@ -426,6 +429,9 @@ fn moonshine(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let encoder = Encoder { d_model: d, layers: side("encoder", false).encoder(d), norm: last.clone(), extra: Vec::new() };
     let mut spec = model(r, d, r.need(&["max_position_embeddings"]), encoder, side("decoder", gated).decoder(d));
     spec.head.norm = last;
+    if !recipe::tied(r, true) {
+        spec.head.lm_head = LmHead::Own { bias: false };
+    }
     let conv = Component::SsmLinear;
     let twice = d.saturating_mul(2);
     spec.embedding.extra.extend([

@@ -227,7 +227,7 @@ fn deepseek_v4(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
 }
 
 /// Hyper-connections of both halves of a layer: `streams` residual streams, mixed by `2 * streams + streams^2` numbers.
-fn hyper_connections(d_model: u64, streams: u64) -> Vec<Weight> {
+pub(super) fn hyper_connections(d_model: u64, streams: u64) -> Vec<Weight> {
     let mixed = streams.saturating_mul(streams.saturating_add(2));
     let half = |prefix: &str, component: Component| {
         let name = |suffix: &str| alloc::format!("{prefix}_{suffix}.weight");
@@ -262,7 +262,8 @@ fn minimax_m3_eye(r: &Reader<'_>, d_model: u64) -> Result<Tower, IngestError> {
 }
 
 fn minimax_m3_nested(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
-    let tied = r.keep(r.config.bool(&["tie_word_embeddings"]));
+    // Either object may say that the output matrix is the embedding.
+    let tied = r.keep(r.config.bool(&["tie_word_embeddings"])).filter(|tied| *tied);
     let mut spec = r.language_model(&["text_config"], "minimax_m3_vl_text", tied)?;
     spec.towers.push(minimax_m3_eye(r, spec.d_model)?);
     Ok(spec)

@@ -9,6 +9,7 @@ mod draft;
 mod kimi;
 mod minimax;
 mod mobilenet;
+mod muse;
 mod qwen;
 mod vit;
 
@@ -33,7 +34,7 @@ pub struct Row {
     pub build: fn(&Reader<'_>) -> Draft,
 }
 
-const ROWS: &[&[Row]] = &[vit::ROWS, qwen::ROWS, conformer::ROWS, mobilenet::ROWS, minimax::ROWS, deepseek::ROWS, kimi::ROWS];
+const ROWS: &[&[Row]] = &[vit::ROWS, qwen::ROWS, conformer::ROWS, mobilenet::ROWS, muse::ROWS, minimax::ROWS, deepseek::ROWS, kimi::ROWS];
 
 /// Every row.
 pub fn all() -> impl Iterator<Item = &'static Row> {

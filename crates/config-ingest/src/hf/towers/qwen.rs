@@ -1,6 +1,6 @@
 //! Towers of the Qwen line and their kin: patches over frames, a merger as the last part of the tower.
 
-use plimsoll_math::spec::AttentionBias;
+use plimsoll_math::spec::{AttentionBias, QkNorm};
 use plimsoll_math::tensor::Shape;
 
 use super::{Block, Draft, Row, patch_elements};
@@ -45,6 +45,19 @@ pub(super) const ROWS: &[Row] = &[
         defaults: r#"{"depth": 24, "hidden_size": 1536, "intermediate_size": 13696, "num_heads": 12, "image_size": 336,
             "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 4096}"#,
         build: glm,
+    },
+    Row {
+        model_types: &["glm_ocr_vision", "glm_ocr"],
+        defaults: r#"{"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "patch_size": 14,
+            "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 1536, "attention_bias": true}"#,
+        build: glm_ocr,
+    },
+    Row {
+        model_types: &["glm5_next_vision"],
+        defaults: r#"{"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "patch_size": 14,
+            "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 1536, "attention_bias": true,
+            "projection_intermediate_size": 10240}"#,
+        build: glm_ocr,
     },
     Row {
         model_types: &["ernie4_5_vl_moe_vision", "DFNRope_vision_transformer"],
@@ -120,6 +133,33 @@ fn glm(r: &Reader<'_>) -> Draft {
     draft.linear("patch_embd", patch(r), d, true);
     draft.tensor("position_embd.weight", Shape::matrix(d, super::patches(r))).norm("post_conv_ln", d, false);
     draft.blocks(depth(r), &block).norm("post_ln", d, false).linear("downsample", merged(r, d), d_out, true);
+    draft.linear("merger.proj", d_out, d_out, false).norm("merger.norm", d_out, true);
+    draft.linear("merger.gate", d_out, wide, false).linear("merger.up", d_out, wide, false);
+    draft.linear("merger.down", wide, d_out, false);
+    draft
+}
+
+/// GLM's tower without positions and with norms on queries and keys.
+fn glm_ocr(r: &Reader<'_>) -> Draft {
+    let d = r.need(&["hidden_size"]);
+    let d_out = r.need(&["out_hidden_size"]);
+    // The merger widens by the number of channels (GlmOcrVisionModel) unless the config has a width for it.
+    let wide = r
+        .opt_below(&["projection_intermediate_size"], r.limits().width)
+        .unwrap_or_else(|| d_out.saturating_mul(r.opt(CHANNELS).unwrap_or(3)));
+    let bias = r.flag(&["attention_bias"], true);
+    let own = Block::vit(d, heads(r), r.need(&["intermediate_size"]));
+    let block = Block {
+        bias: if bias { AttentionBias::ALL } else { AttentionBias::NONE },
+        gated: true,
+        ff_bias: bias,
+        norm_bias: false,
+        qk_norm: QkNorm { q: [own.head_dim, 1], k: [own.head_dim, 1], bias: false },
+        ..own
+    };
+    let mut draft = Draft::vision(d);
+    draft.linear("patch_embd", patch(r), d, true).blocks(depth(r), &block).norm("post_ln", d, false);
+    draft.linear("downsample", merged(r, d), d_out, true);
     draft.linear("merger.proj", d_out, d_out, false).norm("merger.norm", d_out, true);
     draft.linear("merger.gate", d_out, wide, false).linear("merger.up", d_out, wide, false);
     draft.linear("merger.down", wide, d_out, false);

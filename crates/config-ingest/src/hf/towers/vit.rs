@@ -1,7 +1,7 @@
 //! Vision transformers with plain blocks.
 
-use plimsoll_math::spec::{AttentionBias, QkNorm};
-use plimsoll_math::tensor::Shape;
+use plimsoll_math::spec::{AttentionBias, Mixer, QkNorm};
+use plimsoll_math::tensor::{Component, Shape};
 
 use super::{Block, Draft, Row, added, patch_elements, patches, sides};
 use crate::hf::reader::Reader;
@@ -88,10 +88,24 @@ pub(super) const ROWS: &[Row] = &[
         build: minimax,
     },
     Row {
-        model_types: &["muse_glimmer_vision"],
+        model_types: &["muse_glimmer_vision", "muse_spark_vision"],
         defaults: r#"{"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 50, "num_attention_heads": 16,
             "patch_size": 14, "patch_temporal": 2, "pos_emb_height": 32, "pos_emb_width": 32}"#,
         build: muse,
+    },
+    Row {
+        model_types: &["granite_docling_vision"],
+        defaults: r#"{"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+            "image_size": 512, "patch_size": 16, "out_hidden_size": 1024, "scale_factor": 4,
+            "deepstack_visual_indexes": [3, 7, 10], "use_fine_route": true}"#,
+        build: docling,
+    },
+    Row {
+        model_types: &["lfm3_vl_vision"],
+        defaults: r#"{"hidden_size": 1024, "intermediate_size": 2560, "num_hidden_layers": 14, "num_attention_heads": 16,
+            "num_key_value_heads": 8, "patch_size": 16, "temporal_patch_size": 2, "spatial_merge_size": 2,
+            "conv_kernel_size": 3}"#,
+        build: lfm3,
     },
     Row {
         model_types: &["gemma4_vision"],
@@ -140,8 +154,9 @@ fn clip(r: &Reader<'_>) -> Draft {
 fn pixtral(r: &Reader<'_>) -> Draft {
     let d = r.need(&["hidden_size"]);
     let block = block(r, d);
-    let head_dim = r.opt(&["head_dim"]).unwrap_or(block.head_dim);
-    let block = Block { head_dim, bias: AttentionBias::NONE, gated: true, ff_bias: false, norm_bias: false, ..block };
+    // A head's size follows from their number; the key of that name is not read (PixtralAttention).
+    let _ = r.opt(&["head_dim"]);
+    let block = Block { bias: AttentionBias::NONE, gated: true, ff_bias: false, norm_bias: false, ..block };
     let mut draft = Draft::vision(d);
     draft.linear("patch_embd", patch_elements(r, CHANNELS), d, false).norm("pre_ln", d, false).blocks(layers(r), &block);
     draft
@@ -229,6 +244,69 @@ fn muse(r: &Reader<'_>) -> Draft {
     let mut draft = Draft::vision(d);
     draft.linear("patch_embd", patch, d, false).tensor("position_embd.weight", Shape::matrix(d, positions));
     draft.norm("pre_ln", d, true).blocks(layers(r), &block(r, d)).norm("post_ln", d, true);
+    draft
+}
+
+/// SigLIP with a connector of two routes, coarse and fine; each takes features of intermediate layers too.
+fn docling(r: &Reader<'_>) -> Draft {
+    let d = r.need(&["hidden_size"]);
+    let d_out = r.need(&["out_hidden_size"]);
+    let mut draft = Draft::vision(d);
+    draft.linear("patch_embd", patch_elements(r, CHANNELS), d, true);
+    draft.tensor("position_embd.weight", Shape::matrix(d, patches(r))).blocks(layers(r), &block(r, d));
+    draft.norm("post_ln", d, true).norm("mm.ln_in", d, true);
+    let deep = r.list(&["deepstack_visual_indexes"]).unwrap_or_default();
+    let side = r.need(&["scale_factor"]);
+    let fine = r.flag(&["use_fine_route"], true);
+    for (route, side) in [("coarse", side), ("fine", side / 2)].into_iter().take(if fine { 2 } else { 1 }) {
+        let wide = d.saturating_mul(side).saturating_mul(side);
+        draft.linear(&alloc::format!("mm.{route}"), wide, d_out, false);
+        for index in &deep {
+            let name = alloc::format!("mm.{route}.deepstack.{index}");
+            draft.norm(&alloc::format!("{name}.norm"), wide, true).mlp(&name, [wide, d_out, d_out], true);
+        }
+    }
+    draft.norm("mm.ln_mid", d_out, true).linear("mm.fc2", d_out, d_out, false).norm("mm.ln_out", d_out, true);
+    draft
+}
+
+/// Short convolutions over the image between grouped-query attention.
+fn lfm3(r: &Reader<'_>) -> Draft {
+    let d = r.need(&["hidden_size"]);
+    let n_layers = layers(r);
+    let own = block(r, d);
+    let block = Block {
+        n_kv_heads: r.need_below(&["num_key_value_heads"], r.limits().heads),
+        bias: AttentionBias::NONE,
+        gated: true,
+        ff_bias: false,
+        norm_bias: false,
+        qk_norm: QkNorm { q: [own.head_dim, 1], k: [own.head_dim, 1], bias: false },
+        ..own
+    };
+    let attends: alloc::vec::Vec<bool> = match crate::hf::recipe::layer_types(r, n_layers) {
+        Some(types) => types.into_iter().map(|kind| kind != "conv").collect(),
+        None => (0..n_layers).map(|index| index >= 2 && index.is_multiple_of(2)).collect(),
+    };
+    let kernel = r.need(&["conv_kernel_size"]);
+    let patch = patch_elements(r, CHANNELS).saturating_mul(r.need(&["temporal_patch_size"]));
+    let mut draft = Draft::vision(d);
+    draft.linear("patch_embd", patch, d, false).norm("pre_ln", d, false).blocks(n_layers, &block);
+    for (index, (layer, attends)) in draft.tower.layers.iter_mut().zip(&attends).enumerate() {
+        if !attends {
+            layer.mixer = Mixer::None;
+            let part = |name: &str, shape| {
+                crate::hf::recipe::weight(&alloc::format!("{name}.{index}.weight"), shape, Component::VisionAudio)
+            };
+            layer.extra.extend([
+                part("conv.in_proj", Shape::matrix(d, d.saturating_mul(3))),
+                part("conv.spatial", Shape::stack(kernel, kernel, d)),
+                part("conv.out_proj", Shape::matrix(d, d)),
+            ]);
+        }
+    }
+    let side = r.need(&["spatial_merge_size"]);
+    draft.d_output = d.saturating_mul(side).saturating_mul(side);
     draft
 }
 
