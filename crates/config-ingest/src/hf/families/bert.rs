@@ -207,8 +207,17 @@ pub(super) fn layer(dims: &Dims, style: &Style) -> Layer {
 }
 
 /// Embeddings, layers and head.
-pub(super) fn encoder(r: &Reader<'_>, dims: &Dims, style: &Style, layers: Vec<Layer>) -> ModelSpec {
+pub(super) fn encoder(r: &Reader<'_>, dims: &Dims, style: &Style, mut layers: Vec<Layer>) -> ModelSpec {
     let d = dims.d_model;
+    if r.flag(&["add_cross_attention"], false) && r.flag(&["is_decoder"], false) {
+        // A decoder half: every layer also attends to an encoder's output.
+        let mut cross = both_ways(dims.attention());
+        cross.bias = AttentionBias::ALL;
+        cross.extra.extend(norm_weights("cross_attn_norm", d, Component::Attention, Counts::Parameter));
+        for layer in &mut layers {
+            layer.cross_attention = Some(cross.clone());
+        }
+    }
     let d_embedding = style.d_embedding.unwrap_or(d);
     let embeddings = Component::Embeddings;
     let mut embedding = Embedding { n_vocab: dims.n_vocab, d_embedding: style.d_embedding, ..Embedding::default() };
@@ -320,7 +329,7 @@ fn untied(r: &Reader<'_>, d_embedding: u64, n_vocab: u64) -> Vec<Weight> {
     }
     let mut all = linear("mlm.decoder", d_embedding, n_vocab, Component::LmHead, Counts::Unconverted).to_vec();
     // Heads that are one matrix with its bias keep that bias.
-    if matches!(r.family.name(), "distilbert" | "electra") {
+    if matches!(r.family.name(), "distilbert" | "electra" | "gte" | "new") {
         all.truncate(1);
     }
     all

@@ -272,9 +272,14 @@ fn axk2(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
             let queries = per_head(attention.qk_nope_head_dim.saturating_add(attention.qk_rope_head_dim));
             let gates = per_head(attention.v_head_dim);
             attention.extra.push(weight("attn_q_b_raw.weight", Shape::matrix(ranks, queries), Component::Attention));
-            attention.extra.push(weight("attn_gate_b.weight", Shape::matrix(ranks.saturating_mul(2), gates), Component::Attention));
+            attention.extra.push(weight(
+                "attn_gate_b.weight",
+                Shape::matrix(ranks.saturating_mul(2), gates),
+                Component::Attention,
+            ));
         }
-        let gated = if matches!(layer.feed_forward, FeedForward::Moe(_)) { &["attn_norm", "ffn_norm"][..] } else { &["attn_norm"] };
+        let gated =
+            if matches!(layer.feed_forward, FeedForward::Moe(_)) { &["attn_norm", "ffn_norm"][..] } else { &["attn_norm"] };
         for name in gated {
             layer.extra.push(weight(&format!("{name}.gate_a.weight"), Shape::matrix(d, rank), Component::Norms));
             layer.extra.push(weight(&format!("{name}.gate_b.weight"), Shape::matrix(rank, d), Component::Norms));
@@ -448,12 +453,12 @@ fn muse_spark_text(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let layers = windows.into_iter().zip(is_moe).map(|(window, is_moe)| {
         let mut attention = attention.clone();
         attention.window = window;
-        let feed_forward =
-            if is_moe { FeedForward::Moe(moe.clone()) } else { FeedForward::Dense(Dense::gated(dims.d_ff)) };
+        let feed_forward = if is_moe { FeedForward::Moe(moe.clone()) } else { FeedForward::Dense(Dense::gated(dims.d_ff)) };
         let norms = ["attn_norm", "ffn_norm", "post_ffw_norm"].map(|name| recipe::norm(name, d)).to_vec();
         let mut layer = recipe::layer(Mixer::Attention(attention), feed_forward, norms);
         layer.extra.extend(
-            ["attn_residual_gate.weight", "ffn_residual_gate.weight"].map(|name| weight(name, Shape::vector(d), Component::Other)),
+            ["attn_residual_gate.weight", "ffn_residual_gate.weight"]
+                .map(|name| weight(name, Shape::vector(d), Component::Other)),
         );
         layer
     });

@@ -1,5 +1,6 @@
 //! Encoder-decoders around T5 and Gemma: T5Gemma, Switch Transformers.
 
+use alloc::format;
 use alloc::vec::Vec;
 
 use plimsoll_math::spec::{Attention, Dense, Encoder, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, Moe};
@@ -76,8 +77,7 @@ fn t5gemma(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     write.n_vocab = r.opt_below(&["vocab_size"], r.limits().vocab).unwrap_or(write.n_vocab);
     let mut spec = recipe::decoder(r, &write, second);
     let extra = Vec::from([weight("enc.token_embd.weight", Shape::matrix(read.d_model, read.n_vocab), Component::Embeddings)]);
-    spec.encoder =
-        Some(Encoder { d_model: read.d_model, layers: first, norm: Some(norm("output_norm", read.d_model)), extra });
+    spec.encoder = Some(Encoder { d_model: read.d_model, layers: first, norm: Some(norm("output_norm", read.d_model)), extra });
     Ok(spec)
 }
 
@@ -99,10 +99,12 @@ fn switch(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
         feed_forward: Dense::plain(d_ff, false),
         norm_bias: false,
     };
-    let finish = |layers: &mut Vec<Layer>, sparse: u64| {
+    let finish = |layers: &mut Vec<Layer>, side: &str| {
         let n = u64::try_from(layers.len()).unwrap_or(0);
-        // The step that spreads them; all layers but the first of each step stay dense (SwitchTransformersStack).
-        let step = if sparse > 0 { n / sparse } else { 0 };
+        // One sparse layer to each step, said or made from their number (SwitchTransformersConfig.__post_init__).
+        let sparse = r.opt(&[format!("num_sparse_{side}_layers").as_str()]).unwrap_or(0);
+        let said = r.opt(&[format!("{side}_sparse_step").as_str()]);
+        let step = said.unwrap_or_else(|| n.checked_div(sparse).unwrap_or(n));
         for (index, layer) in (0_u64..).zip(layers.iter_mut()) {
             if step > 0 && (index % step == 1 || step == 1) {
                 layer.feed_forward = FeedForward::Moe(experts.clone());
@@ -114,10 +116,10 @@ fn switch(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     };
     let n_layers = r.need_below(&["num_layers"], limits.layers);
     let mut first = stack(n_layers).encoder(d);
-    finish(&mut first, r.opt(&["num_sparse_encoder_layers"]).unwrap_or(0));
+    finish(&mut first, "encoder");
     let n_decoder = r.opt_below(&["num_decoder_layers"], limits.layers).unwrap_or(n_layers);
     let mut second = stack(n_decoder).decoder(d);
-    finish(&mut second, r.opt(&["num_sparse_decoder_layers"]).unwrap_or(0));
+    finish(&mut second, "decoder");
     let dims = Dims {
         d_model: d,
         n_layers: n_decoder,

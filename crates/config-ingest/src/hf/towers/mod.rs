@@ -34,7 +34,8 @@ pub struct Row {
     pub build: fn(&Reader<'_>) -> Draft,
 }
 
-const ROWS: &[&[Row]] = &[vit::ROWS, qwen::ROWS, conformer::ROWS, mobilenet::ROWS, muse::ROWS, minimax::ROWS, deepseek::ROWS, kimi::ROWS];
+const ROWS: &[&[Row]] =
+    &[vit::ROWS, qwen::ROWS, conformer::ROWS, mobilenet::ROWS, muse::ROWS, minimax::ROWS, deepseek::ROWS, kimi::ROWS];
 
 /// Every row.
 pub fn all() -> impl Iterator<Item = &'static Row> {

@@ -211,7 +211,13 @@ impl<'a> Facts<'a> {
 /// The layers that the engine's attention cache walks through.
 pub(crate) fn cached_layers<'a>(spec: &'a ModelSpec, facts: Facts<'_>) -> impl Iterator<Item = &'a Layer> + use<'a> {
     let mtp = facts.caches_mtp_layers();
-    spec.layers.iter().chain(spec.mtp.iter().filter(move |_| mtp).map(|mtp| &mtp.layer))
+    // Nemotron's filter passes layers without a feed-forward only (`llama-model.cpp:create_memory`); a prediction layer
+    // has both halves.
+    let halves = facts.arch == "nemotron_h_moe";
+    let cached = move |mtp_layer: &&crate::spec::MtpLayer| {
+        mtp && (!halves || matches!(mtp_layer.layer.feed_forward, crate::spec::FeedForward::None))
+    };
+    spec.layers.iter().chain(spec.mtp.iter().filter(cached).map(|mtp| &mtp.layer))
 }
 
 /// The attention of a mixer, where it has one.
