@@ -4,6 +4,7 @@ mod accuracy;
 mod arrow;
 mod csv;
 mod devices;
+mod conformance;
 mod run;
 mod steps;
 mod truth;
@@ -21,6 +22,8 @@ Usage: cargo xtask TASK
   accuracy --check say whether they are up to date
   devices          rewrite the device table from fixtures/devices
   devices --check  say whether it is up to date
+  conformance      the real engine from the package registry beside us, term by term
+                   [--quick] [--only NAME] [--worst N] [--package VERSION]
   bench            criterion benches, ours beside the registry's peers
   fuzz [SECONDS]   run every fuzz target for SECONDS (default 60)
   deny             licences, sources and duplicate versions of all dependencies
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         ["accuracy", "--check"] => accuracy::run(true),
         ["devices"] => devices::run(false),
         ["devices", "--check"] => devices::run(true),
+        ["conformance", options @ ..] => conformance::Plan::parse(options).and_then(|plan| conformance::run(&plan)),
         ["bench"] => steps::bench(),
         ["fuzz"] => steps::fuzz("60"),
         ["fuzz", seconds] => steps::fuzz(seconds),

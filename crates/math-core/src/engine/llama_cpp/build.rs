@@ -12,6 +12,9 @@ use crate::error::MathError;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Build {
+    /// Release v0.5.0 (commit de3ff815), which node-llama-cpp 3.22.1 ships.
+    #[cfg_attr(feature = "serde", serde(rename = "v0.5.0"))]
+    V0_5_0,
     /// Commit 0c1e57098 (0.5.0-dev).
     #[cfg_attr(feature = "serde", serde(rename = "0c1e57098"))]
     C0c1e57098,
@@ -23,12 +26,13 @@ pub enum Build {
 
 impl Build {
     /// Every build that is followed, oldest first.
-    pub const ALL: &'static [Self] = &[Self::C0c1e57098, Self::B12032];
+    pub const ALL: &'static [Self] = &[Self::V0_5_0, Self::C0c1e57098, Self::B12032];
 
     /// The build's tag, as in `llama.cpp@b12032`.
     #[must_use]
     pub const fn tag(self) -> &'static str {
         match self {
+            Self::V0_5_0 => "v0.5.0",
             Self::C0c1e57098 => "0c1e57098",
             Self::B12032 => "b12032",
         }
@@ -38,6 +42,7 @@ impl Build {
     #[must_use]
     pub const fn engine(self) -> &'static str {
         match self {
+            Self::V0_5_0 => "llama.cpp@v0.5.0",
             Self::C0c1e57098 => "llama.cpp@0c1e57098",
             Self::B12032 => "llama.cpp@b12032",
         }
@@ -63,7 +68,7 @@ impl Build {
         Self::ALL.iter().copied().find(|build| build.tag() == tag).ok_or_else(|| MathError::Invalid {
             field: "engine build".to_string(),
             found: text.to_string(),
-            expected: "llama.cpp@0c1e57098 or llama.cpp@b12032".to_string(),
+            expected: "llama.cpp@v0.5.0, llama.cpp@0c1e57098 or llama.cpp@b12032".to_string(),
         })
     }
 
@@ -72,7 +77,7 @@ impl Build {
     #[must_use]
     pub const fn rotation_matrices_are_cached(self) -> bool {
         match self {
-            Self::C0c1e57098 => false,
+            Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => true,
         }
     }
@@ -81,7 +86,7 @@ impl Build {
     #[must_use]
     pub const fn graphs_are_known(self) -> bool {
         match self {
-            Self::C0c1e57098 | Self::B12032 => true,
+            Self::V0_5_0 | Self::C0c1e57098 | Self::B12032 => true,
         }
     }
 
@@ -90,7 +95,7 @@ impl Build {
     #[must_use]
     pub fn mixes_tokens_and_embeddings(self, arch: &str) -> bool {
         match self {
-            Self::C0c1e57098 => false,
+            Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => !matches!(
                 arch,
                 "cogvlm" | "deepseek4" | "deepseek41" | "graniteswitch" | "eagle3" | "dflash" | "gemma4-assistant" | "limite"
@@ -103,7 +108,7 @@ impl Build {
     #[must_use]
     pub fn scales_embedded_rows(self, arch: &str) -> bool {
         match self {
-            Self::C0c1e57098 => false,
+            Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => {
                 matches!(arch, "gemma3" | "gemma3n" | "gemma4" | "gemma-embedding" | "gemma-embedding2")
             }
@@ -115,7 +120,7 @@ impl Build {
     #[must_use]
     pub fn limits_expert_activations(self, arch: &str) -> bool {
         match self {
-            Self::C0c1e57098 => false,
+            Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => matches!(arch, "mistral4" | "mellum" | "flint" | "laguna"),
         }
     }
@@ -155,7 +160,7 @@ impl Build {
     #[must_use]
     pub const fn gathers_states_at_once(self) -> bool {
         match self {
-            Self::C0c1e57098 => false,
+            Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => true,
         }
     }
@@ -184,7 +189,7 @@ impl Build {
     #[must_use]
     pub const fn chooses_rows_after_layers(self) -> bool {
         match self {
-            Self::C0c1e57098 => true,
+            Self::V0_5_0 | Self::C0c1e57098 => true,
             Self::B12032 => false,
         }
     }
@@ -194,7 +199,7 @@ impl Build {
     #[must_use]
     pub const fn delta_output_is_flat(self) -> bool {
         match self {
-            Self::C0c1e57098 => false,
+            Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => true,
         }
     }
@@ -213,7 +218,7 @@ impl Build {
     #[must_use]
     pub const fn extra_graph_nodes(self) -> u64 {
         match self {
-            Self::C0c1e57098 => 0,
+            Self::V0_5_0 | Self::C0c1e57098 => 0,
             Self::B12032 => 3,
         }
     }
@@ -223,7 +228,7 @@ impl Build {
     #[must_use]
     pub const fn host_embedding_copies(self) -> u64 {
         match self {
-            Self::C0c1e57098 => 2,
+            Self::V0_5_0 | Self::C0c1e57098 => 2,
             Self::B12032 => 4,
         }
     }
@@ -233,7 +238,7 @@ impl Build {
     #[must_use]
     pub const fn qwen4exp_indexer_rows(self) -> u64 {
         match self {
-            Self::C0c1e57098 => 1,
+            Self::V0_5_0 | Self::C0c1e57098 => 1,
             Self::B12032 => 2,
         }
     }
@@ -243,7 +248,7 @@ impl Build {
     #[must_use]
     pub fn never_quantized(self, arch: &str) -> &'static [&'static str] {
         match (self, arch) {
-            (Self::C0c1e57098, _) => &[],
+            (Self::V0_5_0 | Self::C0c1e57098, _) => &[],
             (Self::B12032, "limite") => &["engram_gate.weight", "attn_gate.weight", "attn_ve_gate.weight", "mudd_"],
             (Self::B12032, "vllm-decision2") => &["engram_gate.weight", "decision."],
             (Self::B12032, _) => &["engram_gate.weight", "conv2d_spatial.weight", "conv_dw"],
@@ -255,7 +260,7 @@ impl Build {
     #[must_use]
     pub const fn mxfp4_moe_goes_by_name(self) -> bool {
         match self {
-            Self::C0c1e57098 => false,
+            Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => true,
         }
     }
@@ -264,7 +269,7 @@ impl Build {
     #[must_use]
     pub fn muse_spark_keeps_gates(self, arch: &str) -> bool {
         match self {
-            Self::C0c1e57098 => false,
+            Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => arch == "muse-spark",
         }
     }
@@ -274,7 +279,7 @@ impl Build {
     #[must_use]
     pub const fn maps_only_own_ranges(self) -> bool {
         match self {
-            Self::C0c1e57098 => false,
+            Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => true,
         }
     }
@@ -284,7 +289,7 @@ impl Build {
     #[must_use]
     pub const fn gemma_output_precedes_embedding(self) -> bool {
         match self {
-            Self::C0c1e57098 => true,
+            Self::V0_5_0 | Self::C0c1e57098 => true,
             Self::B12032 => false,
         }
     }

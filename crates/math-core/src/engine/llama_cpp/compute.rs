@@ -378,10 +378,7 @@ impl ComputeShape {
         // Positions, cache slots, output rows, and room for what is rounded up.
         let inputs = Bounds { low: mul(4, tokens)?, high: add(mul(64, tokens)?, add(mul(4, outputs)?, 1 << 16)?)? };
         let inputs = inputs.plus(Bounds { low: masks, high: add(masks, indexes)? })?;
-        let rotation: u64 = match self.build {
-            Build::C0c1e57098 => 1 << 21,
-            Build::B12032 => 0,
-        };
+        let rotation: u64 = if self.build.rotation_matrices_are_cached() { 0 } else { 1 << 21 };
         let mut work = self.linear.times(element)?;
         let beside_masks = mul(self.linear_with_masks, element)?;
         let mut without_masks = work.low;
@@ -552,7 +549,9 @@ impl ComputeShape {
         let low = add(masks, mul(copies, embedding)?)?;
         let mut high = add(add(low, indexes)?, inputs.high.saturating_sub(add(masks, indexes)?))?;
         high = add(high, mul(2, indexes)?)?;
-        if self.build == Build::C0c1e57098 && (deployment.kv_type_k.is_quantized() || deployment.kv_type_v.is_quantized()) {
+        if !self.build.rotation_matrices_are_cached()
+            && (deployment.kv_type_k.is_quantized() || deployment.kv_type_v.is_quantized())
+        {
             high = add(high, 1 << 22)?;
         }
         if self.per_layer_embeddings > 0 {

@@ -9,7 +9,7 @@ use crate::engine::llama_cpp::build::Build;
 use crate::error::MathError;
 use crate::spec::{Indexer, Layer, Mixer, ModelSpec, Window};
 
-/// Architectures that 0c1e57098 loads (`llama-arch.cpp:LLM_ARCH_NAMES`).
+/// Architectures that v0.5.0 loads (`llama-arch.cpp:LLM_ARCH_NAMES`).
 #[rustfmt::skip]
 const KNOWN: &[&str] = &[
     "llama", "llama4", "deci", "falcon", "grok", "gpt2", "gptj", "gptneox", "mpt", "baichuan", "starcoder", "refact",
@@ -27,9 +27,12 @@ const KNOWN: &[&str] = &[
     "hy_v3", "hy_v4", "smollm3", "gpt-oss", "lfm2", "lfm2moe", "dream", "smallthinker", "llada", "llada-moe",
     "seed_oss", "grovemoe", "apertus", "minimax-01", "hrm_text", "minimax-m2", "minimax-m3", "cogvlm", "rnd1",
     "pangu-embedded", "mistral3", "eagle3", "dflash", "mistral4", "paddleocr", "mimo2", "step35", "spark2_5",
-    "llama-embed", "maincoder", "kimi-linear", "kimi-k3", "glm5-next", "talkie", "mellum", "nanbeige", "qwen3tts",
+    "llama-embed", "maincoder", "kimi-linear", "kimi-k3", "talkie", "mellum", "nanbeige", "qwen3tts",
     "pockettts",
 ];
+
+/// Architectures that came with 0c1e57098.
+const SINCE_0C1E57098: &[&str] = &["glm5-next"];
 
 /// Architectures that came with b12032.
 #[rustfmt::skip]
@@ -134,11 +137,10 @@ impl<'a> Facts<'a> {
         let Some(arch) = spec.llama_cpp_arch.as_deref() else {
             return Err(unsupported(&spec.architecture));
         };
-        if KNOWN.contains(&arch) || (build >= Build::B12032 && SINCE_B12032.contains(&arch)) {
-            Ok(Self { arch, build, n_layers: spec.layers.len() })
-        } else {
-            Err(unsupported(arch))
-        }
+        let known = KNOWN.contains(&arch)
+            || (build >= Build::C0c1e57098 && SINCE_0C1E57098.contains(&arch))
+            || (build >= Build::B12032 && SINCE_B12032.contains(&arch));
+        if known { Ok(Self { arch, build, n_layers: spec.layers.len() }) } else { Err(unsupported(arch)) }
     }
     pub(crate) fn has_memory(self) -> bool {
         !WITHOUT_MEMORY.contains(&self.arch)

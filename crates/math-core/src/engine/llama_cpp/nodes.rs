@@ -5,7 +5,6 @@
 //! many graph nodes a layer run over once rotations and streams add theirs.
 
 use crate::deployment::Deployment;
-use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::cache::rotation_counts;
 use crate::engine::llama_cpp::facts::Facts;
 use crate::engine::llama_cpp::resolve::Resolved;
@@ -72,9 +71,10 @@ pub(crate) fn node_budget(
             },
         )?;
     }
-    let rotation_leafs = match facts.build {
-        Build::C0c1e57098 => k_rotations.min(1).saturating_add(v_rotations.min(1)),
-        Build::B12032 => add(k_rotations, v_rotations)?,
+    let rotation_leafs = if facts.build.rotation_matrices_are_cached() {
+        add(k_rotations, v_rotations)?
+    } else {
+        k_rotations.min(1).saturating_add(v_rotations.min(1))
     };
     let inputs = add(6, rotation_leafs)?;
     let needed = add(add(nodes, weights)?, add(mul(2, layers)?, inputs)?)?;

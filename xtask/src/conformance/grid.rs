@@ -1,0 +1,113 @@
+//! The settings that every model is asked for.
+
+use std::fmt::Write as _;
+
+use super::install::hash;
+
+/// Where layers go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Where {
+    /// The processor.
+    Processor,
+    /// One CUDA device of this compute capability, a stand-in.
+    Cuda(u32),
+}
+
+impl Where {
+    /// As the fixtures name it.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Processor => "cpu".to_owned(),
+            Self::Cuda(capability) => format!("cuda-cc{capability}"),
+        }
+    }
+}
+
+/// One setting. `None` is the engine's own choice.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Setting {
+    pub(crate) context: u64,
+    pub(crate) sequences: u64,
+    pub(crate) unified: bool,
+    pub(crate) swa_full: bool,
+    pub(crate) ubatch: u64,
+    pub(crate) keys: &'static str,
+    pub(crate) values: &'static str,
+    pub(crate) flash: &'static str,
+    pub(crate) repack: bool,
+}
+
+impl Setting {
+    /// As the checker reads it.
+    pub(crate) fn line(&self) -> String {
+        let mut out = String::new();
+        let Self { context, sequences, unified, swa_full, ubatch, keys, values, flash, repack } = self;
+        let _ = write!(out, "context={context}\tsequences={sequences}\tunified={unified}\tswa_full={swa_full}\tubatch={ubatch}");
+        let _ = write!(out, "\tkey_type={keys}\tvalue_type={values}\tflash={flash}\trepack={repack}");
+        out
+    }
+
+    /// As people read it.
+    pub(crate) fn short(&self) -> String {
+        let mut out = format!("-c {} -np {} -ub {} -fa {}", self.context, self.sequences, self.ubatch, self.flash);
+        if (self.keys, self.values) != ("f16", "f16") {
+            let _ = write!(out, " -ctk {} -ctv {}", self.keys, self.values);
+        }
+        for (set, option) in [(self.unified, " -kvu"), (self.swa_full, " --swa-full"), (!self.repack, " --no-repack")] {
+            if set {
+                out.push_str(option);
+            }
+        }
+        out
+    }
+}
+
+const CONTEXTS: [u64; 5] = [4096, 32_768, 1000, 131_072, 5000];
+const SEQUENCES: [(u64, bool); 5] = [(1, false), (4, true), (4, false), (3, false), (16, true)];
+const UBATCHES: [u64; 4] = [512, 64, 700, 2048];
+const CACHES: [(&str, &str, &str); 8] = [
+    ("f16", "f16", "auto"),
+    ("f16", "f16", "off"),
+    ("q8_0", "q8_0", "on"),
+    ("f16", "f16", "on"),
+    ("q4_0", "q4_0", "auto"),
+    ("q8_0", "f16", "off"),
+    ("bf16", "bf16", "on"),
+    ("f32", "f32", "auto"),
+];
+
+fn nth<T: Copy>(all: &[T], index: u64) -> Option<T> {
+    let len = u64::try_from(all.len()).ok()?;
+    all.get(usize::try_from(index % len).ok()?).copied()
+}
+
+/// `count` settings for a model: the engine's defaults, the server's defaults, and a part of the whole grid that is
+/// another for each model and the same in every run.
+pub(crate) fn settings(model: &str, count: usize) -> Vec<Setting> {
+    let plain = Setting {
+        context: 4096,
+        sequences: 1,
+        unified: false,
+        swa_full: false,
+        ubatch: 512,
+        keys: "f16",
+        values: "f16",
+        flash: "auto",
+        repack: true,
+    };
+    let mut all = vec![plain.clone(), Setting { context: 16_384, sequences: 4, unified: true, ..plain }];
+    let mut draw = 0_u64;
+    while all.len() < count && draw < 1000 {
+        let seed = hash(format!("{model} {draw}").as_bytes());
+        draw += 1;
+        let parts = (nth(&CONTEXTS, seed), nth(&SEQUENCES, seed >> 8), nth(&UBATCHES, seed >> 16), nth(&CACHES, seed >> 24));
+        let (Some(context), Some((sequences, unified)), Some(ubatch), Some((keys, values, flash))) = parts else { continue };
+        let (swa_full, repack) = (seed >> 32 & 3 == 0, seed >> 34 & 3 != 0);
+        let setting = Setting { context, sequences, unified, swa_full, ubatch, keys, values, flash, repack };
+        if !all.contains(&setting) {
+            all.push(setting);
+        }
+    }
+    all.truncate(count);
+    all
+}

@@ -1,0 +1,220 @@
+//! `cargo xtask conformance`: the real engine beside us, term by term, over every architecture it knows.
+
+mod cut;
+mod engine;
+mod figures;
+mod gguf;
+mod grid;
+mod install;
+mod report;
+mod score;
+mod subjects;
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+
+use engine::{Checker, Kept};
+use figures::Ready;
+use grid::Where;
+use install::{Engine, PACKAGE, hash, make};
+use score::{Row, verdict};
+use subjects::{Origin, Subject};
+
+/// What to run.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    /// A part of the models and settings.
+    quick: bool,
+    /// Another release of the package.
+    package: Option<String>,
+    /// Only models whose name contains this.
+    only: Option<String>,
+    /// How many wrong rows to name.
+    worst: usize,
+}
+
+impl Plan {
+    /// The part that `cargo xtask test` runs.
+    pub(crate) fn habit() -> Self {
+        Self { quick: true, worst: 20, ..Self::default() }
+    }
+
+    /// Reads the task's options.
+    pub(crate) fn parse(words: &[&str]) -> Result<Self, String> {
+        let mut plan = Self { worst: 20, ..Self::default() };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let mut value = || words.next().map(|value| (*value).to_owned()).ok_or_else(|| format!("{word} needs a value"));
+            match *word {
+                "--quick" => plan.quick = true,
+                "--package" => plan.package = Some(value()?),
+                "--only" => plan.only = Some(value()?),
+                "--worst" => plan.worst = value()?.parse().map_err(|_| "--worst needs a number".to_owned())?,
+                other => return Err(format!("conformance: unknown option {other}")),
+            }
+        }
+        Ok(plan)
+    }
+
+    fn package(&self) -> &str {
+        self.package.as_deref().unwrap_or(PACKAGE)
+    }
+}
+
+/// As part of the tests: runs where the engine is installed or can be, and says in a line why not otherwise.
+pub(crate) fn habit() -> Result<(), String> {
+    let plan = Plan::habit();
+    if let Some(lacking) = install::missing(plan.package()) {
+        println!("== conformance: skipped, {lacking}");
+        return Ok(());
+    }
+    if let Err(problem) = install::engine(plan.package()) {
+        println!("== conformance: skipped, {}", problem.lines().next().unwrap_or_default());
+        return Ok(());
+    }
+    run(&plan)
+}
+
+/// Runs the comparison and prints its table.
+pub(crate) fn run(plan: &Plan) -> Result<(), String> {
+    println!("== conformance");
+    let engine = install::engine(plan.package())?;
+    let rows = compare(&engine, plan)?;
+    report::print(&engine, &rows, plan.worst);
+    let wrong = rows.iter().filter(|row| matches!(row.verdict, score::Verdict::Wrong(_))).count();
+    if wrong > 0 {
+        return Err(format!("{wrong} of {} rows differ from llama.cpp@{}", rows.len(), engine.release.build));
+    }
+    Ok(())
+}
+
+/// The questions about one model in one place.
+#[derive(Debug)]
+struct Task<'a> {
+    subject: &'a Subject,
+    place: Where,
+    count: usize,
+}
+
+/// Asks both sides everything.
+fn compare(engine: &Engine, plan: &Plan) -> Result<Vec<Row>, String> {
+    let models = engine.folder.join("models");
+    make(&models)?;
+    let mut subjects = subjects::all(plan.quick)?;
+    if let Some(only) = &plan.only {
+        subjects.retain(|subject| subject.name.contains(only));
+    }
+    let mut tasks = VecDeque::new();
+    for subject in &subjects {
+        let count = match subject.origin {
+            _ if plan.quick => 3,
+            // Other file types of a model differ in their weights only.
+            Origin::Real if !subject.name.ends_with("Q4_K_M") => 3,
+            Origin::Real => 12,
+            Origin::Zoo | Origin::Made => 8,
+        };
+        for place in [Where::Processor, Where::Cuda(890)] {
+            tasks.push_back(Task { subject, place, count });
+        }
+    }
+    let length: usize = tasks.iter().map(|task| task.count).sum();
+    let bar = progress(u64::try_from(length).unwrap_or(u64::MAX));
+    let kept = Kept::read(engine);
+    let queue = Mutex::new(tasks);
+    let done: Mutex<Vec<Row>> = Mutex::default();
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let work = || -> Result<(), String> {
+        let mut checkers: Vec<(Where, Checker)> = Vec::new();
+        loop {
+            let Some(task) = lock(&queue)?.pop_front() else { return Ok(()) };
+            let (rows, new) = one(engine, &task, &kept, &models, &mut checkers)?;
+            bar.inc(u64::try_from(task.count).unwrap_or(0));
+            let mut done = lock(&done)?;
+            done.extend(rows);
+            // As they come: a run that is interrupted goes on where it was.
+            kept.add(&new)?;
+        }
+    };
+    let results: Vec<Result<(), String>> = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        handles.into_iter().map(|handle| handle.join().unwrap_or_else(|_| Err("a worker panicked".to_owned()))).collect()
+    });
+    bar.finish_and_clear();
+    let mut rows = done.into_inner().map_err(|_| "a worker panicked")?;
+    results.into_iter().collect::<Result<(), String>>()?;
+    rows.sort_by(|a, b| (&a.model, &a.place, &a.setting).cmp(&(&b.model, &b.place, &b.setting)));
+    Ok(rows)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> Result<std::sync::MutexGuard<'_, T>, String> {
+    mutex.lock().map_err(|_| "a worker panicked".to_owned())
+}
+
+fn progress(length: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("   {bar:40} {pos}/{len} settings, {elapsed} of about {duration}");
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+    style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
+}
+
+/// All settings of one task.
+fn one(
+    engine: &Engine,
+    task: &Task<'_>,
+    kept: &Kept,
+    models: &Path,
+    checkers: &mut Vec<(Where, Checker)>,
+) -> Result<(Vec<Row>, Vec<(u64, Value)>), String> {
+    let subject = task.subject;
+    let ready = Ready::of(subject);
+    let (mut rows, mut new) = (Vec::new(), Vec::new());
+    let mut settings = grid::settings(&subject.name, task.count);
+    // A model is loaded once with repacked weights and once without.
+    settings.sort_by_key(|setting| setting.repack);
+    for setting in settings {
+        let line = setting.line();
+        let key = hash(format!("{:016x} {} {line}", subject.fingerprint(), task.place.name()).as_bytes());
+        let (answer, fresh) = match kept.get(key) {
+            Some(answer) => (answer.clone(), false),
+            None => {
+                let file = subjects::file(models, subject)?;
+                let answer = checker(engine, task.place, checkers)?.ask(&format!("id=0\tmodel={}\t{line}", file.display()))?;
+                new.push((key, answer.clone()));
+                (answer, true)
+            }
+        };
+        let theirs = figures::theirs(&answer);
+        let (ours, our_time) = figures::ours(&ready, &engine.release.build, task.place, &setting);
+        let (verdict, exact, width) = verdict(&ours, &theirs);
+        let micros = answer.get("plan_us").and_then(Value::as_u64).unwrap_or(0);
+        rows.push(Row {
+            origin: subject.origin,
+            place: task.place.name(),
+            model: subject.name.clone(),
+            architecture: subject.architecture.clone(),
+            setting: setting.short(),
+            verdict,
+            exact,
+            width,
+            our_time,
+            their_time: Duration::from_micros(micros),
+            fresh,
+        });
+    }
+    Ok((rows, new))
+}
+
+fn checker<'a>(engine: &Engine, place: Where, checkers: &'a mut Vec<(Where, Checker)>) -> Result<&'a mut Checker, String> {
+    let index = match checkers.iter().position(|(known, _)| *known == place) {
+        Some(index) => index,
+        None => {
+            checkers.push((place, Checker::start(engine, place)?));
+            checkers.len() - 1
+        }
+    };
+    checkers.get_mut(index).map(|(_, checker)| checker).ok_or_else(|| "no checker".to_owned())
+}
