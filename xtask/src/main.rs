@@ -2,9 +2,9 @@
 
 mod accuracy;
 mod arrow;
+mod conformance;
 mod csv;
 mod devices;
-mod conformance;
 mod run;
 mod steps;
 mod truth;
@@ -23,7 +23,7 @@ Usage: cargo xtask TASK
   devices          rewrite the device table from fixtures/devices
   devices --check  say whether it is up to date
   conformance      the real engine from the package registry beside us, term by term
-                   [--quick] [--only NAME] [--worst N] [--package VERSION]
+                   [--quick] [--record] [--only NAME] [--worst N] [--package VERSION]
   bench            criterion benches, ours beside the registry's peers
   fuzz [SECONDS]   run every fuzz target for SECONDS (default 60)
   deny             licences, sources and duplicate versions of all dependencies

@@ -1,7 +1,7 @@
 //! The steps of each task.
 
 use crate::run::{answers, cargo, command, root, step};
-use crate::{accuracy, arrow, devices, wasm};
+use crate::{accuracy, arrow, conformance, devices, wasm};
 
 /// Everything that must hold.
 pub(crate) fn test(quick: bool) -> Result<(), String> {
@@ -11,6 +11,7 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     tests()?;
     devices::run(true)?;
     accuracy::run(true)?;
+    conformance::habit()?;
     if quick {
         return Ok(());
     }

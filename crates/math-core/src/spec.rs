@@ -581,6 +581,9 @@ pub struct Layer {
     pub norms: Vec<Norm>,
     /// Tensors of one family only.
     pub extra: Vec<Weight>,
+    /// Elements per sequence of a convolution over hash embeddings (Qwen 4), kept beside the mixer's own state.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub hash_history: u64,
     /// Set when the layer's weights are those of an earlier layer (Zamba's shared blocks): they count once. A state
     /// space beside a shared attention is the layer's own, and so are the tensors in `extra`.
     pub weights_of: Option<u32>,

@@ -30,6 +30,10 @@ pub(crate) fn write_sparse(path: &Path, bytes: &[u8]) -> Result<(), String> {
 pub(crate) fn header(row: &Value, matrices: StorageFormat) -> Result<Vec<u8>, String> {
     let metadata = row.get("kv").and_then(Value::as_object).ok_or("a made-up model without metadata")?;
     let tensors = row.get("tensors").and_then(Value::as_array).ok_or("a made-up model without tensors")?;
+    // The rows list every tensor that a loader would take; the scales are those of files quantized to NVFP4.
+    let name_of = |tensor: &Value| tensor.get(0).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let is_scale = |name: &str| name.ends_with(".input_scale") || (name.ends_with(".scale") && !name.contains("ffn_gate_inp"));
+    let tensors: Vec<&Value> = tensors.iter().filter(|tensor| !is_scale(&name_of(tensor))).collect();
     let mut out = Writer { bytes: b"GGUF".to_vec() };
     out.u32(3);
     out.count(tensors.len())?;

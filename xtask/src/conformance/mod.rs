@@ -1,11 +1,14 @@
 //! `cargo xtask conformance`: the real engine beside us, term by term, over every architecture it knows.
 
+mod architectures;
 mod cut;
 mod engine;
 mod figures;
 mod gguf;
 mod grid;
 mod install;
+mod known;
+mod record;
 mod report;
 mod score;
 mod subjects;
@@ -22,7 +25,7 @@ use engine::{Checker, Kept};
 use figures::Ready;
 use grid::Where;
 use install::{Engine, PACKAGE, hash, make};
-use score::{Row, verdict};
+use score::{Row, Verdict, verdict};
 use subjects::{Origin, Subject};
 
 /// What to run.
@@ -36,6 +39,8 @@ pub(crate) struct Plan {
     only: Option<String>,
     /// How many wrong rows to name.
     worst: usize,
+    /// Keep the answers among the fixtures.
+    record: bool,
 }
 
 impl Plan {
@@ -52,6 +57,7 @@ impl Plan {
             let mut value = || words.next().map(|value| (*value).to_owned()).ok_or_else(|| format!("{word} needs a value"));
             match *word {
                 "--quick" => plan.quick = true,
+                "--record" => plan.record = true,
                 "--package" => plan.package = Some(value()?),
                 "--only" => plan.only = Some(value()?),
                 "--worst" => plan.worst = value()?.parse().map_err(|_| "--worst needs a number".to_owned())?,
@@ -84,9 +90,13 @@ pub(crate) fn habit() -> Result<(), String> {
 pub(crate) fn run(plan: &Plan) -> Result<(), String> {
     println!("== conformance");
     let engine = install::engine(plan.package())?;
-    let rows = compare(&engine, plan)?;
+    let asked = compare(&engine, plan)?;
+    let rows: Vec<Row> = asked.iter().map(|(row, _)| row.clone()).collect();
     report::print(&engine, &rows, plan.worst);
-    let wrong = rows.iter().filter(|row| matches!(row.verdict, score::Verdict::Wrong(_))).count();
+    if plan.record {
+        record::record(&engine, "cargo xtask conformance --record", &asked)?;
+    }
+    let wrong = rows.iter().filter(|row| matches!(row.verdict, Verdict::Wrong(_))).count();
     if wrong > 0 {
         return Err(format!("{wrong} of {} rows differ from llama.cpp@{}", rows.len(), engine.release.build));
     }
@@ -102,7 +112,7 @@ struct Task<'a> {
 }
 
 /// Asks both sides everything.
-fn compare(engine: &Engine, plan: &Plan) -> Result<Vec<Row>, String> {
+fn compare(engine: &Engine, plan: &Plan) -> Result<Vec<(Row, Value)>, String> {
     let models = engine.folder.join("models");
     make(&models)?;
     let mut subjects = subjects::all(plan.quick)?;
@@ -126,7 +136,7 @@ fn compare(engine: &Engine, plan: &Plan) -> Result<Vec<Row>, String> {
     let bar = progress(u64::try_from(length).unwrap_or(u64::MAX));
     let kept = Kept::read(engine);
     let queue = Mutex::new(tasks);
-    let done: Mutex<Vec<Row>> = Mutex::default();
+    let done: Mutex<Vec<(Row, Value)>> = Mutex::default();
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let work = || -> Result<(), String> {
         let mut checkers: Vec<(Where, Checker)> = Vec::new();
@@ -147,7 +157,7 @@ fn compare(engine: &Engine, plan: &Plan) -> Result<Vec<Row>, String> {
     bar.finish_and_clear();
     let mut rows = done.into_inner().map_err(|_| "a worker panicked")?;
     results.into_iter().collect::<Result<(), String>>()?;
-    rows.sort_by(|a, b| (&a.model, &a.place, &a.setting).cmp(&(&b.model, &b.place, &b.setting)));
+    rows.sort_by(|(a, _), (b, _)| (&a.model, &a.place, &a.setting).cmp(&(&b.model, &b.place, &b.setting)));
     Ok(rows)
 }
 
@@ -161,6 +171,9 @@ fn progress(length: u64) -> ProgressBar {
     style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
 }
 
+/// Rows with the engine's answers, and those that it gave anew.
+type Asked = (Vec<(Row, Value)>, Vec<(u64, Value)>);
+
 /// All settings of one task.
 fn one(
     engine: &Engine,
@@ -168,7 +181,7 @@ fn one(
     kept: &Kept,
     models: &Path,
     checkers: &mut Vec<(Where, Checker)>,
-) -> Result<(Vec<Row>, Vec<(u64, Value)>), String> {
+) -> Result<Asked, String> {
     let subject = task.subject;
     let ready = Ready::of(subject);
     let (mut rows, mut new) = (Vec::new(), Vec::new());
@@ -189,9 +202,14 @@ fn one(
         };
         let theirs = figures::theirs(&answer);
         let (ours, our_time) = figures::ours(&ready, &engine.release.build, task.place, &setting);
-        let (verdict, exact, width) = verdict(&ours, &theirs);
+        let (mut verdict, exact, width) = verdict(&ours, &theirs);
+        if let Verdict::Wrong(what) = &verdict
+            && known::known(&subject.name).is_some()
+        {
+            verdict = Verdict::Known(what.clone());
+        }
         let micros = answer.get("plan_us").and_then(Value::as_u64).unwrap_or(0);
-        rows.push(Row {
+        let row = Row {
             origin: subject.origin,
             place: task.place.name(),
             model: subject.name.clone(),
@@ -203,7 +221,8 @@ fn one(
             our_time,
             their_time: Duration::from_micros(micros),
             fresh,
-        });
+        };
+        rows.push((row, answer));
     }
     Ok((rows, new))
 }

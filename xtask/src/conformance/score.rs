@@ -17,6 +17,8 @@ pub(crate) enum Verdict {
     Refused,
     /// We do not cover what the engine loads: the reason.
     Unsupported(String),
+    /// As [`Verdict::Wrong`], and known: what differs.
+    Known(String),
     /// A term that we call exact differs, bounds do not hold, or one side refuses.
     Wrong(String),
 }
@@ -84,7 +86,7 @@ pub(crate) fn verdict(ours: &Answer, theirs: &Answer) -> (Verdict, [bool; 5], u6
 }
 
 /// Sums of a group of rows.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Sums {
     pub(crate) rows: u64,
     pub(crate) planned: u64,
@@ -93,6 +95,7 @@ pub(crate) struct Sums {
     pub(crate) bounded: u64,
     pub(crate) refused: u64,
     pub(crate) unsupported: u64,
+    pub(crate) known: u64,
     pub(crate) wrong: u64,
     pub(crate) widths: Vec<u64>,
 }
@@ -108,12 +111,14 @@ impl Sums {
             Verdict::Bounded => self.bounded += 1,
             Verdict::Refused => self.refused += 1,
             Verdict::Unsupported(_) => self.unsupported += 1,
+            Verdict::Known(_) => self.known += 1,
             Verdict::Wrong(_) => self.wrong += 1,
         }
         if matches!(row.verdict, Verdict::Exact | Verdict::Bounded) {
             self.widths.push(row.width);
         }
-        self.planned += u64::from(matches!(row.verdict, Verdict::Exact | Verdict::Bounded | Verdict::Wrong(_)));
+        self.planned +=
+            u64::from(matches!(row.verdict, Verdict::Exact | Verdict::Bounded | Verdict::Known(_) | Verdict::Wrong(_)));
     }
 
     /// Width of compute bounds at a percentile, thousandths of the engine's figure.

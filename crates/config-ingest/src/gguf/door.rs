@@ -257,6 +257,7 @@ fn router_layer(hparams: &Hparams) -> Layer {
         feed_forward: FeedForward::None,
         norms: Vec::new(),
         extra: Vec::new(),
+        hash_history: 0,
         // No weights of its own: nothing is counted for it.
         weights_of: Some(0),
     }

@@ -76,8 +76,18 @@ impl Builder<'_> {
             feed_forward: self.feed_forward(il, tensors)?,
             norms: tensors.norms(),
             extra: Vec::new(),
+            hash_history: self.hash_history(tensors)?,
             weights_of: None,
         })
+    }
+
+    /// The convolution over hash embeddings reaches back as far as its kernel, spread by the length of the n-grams
+    /// (`llama-hparams.cpp:ple_conv_state`).
+    fn hash_history(&self, tensors: &LayerTensors<'_>) -> Result<u64, IngestError> {
+        let Some(kernel) = tensors.weight("ple_conv1d") else { return Ok(0) };
+        let [taps, width, ..] = kernel.0;
+        let spread = self.keys.u64("ple.ngram_size")?.unwrap_or(0);
+        Ok(taps.saturating_sub(1).saturating_mul(spread).saturating_mul(width))
     }
 
     fn at<T: Copy + Default>(values: &[T], il: usize) -> T {

@@ -198,7 +198,7 @@ pub const fn qk_norm_whole(dims: &Dims) -> QkNorm {
 /// A layer.
 #[must_use]
 pub const fn layer(mixer: Mixer, feed_forward: FeedForward, norms: Vec<Norm>) -> Layer {
-    Layer { mixer, cross_attention: None, feed_forward, norms, extra: Vec::new(), weights_of: None }
+    Layer { mixer, cross_attention: None, feed_forward, norms, extra: Vec::new(), hash_history: 0, weights_of: None }
 }
 
 /// A tensor that counts as a parameter.

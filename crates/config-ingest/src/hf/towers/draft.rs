@@ -78,6 +78,7 @@ impl Block {
             feed_forward: FeedForward::Dense(dense),
             norms: norms.collect(),
             extra: self.scales.iter().map(scale).collect(),
+            hash_history: 0,
             weights_of: None,
         }
     }

@@ -223,7 +223,10 @@ fn state_term(memory: &PlacedMemory, resolved: &Resolved, build: Build) -> Resul
         if bytes.s > 0 {
             children.push(leaf(kind, "recurrent state", bytes.s, text(&|group| group.n_s), &source)?);
         }
-        let padding = bytes.allocated.saturating_sub(add(bytes.r, bytes.s)?);
+        if bytes.p > 0 {
+            children.push(leaf(kind, "history of hash embeddings", bytes.p, text(&|group| group.n_p), &source)?);
+        }
+        let padding = bytes.allocated.saturating_sub(add(add(bytes.r, bytes.s)?, bytes.p)?);
         if padding > 0 {
             children.push(leaf(kind, "device padding", padding, "tensors to the buffer's alignment".to_string(), &source)?);
         }

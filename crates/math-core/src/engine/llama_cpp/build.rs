@@ -72,6 +72,16 @@ impl Build {
         })
     }
 
+    /// Until v0.5.0 HRM's initial state was a tensor of the input, since then of the first layer
+    /// (`models/hrm-text.cpp:load_arch_tensors`, `hrm_z_l_init`).
+    #[must_use]
+    pub fn makes_with_the_input(self, tensor: &str) -> bool {
+        match self {
+            Self::V0_5_0 => tensor == "hrm.z_l_init",
+            Self::C0c1e57098 | Self::B12032 => false,
+        }
+    }
+
     /// b12032 keeps the Hadamard matrices that rotate quantised keys and values in a buffer of each cache
     /// (`llama-kv-cache.cpp:llama_kv_cache`); before, they were inputs of every graph.
     #[must_use]
@@ -170,7 +180,7 @@ impl Build {
     #[must_use]
     pub const fn pads_uncached_batches(self) -> bool {
         match self {
-            Self::C0c1e57098 => false,
+            Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => true,
         }
     }
@@ -179,7 +189,7 @@ impl Build {
     #[must_use]
     pub const fn looks_positions_up_first(self) -> bool {
         match self {
-            Self::C0c1e57098 => false,
+            Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => true,
         }
     }
@@ -209,7 +219,7 @@ impl Build {
     #[must_use]
     pub const fn unary_kernels_read_strided(self) -> bool {
         match self {
-            Self::C0c1e57098 => false,
+            Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => true,
         }
     }

@@ -21,6 +21,8 @@ pub struct StateGroup {
     pub n_r: u64,
     /// Elements of recurrent state per sequence (`llama-hparams.cpp:n_embd_s`).
     pub n_s: u64,
+    /// Elements of the history of hash embeddings per sequence (`llama-hparams.cpp:ple_conv_state`).
+    pub n_p: u64,
     /// Where they lie.
     pub place: Location,
 }
@@ -43,6 +45,8 @@ pub struct RecurrentBytes {
     pub r: u64,
     /// Bytes of recurrent state.
     pub s: u64,
+    /// Bytes of histories of hash embeddings.
+    pub p: u64,
     /// Bytes as allocated, padding included.
     pub allocated: u64,
 }
@@ -62,7 +66,8 @@ impl RecurrentPlan {
             out.layers = add(out.layers, group.layers)?;
             out.r = add(out.r, mul(group.layers, mul(4, mul(group.n_r, rows)?)?)?)?;
             out.s = add(out.s, mul(group.layers, mul(4, mul(group.n_s, rows)?)?)?)?;
-            for width in [group.n_r, group.n_s] {
+            out.p = add(out.p, mul(group.layers, mul(4, mul(group.n_p, rows)?)?)?)?;
+            for width in [group.n_r, group.n_s, group.n_p] {
                 let tensor = rules.tensor_bytes(StorageFormat::F32, width, rows)?;
                 out.allocated = add(out.allocated, mul(group.layers, tensor)?)?;
             }
@@ -111,10 +116,11 @@ pub(crate) fn recurrent_plan(spec: &ModelSpec, facts: Facts<'_>, layout: &Layout
     let mut groups: Vec<StateGroup> = Vec::new();
     for (index, layer) in (0_u32..).zip(&spec.layers) {
         if let Some((n_r, n_s)) = state_elements(&layer.mixer, spec.d_model)? {
-            let place = layout.cache(index);
-            match groups.iter_mut().find(|group| group.n_r == n_r && group.n_s == n_s && group.place == place) {
+            let (place, n_p) = (layout.cache(index), layer.hash_history);
+            let same = |group: &&mut StateGroup| (group.n_r, group.n_s, group.n_p, group.place) == (n_r, n_s, n_p, place);
+            match groups.iter_mut().find(same) {
                 Some(group) => group.layers = group.layers.saturating_add(1),
-                None => groups.push(StateGroup { layers: 1, n_r, n_s, place }),
+                None => groups.push(StateGroup { layers: 1, n_r, n_s, n_p, place }),
             }
         }
     }

@@ -193,7 +193,10 @@ fn created<'a>(
     for tensor in table.tensors.iter().filter(|tensor| tensor.counts.is_in_gguf()) {
         let start = offset;
         offset = round_up(add(offset, tensor.bytes()?.get())?, 32)?;
-        let (stage, read_by) = reader(facts, &tensor.name);
+        let (mut stage, read_by) = reader(facts, &tensor.name);
+        if build.makes_with_the_input(&tensor.name) {
+            stage = Stage::Input;
+        }
         has_output |= tensor.name == "output.weight";
         if read_by == Reader::Unused || skips(facts, table, tensor, deployment.load_mtp) {
             continue;
