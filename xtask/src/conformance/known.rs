@@ -11,12 +11,10 @@ pub(crate) struct Known {
 }
 
 /// All of them.
-pub(crate) const KNOWN: [Known; 2] = [
-    Known { model: "glm4moe-moe", reason: "rotary sections take four positions per token" },
-    Known { model: "lfm2-dense", reason: "no layer sees the whole context, so its mask is never allocated" },
-];
+pub(crate) const KNOWN: &[Known] =
+    &[Known { model: "lfm2-dense", reason: "no layer sees the whole context, so its mask is never allocated" }];
 
 /// The entry for a model, if there is one.
 pub(crate) fn known(model: &str) -> Option<Known> {
-    KNOWN.into_iter().find(|known| model.starts_with(known.model))
+    KNOWN.iter().copied().find(|known| model.starts_with(known.model))
 }
