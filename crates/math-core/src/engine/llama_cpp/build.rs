@@ -78,7 +78,7 @@ impl Build {
     pub fn makes_with_the_input(self, tensor: &str) -> bool {
         match self {
             Self::V0_5_0 => tensor == "hrm.z_l_init",
-            Self::C0c1e57098 | Self::B12032 => false,
+            Self::V0_5_0 | Self::C0c1e57098 | Self::B12032 => false,
         }
     }
 
@@ -140,7 +140,7 @@ impl Build {
     #[must_use]
     pub const fn masks_chosen_cells_at_once(self) -> bool {
         match self {
-            Self::C0c1e57098 => false,
+            Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => true,
         }
     }
@@ -150,7 +150,7 @@ impl Build {
     #[must_use]
     pub const fn hands_out_hidden_state(self) -> bool {
         match self {
-            Self::C0c1e57098 => false,
+            Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => true,
         }
     }
@@ -160,7 +160,7 @@ impl Build {
     #[must_use]
     pub const fn indexer_heads_on_cuda(self) -> &'static [u64] {
         match self {
-            Self::C0c1e57098 => &[32, 64],
+            Self::V0_5_0 | Self::C0c1e57098 => &[32, 64],
             Self::B12032 => &[4, 32, 64],
         }
     }
