@@ -78,7 +78,7 @@ impl Build {
     pub fn makes_with_the_input(self, tensor: &str) -> bool {
         match self {
             Self::V0_5_0 => tensor == "hrm.z_l_init",
-            Self::V0_5_0 | Self::C0c1e57098 | Self::B12032 => false,
+            Self::C0c1e57098 | Self::B12032 => false,
         }
     }
 
