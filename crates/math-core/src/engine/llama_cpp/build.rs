@@ -185,9 +185,10 @@ impl Build {
         }
     }
 
-    /// b12032 looks learned positions up before it looks tokens up (`models/bert.cpp`).
+    /// b12032 looks learned positions and layers' own embeddings up before it looks tokens up (`models/bert.cpp`,
+    /// `models/gemma4.cpp`).
     #[must_use]
-    pub const fn looks_positions_up_first(self) -> bool {
+    pub const fn looks_tables_up_first(self) -> bool {
         match self {
             Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => true,

@@ -6,10 +6,11 @@ use super::latent::{self, Sparse, keys_only};
 use super::op::Op;
 use super::ops::Node;
 use super::parts::{Attend, CacheInputs, NormKind, Parts};
+use super::per_layer::{self, PerLayer};
 use super::rows::{Row, Scaled, Together, routing};
 use super::selector::SelectorCache;
 use crate::error::MathError;
-use crate::spec::{Attention, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, OutputGate, QkvLayout};
+use crate::spec::{Attention, Dense, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, Moe, OutputGate, QkvLayout};
 use crate::tensor::Component;
 use crate::units::mul;
 
@@ -43,16 +44,17 @@ pub(super) fn build(
         Mixer::Attention(attention) => {
             attention.gate == OutputGate::None
                 && attention.indexer.is_none()
-                && matches!(attention.kv_source, KvSource::Own | KvSource::NotCached)
-                && attention.layout != QkvLayout::QueryOnly
-                && attention.layout != QkvLayout::ValueIsKey
+                && (row.norms_values || matches!(attention.kv_source, KvSource::Own | KvSource::NotCached))
+                && (row.norms_values || !matches!(attention.layout, QkvLayout::QueryOnly | QkvLayout::ValueIsKey))
+                && !(row.norms_values && attention.layout == QkvLayout::Fused)
+                && attention.layout != QkvLayout::Listed
         }
         Mixer::Mla(mla) => latent::fits(mla) && mla.indexer.is_some() == caches.selector.is_some(),
         _ => false,
     };
     let feeds = |layer: &Layer| match &layer.feed_forward {
         FeedForward::Dense(_) => true,
-        FeedForward::Moe(moe) => moe.beside.is_none() && moe.latent.is_none(),
+        FeedForward::Moe(moe) => (row.norms_values || moe.beside.is_none()) && moe.latent.is_none(),
         FeedForward::ChannelMix { .. } | FeedForward::None => false,
     };
     let fits = |layer: &Layer| {
@@ -64,13 +66,23 @@ pub(super) fn build(
                 || has_norm(layer, "ffn_norm").is_some()
                 || has_norm(layer, "post_attention_norm").is_some())
             && layer.cross_attention.is_none()
-            && extras_are_known(layer)
+            && (extras_are_known(layer)
+                || row.norms_values && layer.extra.iter().all(|weight| KNOWN.contains(&weight.name.as_str())))
     };
     if !spec.layers.iter().all(fits) || spec.encoder.is_some() {
         return Ok(false);
     }
     let sectioned = row.sections_allowed && spec.operations.sectioned_positions == Some(true);
     let positions = parts.positions(if sectioned { 4 } else { row.positions_per_token })?;
+    // Layers' own embeddings may be looked up before tokens are.
+    let own_width = per_layer::width(spec);
+    let n_layers = u64::try_from(spec.layers.len()).unwrap_or(u64::MAX);
+    let mut found = None;
+    if let (Some(width), true) = (own_width, parts.setting.tables_first) {
+        let rows = parts.look_up_layers(width, n_layers, spec.embedding.n_vocab)?;
+        parts.graph.expand(rows)?;
+        found = Some(rows);
+    }
     let mut current = embed(parts, spec, row, positions)?;
     let (full, sliding) = attended(parts, spec, caches, window)?;
     let factors = spec.embedding.extra.iter().find(|weight| weight.name.starts_with("rope_f"));
@@ -89,17 +101,47 @@ pub(super) fn build(
         Scaled::Never | Scaled::WhereTold => None,
     };
     let rows = parts.output_rows()?;
+    let mut own_embeddings = None;
+    if let Some(width) = own_width {
+        let dims = [width, n_layers, parts.setting.tokens, 1];
+        let found = match found {
+            Some(rows) => {
+                let scaled = parts.scale(rows)?;
+                parts.graph.reshape(scaled, dims)?
+            }
+            None => {
+                let rows = parts.look_up_layers(width, n_layers, spec.embedding.n_vocab)?;
+                let shaped = parts.graph.reshape(rows, dims)?;
+                let scaled = parts.scale(shaped)?;
+                parts.graph.expand(scaled)?;
+                scaled
+            }
+        };
+        own_embeddings = Some(parts.project_layers(current, found)?);
+    }
     let late = row.chooses_late && parts.setting.rows_after_layers;
     let last = spec.layers.len().saturating_sub(1);
     let steps = parts.layers(spec.layers.iter(), |index| !row.rotates(index));
-    let mut trunk = Trunk { row, positions, factors, attention_scale, rows, full, sliding, sparse, caches: *caches, window };
+    let mut trunk = Trunk {
+        row,
+        positions,
+        factors,
+        attention_scale,
+        rows,
+        full,
+        sliding,
+        sparse,
+        caches: *caches,
+        window,
+        per_layer: own_embeddings,
+    };
     for step in &steps {
         let Some(layer) = spec.layers.get(step.layer) else { continue };
         parts.begin_layer(step);
         let chooses = step.layer == last && !late;
         current = trunk.layer(parts, layer, spec.d_model, step.layer, current, chooses)?;
     }
-    if row.chooses_late {
+    if row.chooses_late && !row.norms_before_choosing {
         // The hidden state of all tokens is handed out as well (`t_h_nextn`).
         parts.graph.output(current)?;
         if late {
@@ -111,6 +153,10 @@ pub(super) fn build(
         current = parts.norm(current, row.norm, norm_bias, false)?;
     }
     parts.graph.output(current)?;
+    if late && row.norms_before_choosing {
+        current = parts.graph.get_rows(current, rows)?;
+        parts.graph.output(current)?;
+    }
     if spec.head.lm_head == LmHead::None {
         parts.graph.expand(current)?;
         return Ok(true);
@@ -120,7 +166,7 @@ pub(super) fn build(
     if row.scales_logits {
         current = parts.scale(current)?;
     }
-    if row.caps_logits {
+    if row.caps_logits || (row.caps_where_told && spec.operations.caps_logits == Some(true)) {
         current = parts.soft_cap(current)?;
     }
     parts.graph.output(current)?;
@@ -128,11 +174,21 @@ pub(super) fn build(
     Ok(true)
 }
 
+/// Tensors of layers beyond those of their mechanisms, which this file knows.
+const KNOWN: &[&str] = &[
+    "inp_gate.weight",
+    "proj.weight",
+    "post_norm.weight",
+    "layer_output_scale.weight",
+    "ffn_gate_inp.scale",
+    "ffn_down_exps.scale",
+];
+
 /// Embedded tokens with everything that is added to them before the first layer.
 pub(super) fn embed(parts: &mut Parts, spec: &ModelSpec, row: &Row, positions: Node) -> Result<Node, MathError> {
     let learned = spec.embedding.n_positions;
     let mut added = None;
-    if learned > 0 && row.adds_to_positions && parts.setting.positions_first {
+    if learned > 0 && row.adds_to_positions && parts.setting.tables_first {
         added = Some(look_up(parts, spec.d_model, learned, positions)?);
     }
     let mut current = parts.embed(spec.d_model, spec.embedding.n_vocab)?;
@@ -162,7 +218,7 @@ pub(super) fn embed(parts: &mut Parts, spec: &ModelSpec, row: &Row, positions: N
 fn look_up(parts: &mut Parts, width: u64, learned: u64, positions: Node) -> Result<Node, MathError> {
     let table = parts.host_weight(width, learned)?;
     let rows = parts.graph.get_rows(table, positions)?;
-    if parts.setting.positions_first {
+    if parts.setting.tables_first {
         parts.graph.expand(rows)?;
     }
     Ok(rows)
@@ -218,6 +274,7 @@ pub(super) struct Trunk<'a> {
     pub(super) sparse: Option<Sparse>,
     pub(super) caches: Caches,
     pub(super) window: HasWindow<'a>,
+    pub(super) per_layer: Option<PerLayer>,
 }
 
 pub(super) fn has_norm(layer: &Layer, name: &str) -> Option<bool> {
@@ -290,7 +347,10 @@ impl Trunk<'_> {
             Some(bias) => parts.norm(joined, row.norm, bias, true)?,
             None => joined,
         };
-        let mut fed = self.feed_forward(parts, layer, d_model, normed)?;
+        let mut fed = match &layer.feed_forward {
+            FeedForward::Moe(Moe { beside: Some(dense), .. }) => self.beside_experts(parts, layer, dense, [joined, normed])?,
+            _ => self.feed_forward(parts, layer, d_model, normed)?,
+        };
         if let Some(bias) = has_norm(layer, "post_ffw_norm") {
             fed = parts.norm(fed, row.norm, bias, false)?;
         }
@@ -298,7 +358,37 @@ impl Trunk<'_> {
             fed = parts.scale(fed)?;
         }
         let (first, second) = if row.residual_first { (joined, fed) } else { (fed, joined) };
-        parts.graph.sum(first, second)
+        let mut out = parts.graph.sum(first, second)?;
+        if let Some(per_layer) = self.per_layer {
+            let added = parts.embed_layer(out, per_layer, chooses.then_some(self.rows))?;
+            out = parts.graph.sum(out, added)?;
+        }
+        if per_layer::extra(layer, "layer_output_scale.weight").is_some() {
+            let factor = parts.weight(&[1])?;
+            out = parts.graph.product(out, factor)?;
+        }
+        Ok(out)
+    }
+
+    /// A dense feed-forward beside experts, each with norms of its own (`models/gemma4.cpp`): of `joined`, which the router
+    /// reads too, and of its norm.
+    fn beside_experts(&self, parts: &mut Parts, layer: &Layer, dense: &Dense, joined: [Node; 2]) -> Result<Node, MathError> {
+        let FeedForward::Moe(moe) = &layer.feed_forward else { return Err(MathError::Overflow { quantity: "experts" }) };
+        let [joined, normed] = joined;
+        let [d_model, ..] = parts.graph.dims(joined)?;
+        let (norm, activation) = (self.row.norm, self.row.activation);
+        let side = parts.feed_forward(normed, dense, d_model, activation)?;
+        let side = parts.norm(side, norm, false, true)?;
+        let input = parts.norm(joined, norm, false, true)?;
+        let bare = parts.bare_norm(joined, norm)?;
+        let scaled = parts.scale(bare)?;
+        let factors = parts.weight(&[d_model])?;
+        let routed = parts.graph.product(scaled, factors)?;
+        let logits = parts.linear(routed, moe.n_experts)?;
+        let scales_down = per_layer::extra(layer, "ffn_down_exps.scale").is_some();
+        let experts = parts.experts_by(input, logits, moe, routing(self.row, moe), activation, scales_down)?;
+        let experts = parts.norm(experts, norm, false, true)?;
+        parts.graph.sum(side, experts)
     }
 
     /// Norms of the sums of each half with what it was computed from (`models/bert.cpp`).
@@ -351,7 +441,8 @@ impl Trunk<'_> {
     ) -> Result<Node, MathError> {
         let row = self.row;
         let tokens = parts.setting.tokens;
-        let [full, mut k, v] = self.queries_keys_values(parts, attention, x, tokens)?;
+        let (full, k, v) = self.queries_keys_values(parts, attention, x, tokens)?;
+        let (mut k, mut v) = (k, v);
         let (mut q, gate) = match attention.gate {
             OutputGate::InQuery => {
                 let [width, heads, ..] = parts.graph.dims(full)?;
@@ -364,15 +455,20 @@ impl Trunk<'_> {
         let [q_norm, _] = attention.qk_norm.q;
         if q_norm > 0 && !normed_flat(attention) {
             q = parts.norm(q, row.norm, attention.qk_norm.bias, true)?;
-            k = parts.norm(k, row.norm, attention.qk_norm.bias, true)?;
+            k = k.map(|k| parts.norm(k, row.norm, attention.qk_norm.bias, true)).transpose()?;
         }
+        if row.norms_values {
+            v = v.map(|v| parts.bare_norm(v, row.norm)).transpose()?;
+        }
+        let windowed = (self.window)(attention);
+        let factors = if row.factors_on_full_layers && windowed { None } else { self.factors };
         let rotates = row.rotates(index);
         if rotates {
-            q = parts.graph.rope(q, self.positions, self.factors)?;
-            k = parts.graph.rope(k, self.positions, self.factors)?;
+            q = parts.graph.rope(q, self.positions, factors)?;
+            k = k.map(|k| parts.graph.rope(k, self.positions, factors)).transpose()?;
             if row.bare_qk_norm {
                 q = parts.bare_norm(q, NormKind::Rms)?;
-                k = parts.bare_norm(k, NormKind::Rms)?;
+                k = k.map(|k| parts.bare_norm(k, NormKind::Rms)).transpose()?;
             }
         }
         if let Some(scale) = self.attention_scale
@@ -384,14 +480,14 @@ impl Trunk<'_> {
             q = parts.scale(q)?;
         }
         let sinks = if attention.sinks { Some(parts.weight(&[attention.n_heads])?) } else { None };
-        let (inputs, v_width) = match (&self.sliding, (self.window)(attention)) {
+        let (inputs, v_width) = match (&self.sliding, windowed) {
             (Some(sliding), true) => (sliding, self.caches.v_widths[1]),
             _ => (&self.full, self.caches.v_widths[0]),
         };
         let attend = Attend {
             q,
-            k: Some(k),
-            v: Some(v),
+            k,
+            v,
             n_kv_heads: attention.n_kv_heads,
             k_head: attention.k_head_dim,
             v_head: attention.v_head_dim,
@@ -410,20 +506,21 @@ impl Trunk<'_> {
         parts.linear_bias(attended, d_model, attention.bias.o)
     }
 
-    /// Projections (`build_qkv`), each `[head, heads, tokens]`.
+    /// Projections (`build_qkv`), each `[head, heads, tokens]`; queries only where another layer has written keys and values.
     fn queries_keys_values(
         &self,
         parts: &mut Parts,
         attention: &Attention,
         x: Node,
         tokens: u64,
-    ) -> Result<[Node; 3], MathError> {
+    ) -> Result<(Node, Option<Node>, Option<Node>), MathError> {
         let q_head = if attention.gate == OutputGate::InQuery { mul(2, attention.k_head_dim)? } else { attention.k_head_dim };
         let shapes = [
             (q_head, attention.n_heads, attention.bias.q),
             (attention.k_head_dim, attention.n_kv_heads, attention.bias.k),
             (attention.v_head_dim, attention.n_kv_heads, attention.bias.v),
         ];
+        let own = !matches!(attention.kv_source, KvSource::Layer { .. });
         let mut out: Vec<Node> = Vec::new();
         if attention.layout == QkvLayout::Fused {
             let mut width = 0_u64;
@@ -436,8 +533,17 @@ impl Trunk<'_> {
                 out.push(parts.graph.view_3d(fused, [head, heads, tokens], mul(4, head)?, row)?);
             }
         } else {
+            let mut before = None;
             for (head, heads, bias) in shapes {
-                let mut flat = parts.linear_bias(x, mul(head, heads)?, bias)?;
+                if !own && !out.is_empty() {
+                    break;
+                }
+                let mut flat = match before {
+                    // Values are the keys before their norm.
+                    Some(keys) if out.len() == 2 && attention.layout == QkvLayout::ValueIsKey => keys,
+                    _ => parts.linear_bias(x, mul(head, heads)?, bias)?,
+                };
+                before = Some(flat);
                 if normed_flat(attention) && out.len() < 2 {
                     flat = parts.norm(flat, self.row.norm, attention.qk_norm.bias, true)?;
                 }
@@ -445,7 +551,8 @@ impl Trunk<'_> {
             }
         }
         match out.as_slice() {
-            [q, k, v] => Ok([*q, *k, *v]),
+            [q] => Ok((*q, None, None)),
+            [q, k, v] => Ok((*q, Some(*k), Some(*v))),
             _ => Err(MathError::Overflow { quantity: "projections" }),
         }
     }

@@ -187,6 +187,7 @@ pub(super) fn build(
         sparse: None,
         caches: *caches,
         window,
+        per_layer: None,
     };
     let last = spec.layers.len().saturating_sub(1);
     let mut layers = Hybrid { hybrid, states, decays, trunk };

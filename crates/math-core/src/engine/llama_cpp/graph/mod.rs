@@ -4,10 +4,12 @@
 //! integer arithmetic without any measurement in it. A graph is built from the model's mechanisms (`parts`) in the
 //! order of the architecture (`decoder`), split among backends (`schedule`) and replayed ([`replay`](mod@replay)).
 
+mod altup;
 mod compressed;
 mod decoder;
 mod delta;
 mod depth;
+mod encoder_decoder;
 mod hybrid;
 mod hyper;
 mod kernels;
@@ -17,10 +19,12 @@ mod lightning;
 pub mod op;
 pub mod ops;
 mod parts;
+mod per_layer;
 mod recurrent;
 pub(super) mod regimes;
 pub mod replay;
 mod rows;
+mod rwkv;
 mod schedule;
 mod selector;
 pub mod tensors;
@@ -44,7 +48,7 @@ use hybrid::HybridRow;
 use ops::{Builder, Node};
 use parts::{Parts, Setting};
 use replay::{BufferKind, replay};
-use rows::Row;
+use rows::{BuiltBy, Row};
 use schedule::{Machine, schedule};
 use selector::SelectorCache;
 use tensors::Graph;
@@ -227,7 +231,7 @@ impl<'a> Recipe<'a> {
             cached_rotations: facts.build.rotation_matrices_are_cached(),
             gathers_states: facts.build.gathers_states_at_once(),
             pads_batches: facts.build.pads_uncached_batches(),
-            positions_first: facts.build.looks_positions_up_first(),
+            tables_first: facts.build.looks_tables_up_first(),
             hands_out_hidden_state: facts.build.hands_out_hidden_state(),
             fused_indexer: selectors_run_fused(spec, facts, deployment),
             fused_top_k_mask: facts.build.masks_chosen_cells_at_once(),
@@ -240,7 +244,12 @@ impl<'a> Recipe<'a> {
         let mut parts =
             Parts { graph: Builder::new(), tokens: Node(0), setting, depth: core::mem::take(depth), loop_start: None };
         let built = match (self.row, self.hybrid) {
-            (Some(row), _) => decoder::build(&mut parts, spec, row, &caches, &window)?,
+            (Some(row), _) => match row.built_by {
+                BuiltBy::Layers => decoder::build(&mut parts, spec, row, &caches, &window)?,
+                BuiltBy::AltUp => altup::build(&mut parts, spec, row, &caches, &window)?,
+                BuiltBy::Rwkv => rwkv::build(&mut parts, spec, row)?,
+                BuiltBy::EncoderDecoder => encoder_decoder::build(&mut parts, spec, row, &caches)?,
+            },
             (None, Some(row)) => hybrid::build(&mut parts, spec, row, &caches, &window)?,
             (None, None) => compressed::build(&mut parts, spec, &compressed)?,
         };

@@ -55,8 +55,8 @@ pub(super) struct Setting {
     pub(super) cached_rotations: bool,
     /// Whether keys and values of a batch without a cache are padded like a cache (`build.rs:pads_uncached_batches`).
     pub(super) pads_batches: bool,
-    /// Whether learned positions are looked up before tokens (`build.rs:looks_positions_up_first`).
-    pub(super) positions_first: bool,
+    /// Whether tables besides the tokens' are looked up before tokens (`build.rs:looks_tables_up_first`).
+    pub(super) tables_first: bool,
     /// Whether DeepSeek V4 hands out its last hidden state (`build.rs:hands_out_hidden_state`).
     pub(super) hands_out_hidden_state: bool,
     /// Whether the device scores a selector's heads in one operation.
@@ -81,6 +81,8 @@ pub(super) struct CacheInputs {
     pub(super) v_rotation: Option<Node>,
     /// Keys are computed before values: everywhere but with one cache for all layers (`build_attn`).
     pub(super) keys_first: bool,
+    /// Keys and values are padded to whole blocks before they are read.
+    pub(super) padded: bool,
 }
 
 /// A graph under construction with its setting.
@@ -266,7 +268,9 @@ impl Parts {
             return self.scale(x);
         }
         let factors = self.graph.input(Self::F32, [1, self.setting.tokens, 1, 1])?;
-        self.graph.product(x, factors)
+        let scaled = self.graph.product(x, factors)?;
+        self.graph.expand(scaled)?;
+        Ok(scaled)
     }
     pub(super) fn positions(&mut self, per_token: u64) -> Result<Node, MathError> {
         self.graph.input(StorageFormat::I32, [mul(self.setting.tokens, per_token)?, 1, 1, 1])
@@ -300,18 +304,28 @@ impl Parts {
         let mask = self.graph.input(format, [cells, tokens / streams.max(1), 1, streams])?;
         let [k_side, v_side] = rotations;
         let (k_rotation, v_rotation) = (self.rotation_matrix(k_side)?, self.rotation_matrix(v_side)?);
-        Ok(CacheInputs { cells, k_rows: Some(k_rows), v_rows, mask, k_rotation, v_rotation, keys_first: false })
+        Ok(CacheInputs { cells, k_rows: Some(k_rows), v_rows, mask, k_rotation, v_rotation, keys_first: false, padded: false })
     }
     /// Inputs of attention of a batch to itself (`build_attn_inp_no_cache`).
     pub(super) fn batch_inputs(&mut self) -> Result<CacheInputs, MathError> {
         let Setting { tokens, pads_batches, .. } = self.setting;
-        self.attended_inputs(if pads_batches { round_up(tokens, 256)? } else { tokens })
+        let cells = if pads_batches { round_up(tokens, 256)? } else { tokens };
+        Ok(CacheInputs { padded: pads_batches, ..self.attended_inputs(cells)? })
     }
     /// Inputs of attention to `cells` rows that no cache holds.
     pub(super) fn attended_inputs(&mut self, cells: u64) -> Result<CacheInputs, MathError> {
         let format = if self.setting.flash { StorageFormat::F16 } else { Self::F32 };
         let mask = self.graph.input(format, [cells, self.setting.tokens, 1, 1])?;
-        Ok(CacheInputs { cells, k_rows: None, v_rows: None, mask, k_rotation: None, v_rotation: None, keys_first: true })
+        Ok(CacheInputs {
+            cells,
+            k_rows: None,
+            v_rows: None,
+            mask,
+            k_rotation: None,
+            v_rotation: None,
+            keys_first: true,
+            padded: false,
+        })
     }
     /// A Hadamard matrix that rotates keys or values; `None` for no side.
     pub(super) fn rotation_matrix(&mut self, side: u64) -> Result<Option<Node>, MathError> {
@@ -418,7 +432,7 @@ impl Parts {
     ) -> Result<Node, MathError> {
         let [mut k, mut v] = rows;
         let streams = core::mem::replace(&mut self.setting.streams, 1);
-        if self.setting.pads_batches {
+        if inputs.padded {
             for side in [&mut k, &mut v] {
                 let [head, heads, _, _] = self.graph.dims(*side)?;
                 *side = self.graph.result(Op::Pad, Self::F32, [head, heads, inputs.cells, 1], &[*side])?;
@@ -578,9 +592,22 @@ impl Parts {
 
     /// Routed experts (`build_moe_ffn`); shared ones are added by the caller.
     pub(super) fn experts(&mut self, x: Node, moe: &Moe, routing: Routing, activation: Activation) -> Result<Node, MathError> {
+        let logits = self.linear_bias(x, moe.n_experts, moe.router_bias)?;
+        self.experts_by(x, logits, moe, routing, activation, false)
+    }
+
+    /// Routed experts, chosen by logits that are there already. `scales_down`: what they yield is scaled, expert by expert.
+    pub(super) fn experts_by(
+        &mut self,
+        x: Node,
+        logits: Node,
+        moe: &Moe,
+        routing: Routing,
+        activation: Activation,
+        scales_down: bool,
+    ) -> Result<Node, MathError> {
         let [width, tokens, ..] = self.graph.dims(x)?;
         let (n_experts, chosen) = (moe.n_experts, moe.n_experts_per_token);
-        let logits = self.linear_bias(x, n_experts, moe.router_bias)?;
         let probabilities = match (routing.softmax_after, moe.correction_bias.is_some()) {
             (true, _) => logits,
             (false, _) if routing.two_steps => {
@@ -653,6 +680,13 @@ impl Parts {
         } else {
             self.expert_matrix(hidden, ids, width, moe)?
         };
+        if scales_down {
+            let factors = self.weight(&[n_experts])?;
+            let factors = self.graph.reshape(factors, [1, n_experts, 1, 1])?;
+            let factors = self.graph.result(Op::Repeat, Self::F32, [1, n_experts, tokens, 1], &[factors])?;
+            let factors = self.graph.get_rows(factors, ids)?;
+            out = self.graph.product(out, factors)?;
+        }
         if !routing.weighted_first {
             out = self.graph.product(out, weights)?;
         }

@@ -8,6 +8,8 @@ use crate::spec::Moe;
 pub(super) struct Row {
     /// Names in GGUF files.
     pub(super) archs: &'static [&'static str],
+    /// What builds it.
+    pub(super) built_by: BuiltBy,
     pub(super) norm: NormKind,
     pub(super) activation: Activation,
     /// Embeddings are scaled.
@@ -28,6 +30,14 @@ pub(super) struct Row {
     pub(super) norms_sums: bool,
     /// A layer's sum names the residual before the feed-forward's result: the former's memory is tried first.
     pub(super) residual_first: bool,
+    /// Values are normed without weights.
+    pub(super) norms_values: bool,
+    /// Only layers that see everything have factors of rotary frequencies.
+    pub(super) factors_on_full_layers: bool,
+    /// Logits go through a soft cap where the model says so.
+    pub(super) caps_where_told: bool,
+    /// The last norm comes before rows are chosen, where they are chosen late.
+    pub(super) norms_before_choosing: bool,
     /// Rows of logits are chosen after the last layer instead of inside it.
     pub(super) chooses_late: bool,
     /// Layers without rotary embedding: every so many, 0 for none.
@@ -48,6 +58,19 @@ pub(super) struct Row {
     pub(super) divides_gate: bool,
     /// How experts are chosen.
     pub(super) routing: Routing,
+}
+
+/// What builds an architecture's graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BuiltBy {
+    /// Layers of attention and a feed-forward.
+    Layers,
+    /// Several versions of the hidden state (Gemma 3n).
+    AltUp,
+    /// RWKV's time and channel mixes.
+    Rwkv,
+    /// A decoder that reads an encoder's output, or the encoder alone.
+    EncoderDecoder,
 }
 
 /// How halves that read the same input are summed.
@@ -85,6 +108,7 @@ pub(super) const SOFTMAX: Routing = Routing {
 
 pub(super) const PLAIN: Row = Row {
     archs: &[],
+    built_by: BuiltBy::Layers,
     norm: NormKind::Rms,
     activation: Activation::Single,
     scales_embedding: false,
@@ -96,6 +120,10 @@ pub(super) const PLAIN: Row = Row {
     parallel: None,
     norms_sums: false,
     residual_first: false,
+    norms_values: false,
+    factors_on_full_layers: false,
+    caps_where_told: false,
+    norms_before_choosing: false,
     chooses_late: false,
     no_rope_every: 0,
     bare_qk_norm: false,
@@ -161,6 +189,20 @@ const ROWS: &[Row] = &[
     Row { archs: &["gemma-embedding", "gemma-embedding2"], scales_embedding: true, scales_queries: true, ..PLAIN },
     Row { archs: &["mistral3"], scales_by_position: Scaled::WhereTold, ..PLAIN },
     Row { archs: &["glm4"], sections_allowed: true, ..PLAIN },
+    Row { archs: &["t5", "t5encoder"], built_by: BuiltBy::EncoderDecoder, ..PLAIN },
+    Row { archs: &["rwkv6", "rwkv7"], built_by: BuiltBy::Rwkv, norm: NormKind::Layer, ..PLAIN },
+    Row { archs: &["rwkv6qwen2", "arwkv7"], built_by: BuiltBy::Rwkv, ..PLAIN },
+    Row { archs: &["gemma3n"], built_by: BuiltBy::AltUp, scales_embedding: true, norms_values: true, caps_logits: true, ..PLAIN },
+    Row {
+        archs: &["gemma4"],
+        scales_embedding: true,
+        norms_values: true,
+        factors_on_full_layers: true,
+        caps_where_told: true,
+        norms_before_choosing: true,
+        chooses_late: true,
+        ..PLAIN
+    },
     Row { archs: &["olmo2", "exaone4"], norms_after: true, ..PLAIN },
     Row { archs: &["qwen2vl", "qwen3tts", "hunyuan_vl", "paddleocr"], positions_per_token: 4, ..PLAIN },
     Row { archs: &["deepseek", "olmoe"], routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
@@ -173,7 +215,7 @@ const ROWS: &[Row] = &[
     Row { archs: &["smollm3"], no_rope_every: 4, ..PLAIN },
     Row { archs: &["phi3", "phimoe"], scales_queries: true, residual_first: true, ..PLAIN },
     Row { archs: &["gemma2"], scales_embedding: true, scales_queries: true, caps_scores: true, caps_logits: true, ..PLAIN },
-    Row { archs: &["gemma3"], scales_embedding: true, scales_queries: true, ..PLAIN },
+    Row { archs: &["gemma3"], scales_embedding: true, scales_queries: true, caps_where_told: true, ..PLAIN },
     Row { archs: &["gpt-oss"], chooses_late: true, routing: Routing { softmax_after: true, normed: false, ..SOFTMAX }, ..PLAIN },
     Row { archs: &["deepseek2", "deepseek32", "glm-dsa"], routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
     Row { archs: &["command-r"], norm: NormKind::Layer, parallel: Some(Together::ResidualFirst), scales_logits: true, ..PLAIN },
