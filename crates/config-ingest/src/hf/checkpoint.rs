@@ -1,7 +1,12 @@
 //! What an engine that loads the checkpoint itself reads from its config beyond the architecture.
 
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use alloc::vec::Vec;
+
 use plimsoll_math::engine::vllm::facts::Checkpoint;
 use plimsoll_math::engine::vllm::options::CacheDtype;
+use plimsoll_math::engine::vllm::quantization::WeightScheme;
 use plimsoll_math::format::StorageFormat;
 
 use super::config::Config;
@@ -47,6 +52,7 @@ pub(super) fn read(root: &Config<'_>) -> Result<Checkpoint, IngestError> {
     if model_type.starts_with("gemma4") {
         facts.media_tokens = Some(GEMMA4_CLIP);
     }
+    (facts.scheme, facts.unquantized) = scheme(root, text, model_type)?;
     Ok(facts)
 }
 
@@ -95,4 +101,78 @@ fn state_dtype(root: &Config<'_>, text: &Config<'_>, model_type: &str) -> Result
         return Ok(Some(named.unwrap_or(StorageFormat::F32)));
     }
     Ok(None)
+}
+
+/// How the weights are quantized, as the engine reads it, and what stays unquantized.
+fn scheme(root: &Config<'_>, text: &Config<'_>, model_type: &str) -> Result<(Option<WeightScheme>, Vec<String>), IngestError> {
+    let mut found = None;
+    for object in [root, text] {
+        for key in ["quantization_config", "compression_config"] {
+            if found.is_none() {
+                found = object.child(&[key])?;
+            }
+        }
+    }
+    let Some(config) = found else { return Ok((None, Vec::new())) };
+    let inner = config.child(&["quantization"])?;
+    let inner = inner.as_ref().unwrap_or(&config);
+    let mut left_out = Vec::new();
+    for level in [&config, inner] {
+        for key in ["ignore", "modules_to_not_convert", "exclude_modules", "ignored_layers"] {
+            if let Ok(Some(names)) = level.str_list(&[key]) {
+                left_out.extend(names.into_iter().map(ToOwned::to_owned));
+            }
+        }
+    }
+    let number = |config: &Config<'_>, key: &str| config.u64(&[key]).ok().flatten();
+    let method = config.str(&["quant_method"])?.unwrap_or_default();
+    let algorithm = inner.str(&["quant_algo"])?.unwrap_or_default();
+    let block = config.u64_list(&["weight_block_size"])?.and_then(|sizes| <[u64; 2]>::try_from(sizes).ok());
+    let scheme = match (method, algorithm) {
+        ("fp8", _) if model_type.starts_with("deepseek_v4") => WeightScheme::Unknown,
+        ("fp8", _) => match block {
+            Some([rows, columns]) => WeightScheme::Fp8Block { rows, columns, compressed: false },
+            None => WeightScheme::Fp8Tensor { static_activations: config.str(&["activation_scheme"])? == Some("static") },
+        },
+        ("gptq" | "awq", _) => WeightScheme::Grouped {
+            bits: number(&config, "bits").or_else(|| number(&config, "w_bit")).unwrap_or(4),
+            group: number(&config, "group_size").unwrap_or(0),
+            awq: method == "awq",
+            reordered: config.bool(&["desc_act"]).ok().flatten() == Some(true),
+        },
+        ("mxfp4", _) => WeightScheme::ExpertsMxfp4,
+        ("compressed-tensors", _) => compressed(&config, model_type)?,
+        ("modelopt" | "modelopt_fp4" | "", "FP8") => WeightScheme::Fp8Tensor { static_activations: true },
+        ("modelopt" | "modelopt_fp4" | "", "NVFP4") => WeightScheme::Nvfp4 { input_scale: true, compressed: false },
+        _ => WeightScheme::Unknown,
+    };
+    Ok((Some(scheme), left_out))
+}
+
+/// compressed-tensors, by the first group of its config.
+fn compressed(config: &Config<'_>, model_type: &str) -> Result<WeightScheme, IngestError> {
+    let format = config.str(&["format"])?.unwrap_or_default();
+    if format == "mxfp4-pack-quantized" && model_type.starts_with("kimi_k3") {
+        return Ok(WeightScheme::ExpertsMxfp4);
+    }
+    let Some(groups) = config.child(&["config_groups"])? else { return Ok(WeightScheme::Unknown) };
+    let Some(group) = groups.child(&["group_0"])? else { return Ok(WeightScheme::Unknown) };
+    let Some(weights) = group.child(&["weights"])? else { return Ok(WeightScheme::Unknown) };
+    let activations = group.child(&["input_activations"])?;
+    let bits = weights.u64(&["num_bits"])?.unwrap_or(0);
+    let float = weights.str(&["type"])? == Some("float");
+    let size = weights.u64(&["group_size"]).ok().flatten().unwrap_or(0);
+    let strategy = weights.str(&["strategy"])?.unwrap_or_default();
+    Ok(match (bits, float, strategy) {
+        (8, true, "block") => {
+            let block = weights.u64_list(&["block_structure"])?.and_then(|sizes| <[u64; 2]>::try_from(sizes).ok());
+            let [rows, columns] = block.unwrap_or([128, 128]);
+            WeightScheme::Fp8Block { rows, columns, compressed: true }
+        }
+        (8, _, "channel") if activations.is_some() => WeightScheme::Channel8 { integer: !float },
+        (4, true, _) if size == 32 => WeightScheme::Mxfp4,
+        (4, true, _) => WeightScheme::Nvfp4 { input_scale: activations.is_some(), compressed: true },
+        (4 | 8, false, _) => WeightScheme::Packed { bits, group: if strategy == "channel" { 0 } else { size } },
+        _ => WeightScheme::Unknown,
+    })
 }

@@ -13,7 +13,9 @@ pub mod layers;
 pub mod options;
 pub mod plan;
 pub mod quantization;
+pub mod shard;
 pub mod states;
+pub mod weights;
 
 /// The version that is followed.
 pub const VERSION: &str = "vLLM 0.33.0";

@@ -1,0 +1,623 @@
+//! Which part of a tensor a rank holds.
+//!
+//! Named by role, in the vocabulary of the tensor table: projections into heads and hidden elements are split by their
+//! outputs, those out of them by their inputs, key and value heads are repeated when there are fewer than ranks, and
+//! norms, routers, compressing projections and selectors are on every rank.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::VERSION;
+use super::facts::Checkpoint;
+use super::options::Knobs;
+use super::quantization::{Matrix, WeightScheme};
+use super::weights::is_created;
+use crate::error::MathError;
+use crate::format::StorageFormat;
+use crate::spec::{Attention, FeedForward, Layer, Mamba2, Mixer, ModelSpec, QkvLayout};
+use crate::tensor::{Component, Counts, Place, Tensor};
+use crate::units::{add, mul, round_up};
+
+/// A rank's part of a matrix, or of a stack of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Inputs.
+    pub n_in: u64,
+    /// Outputs.
+    pub n_out: u64,
+    /// Matrices.
+    pub stack: u64,
+    /// Whether ranks share its inputs.
+    pub inputs_split: bool,
+    /// Whether ranks share its outputs.
+    pub outputs_split: bool,
+}
+
+/// What decides about a model's tensors.
+#[derive(Debug)]
+pub struct Rules<'a> {
+    spec: &'a ModelSpec,
+    ranks: u64,
+    experts_whole: bool,
+    expert_ranks: u64,
+    rounding: (u64, u64),
+    rounds_experts: bool,
+}
+
+/// How a tensor is split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Split {
+    /// On every rank.
+    Whole,
+    /// Outputs are divided.
+    Outputs,
+    /// Inputs are divided.
+    Inputs,
+    /// Outputs are key-value heads.
+    KvHeads,
+    /// A stack of experts, divided by their hidden outputs.
+    ExpertOutputs,
+    /// A stack of experts, divided by their hidden inputs.
+    ExpertInputs,
+    /// Biases of experts, on the hidden side or on the model's.
+    ExpertBias {
+        /// Whether they belong to hidden outputs.
+        outputs: bool,
+    },
+    /// Queries, keys and values in one matrix.
+    Fused,
+    /// Mamba 2's input projection.
+    Mamba2In,
+    /// Mamba 2's convolution.
+    Mamba2Conv,
+}
+
+fn refused(count: u64, ranks: u64, what: &str) -> MathError {
+    MathError::Refused { engine: VERSION.to_string(), reason: format!("{count} is not divisible by {ranks} ({what})") }
+}
+
+/// Exact division, as the engine's `divide`.
+fn divide(count: u64, ranks: u64, what: &str) -> Result<u64, MathError> {
+    if count.is_multiple_of(ranks) { Ok(count / ranks) } else { Err(refused(count, ranks, what)) }
+}
+
+impl<'a> Rules<'a> {
+    /// Rules of a model under options.
+    #[must_use]
+    pub fn new(spec: &'a ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs) -> Self {
+        let ranks = knobs.parallelism.tensor.max(1);
+        Self {
+            spec,
+            ranks,
+            experts_whole: knobs.parallelism.expert,
+            expert_ranks: ranks.saturating_mul(knobs.parallelism.data.max(1)),
+            rounds_experts: checkpoint.scheme.is_some_and(WeightScheme::experts_only),
+            // Triton's kernels on Hopper take tiles of 64; Marlin, CUTLASS and TRT-LLM round both sides.
+            rounding: if knobs.gpu.major() == 9 { (64, 64) } else { (128, 256) },
+        }
+    }
+
+    fn architecture(&self) -> &str {
+        &self.spec.architecture
+    }
+
+    fn layer(&self, tensor: &Tensor) -> Option<&'a Layer> {
+        match tensor.place {
+            Place::Layer(index) => self.spec.layers.get(usize::try_from(index).ok()?),
+            _ => None,
+        }
+    }
+
+    /// Whether the model class creates it.
+    #[must_use]
+    pub fn loads(&self, tensor: &Tensor) -> bool {
+        let created = match tensor.counts {
+            // Router corrections are parameters to the engine; other buffers stay buffers.
+            Counts::Buffer => role(&tensor.name) == "exp_probs_b.bias",
+            counts => is_created(counts),
+        };
+        // Padding of decay rates exists in the model's own library only.
+        created && !self.above_the_features(tensor) && role(&tensor.name) != "ssm_a_padding"
+    }
+
+    /// LLaVA reads the features of the last vision layer but one, and builds nothing above it.
+    fn above_the_features(&self, tensor: &Tensor) -> bool {
+        if !matches!(tensor.place, Place::Tower) || !self.architecture().starts_with("Llava") {
+            return false;
+        }
+        let layers = self.spec.towers.first().map_or(0, |tower| tower.layers.len());
+        let last = format!("v.blk.{}.", layers.saturating_sub(1));
+        tensor.name.starts_with(&last) || tensor.name.starts_with("v.post_ln")
+    }
+
+    /// Whether it is used after the last layer, wherever files put it.
+    #[must_use]
+    pub fn belongs_to_the_end(&self, name: &str) -> bool {
+        name == "token_embd_norm.weight" && self.architecture().starts_with("Lfm2")
+    }
+
+    /// Whether the vocabulary is neither filled up nor split.
+    #[must_use]
+    pub fn plain_vocabulary(&self) -> bool {
+        self.architecture().starts_with("Whisper")
+    }
+
+    /// Whether a class builds a part of the model's ends on every pipeline stage.
+    #[must_use]
+    pub fn on_every_stage(&self, name: &str) -> bool {
+        let (embedding, norm, head) = ends_on_every_stage(self.architecture());
+        match name {
+            "token_embd.weight" | "token_embd.placeholders.weight" => embedding,
+            "output_norm.weight" | "output_norm.bias" => norm,
+            "output.weight" => head,
+            _ => false,
+        }
+    }
+
+    /// Whether a checkpoint's quantization covers a tensor: matrices of linears that the class hands the scheme to, and
+    /// that the checkpoint does not leave out.
+    #[must_use]
+    pub fn quantized(&self, tensor: &Tensor, checkpoint: &Checkpoint) -> bool {
+        let Some(scheme) = checkpoint.scheme else { return false };
+        let Some(module) = self.module(tensor) else { return false };
+        if scheme.experts_only() && !module.contains("experts") {
+            return false;
+        }
+        !checkpoint.unquantized.iter().any(|pattern| leaves_out(pattern, &module))
+    }
+
+    /// The linear layer's name in the checkpoint, for tensors that are linears to a quantization.
+    fn module(&self, tensor: &Tensor) -> Option<String> {
+        let Place::Layer(index) = tensor.place else { return None };
+        let name = role(&tensor.name).strip_suffix(".weight")?;
+        let arch = self.architecture();
+        let mixer = self.layer(tensor).map(|layer| &layer.mixer);
+        let recurrent =
+            matches!(mixer, Some(Mixer::GatedDeltaNet(_) | Mixer::KimiDelta(_) | Mixer::Mamba1(_) | Mixer::Mamba2(_)));
+        let moe = matches!(self.layer(tensor).map(|layer| &layer.feed_forward), Some(FeedForward::Moe(_)));
+        let short = match name {
+            "attn_qkv" | "attn_gate" | "ssm_ba" | "ssm_in" | "ssm_out" if recurrent => "linear_attn.in_proj",
+            "attn_q" => "self_attn.q_proj",
+            "attn_k" => "self_attn.k_proj",
+            "attn_v" => "self_attn.v_proj",
+            "attn_qkv" => "self_attn.qkv_proj",
+            "attn_output" => "self_attn.o_proj",
+            "attn_q_a" => "self_attn.q_a_proj",
+            "attn_q_b" => "self_attn.q_b_proj",
+            "attn_kv_a_mqa" => "self_attn.kv_a_proj_with_mqa",
+            "attn_k_b" | "attn_v_b" | "attn_kv_b" => "self_attn.kv_b_proj",
+            "indexer.attn_q_b" => "self_attn.indexer.wq_b",
+            "ffn_gate" => "mlp.gate_proj",
+            "ffn_up" => "mlp.up_proj",
+            "ffn_down" => "mlp.down_proj",
+            "ffn_gate_shexp" => "mlp.shared_experts.gate_proj",
+            "ffn_up_shexp" => "mlp.shared_experts.up_proj",
+            "ffn_down_shexp" => "mlp.shared_experts.down_proj",
+            "ffn_gate_exps" => "mlp.experts.0.gate_proj",
+            "ffn_up_exps" => "mlp.experts.0.up_proj",
+            "ffn_gate_up_exps" => "mlp.experts.0.gate_up_proj",
+            "ffn_down_exps" => "mlp.experts.0.down_proj",
+            "ffn_gate_inp" if moe && routes_through_the_scheme(arch) => "mlp.gate",
+            _ => return None,
+        };
+        let short = if arch.starts_with("MiniMaxM2") || arch.starts_with("Mixtral") {
+            short.replace("mlp.", "block_sparse_moe.")
+        } else {
+            short.to_string()
+        };
+        Some(format!("model.layers.{index}.{short}"))
+    }
+
+    /// The matrix that stands for a tensor's part under a scheme.
+    #[must_use]
+    pub fn matrix(&self, tensor: &Tensor, part: &Part, checkpoint: &Checkpoint) -> Option<Matrix> {
+        let name = role(&tensor.name).strip_suffix(".weight").unwrap_or_default();
+        let (mut n_in, mut n_out, mut stack) = (part.n_in, part.n_out, part.stack);
+        let expert = name.ends_with("_exps");
+        match name {
+            // One matrix from the latent to keys and values, which files hold in two.
+            "attn_k_b" => return None,
+            "attn_v_b" => {
+                let mla = match self.layer(tensor).map(|layer| &layer.mixer) {
+                    Some(Mixer::Mla(mla)) => mla,
+                    _ => return None,
+                };
+                n_in = mla.kv_lora_rank;
+                n_out = mla.n_heads / self.ranks * (mla.qk_nope_head_dim + mla.v_head_dim);
+                stack = 1;
+            }
+            _ => {}
+        }
+        let leads = !matches!(
+            name,
+            "attn_k" | "attn_v" | "ffn_up" | "ffn_up_shexp" | "ffn_up_exps" | "ffn_down_exps" | "attn_kv_a_mqa" | "attn_gate"
+        );
+        let hidden = match self.layer(tensor).map(|layer| &layer.feed_forward) {
+            Some(FeedForward::Moe(moe)) if self.experts_whole => moe.d_ff_expert,
+            Some(FeedForward::Moe(moe)) => moe.d_ff_expert / self.ranks,
+            _ => 0,
+        };
+        Some(Matrix {
+            n_in,
+            n_out,
+            experts: expert.then_some(stack),
+            leads,
+            dtype: checkpoint.dtype,
+            reads_hidden: name == "ffn_down_exps",
+            expert_hidden: hidden,
+            rounding: self.rounding,
+            inputs_split: part.inputs_split,
+            outputs_split: part.outputs_split,
+        })
+    }
+
+    /// The number type of an unquantized tensor.
+    #[must_use]
+    pub fn format(&self, tensor: &Tensor, checkpoint: &Checkpoint) -> StorageFormat {
+        let name = role(&tensor.name);
+        let arch = self.architecture();
+        let single = match name {
+            // Decay rates; OLMo's class keeps them as the rest.
+            "ssm_a" => !arch.contains("Olmo"),
+            "exp_probs_b.bias" | "altup_correct_scale.weight" => true,
+            "ffn_gate_inp.weight" => routes_in_single_precision(arch),
+            "indexer.k_norm.weight" | "indexer.k_norm.bias" => true,
+            "ssm_conv1d_q.weight" | "ssm_conv1d_k.weight" | "ssm_conv1d_v.weight" | "ssm_dt.bias" => {
+                matches!(self.layer(tensor).map(|layer| &layer.mixer), Some(Mixer::KimiDelta(_)))
+            }
+            _ => false,
+        };
+        if single { StorageFormat::F32 } else { checkpoint.dtype }
+    }
+
+    /// The parts of a tensor on one rank.
+    ///
+    /// # Errors
+    /// [`MathError::Refused`] where it cannot be split.
+    pub fn parts(&self, tensor: &Tensor) -> Result<Vec<Part>, MathError> {
+        let (mut n_in, mut n_out, mut stack) = (tensor.shape.row(), 1, 1);
+        let [_, b, c, d] = tensor.shape.0;
+        // A convolution is a matrix of taps, however many dimensions it is written with.
+        if tensor.shape.n_dims() <= 2 || role(&tensor.name).contains("conv") {
+            n_out = mul(mul(b, c)?, d)?;
+        } else {
+            n_out = mul(n_out, b)?;
+            stack = mul(c, d)?;
+        }
+        let is_vector = tensor.shape.n_dims() == 1;
+        let name = tensor.name.as_str();
+        let ranks = self.ranks;
+        let split = self.split(tensor);
+        // A vector of outputs (a bias, a rate) is divided like outputs.
+        let outputs = |n_in: u64, n_out: u64, part: u64, whole: u64| -> (u64, u64) {
+            if is_vector { (n_in / whole.max(1) * part, n_out) } else { (n_in, part) }
+        };
+        match split {
+            Split::Whole => {}
+            Split::Outputs => {
+                let whole = if is_vector { n_in } else { n_out };
+                let mut part = divide(whole, ranks, name)?;
+                if role(name) == "ssm_beta.weight" && self.architecture().starts_with("KimiK3") {
+                    // The matrix it is fused into has tiles of 16 outputs.
+                    part = round_up(part, 16)?;
+                }
+                (n_in, n_out) = outputs(n_in, n_out, part, whole);
+            }
+            Split::Inputs => n_in = divide(n_in, ranks, name)?,
+            Split::KvHeads => {
+                let whole = if is_vector { n_in } else { n_out };
+                let heads = self.kv_heads(tensor);
+                let part = mul(whole.checked_div(heads).unwrap_or(whole), (heads / ranks).max(1))?;
+                (n_in, n_out) = outputs(n_in, n_out, part, whole);
+            }
+            Split::ExpertBias { outputs } => {
+                // One row for every expert.
+                if self.experts_whole {
+                    n_out = divide(n_out, self.expert_ranks, "experts by the ranks of expert parallelism")?;
+                } else if outputs {
+                    n_in = divide(n_in, ranks, name)?;
+                }
+                if self.rounds_experts {
+                    let (hidden, model) = self.rounding;
+                    n_in = round_up(n_in, if outputs { hidden } else { model })?;
+                }
+            }
+            Split::ExpertOutputs | Split::ExpertInputs if self.experts_whole => {
+                stack = divide(stack, self.expert_ranks, "experts by the ranks of expert parallelism")?;
+            }
+            Split::ExpertOutputs => n_out = self.expert_part(n_out, name)?,
+            Split::ExpertInputs => n_in = self.expert_part(n_in, name)?,
+            Split::Fused => {
+                let whole = if is_vector { n_in } else { n_out };
+                let (queries, keys, heads) = self.fused(tensor, whole);
+                let kv = mul(keys.checked_div(heads).unwrap_or(0), (heads / ranks).max(1))?;
+                let part = add(divide(queries, ranks, name)?, kv)?;
+                (n_in, n_out) = outputs(n_in, n_out, part, whole);
+            }
+            Split::Mamba2In | Split::Mamba2Conv => {
+                if let Some(mamba) = self.mamba2(tensor) {
+                    let groups = if mamba.n_groups.is_multiple_of(ranks) { mamba.n_groups } else { ranks };
+                    let shared = mul(mul(2, groups)?, mamba.d_state)?;
+                    let mut whole = add(mamba.d_inner, shared)?;
+                    if matches!(split, Split::Mamba2In) {
+                        whole = add(add(whole, mamba.d_inner)?, mamba.n_heads)?;
+                    }
+                    let part = divide(whole, ranks, name)?;
+                    if is_vector { n_in = part } else { n_out = part }
+                }
+            }
+        }
+        let inputs_split = ranks > 1 && matches!(split, Split::Inputs);
+        let outputs_split = ranks > 1 && matches!(split, Split::Outputs | Split::KvHeads | Split::Fused);
+        let part = Part { n_in, n_out, stack, inputs_split, outputs_split };
+        let mut parts = vec![part];
+        let twice = match role(name) {
+            // Values are read from the keys, and yet have a matrix.
+            "attn_k.weight" => self.attention(tensor).is_some_and(|attention| matches!(attention.layout, QkvLayout::ValueIsKey)),
+            // A fused projection has biases for all of its parts.
+            "attn_v.bias" | "cross_attn_v.bias" => self.architecture().starts_with("Whisper"),
+            _ => false,
+        };
+        if twice {
+            parts.push(part);
+        }
+        Ok(parts)
+    }
+
+    /// A rank's share of an expert's hidden layer; Kimi's class gives no rank less than 256
+    /// (`min_moe_intermediate_per_partition`).
+    fn expert_part(&self, hidden: u64, name: &str) -> Result<u64, MathError> {
+        let part = divide(hidden, self.ranks, name)?;
+        Ok(if self.architecture().starts_with("Kimi") && self.ranks > 1 && !self.architecture().starts_with("KimiK25") {
+            part.max(256)
+        } else {
+            part
+        })
+    }
+
+    fn kv_heads(&self, tensor: &Tensor) -> u64 {
+        let attention = self.attention(tensor);
+        attention.map_or(self.ranks, |attention| attention.n_kv_heads).max(1)
+    }
+
+    fn attention(&self, tensor: &Tensor) -> Option<&'a Attention> {
+        let layer = self.layer(tensor)?;
+        if role(&tensor.name).starts_with("cross_attn")
+            && let Some(cross) = &layer.cross_attention
+        {
+            return Some(cross);
+        }
+        match &layer.mixer {
+            Mixer::Attention(attention) => Some(attention),
+            Mixer::Parallel(parallel) => Some(&parallel.attention),
+            _ => None,
+        }
+    }
+
+    fn mamba2(&self, tensor: &Tensor) -> Option<&'a Mamba2> {
+        match &self.layer(tensor)?.mixer {
+            Mixer::Mamba2(mamba) => Some(mamba),
+            Mixer::Parallel(parallel) => match parallel.state.as_ref() {
+                Mixer::Mamba2(mamba) => Some(mamba),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Query outputs, key and value outputs and their heads in a fused matrix.
+    fn fused(&self, tensor: &Tensor, whole: u64) -> (u64, u64, u64) {
+        match self.attention(tensor) {
+            Some(attention) => {
+                let kv = attention.n_kv_heads.saturating_mul(attention.k_head_dim.saturating_add(attention.v_head_dim));
+                (whole.saturating_sub(kv), kv, attention.n_kv_heads.max(1))
+            }
+            None => (whole, 0, 1),
+        }
+    }
+
+    fn split(&self, tensor: &Tensor) -> Split {
+        if matches!(tensor.place, Place::Tower) {
+            return self.split_tower(tensor);
+        }
+        let name = role(&tensor.name);
+        let stem = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias")).unwrap_or(name);
+        let is_bias = name.ends_with(".bias");
+        let mixer = self.layer(tensor).map(|layer| &layer.mixer);
+        let delta = matches!(mixer, Some(Mixer::GatedDeltaNet(_) | Mixer::KimiDelta(_)));
+        let mamba2 = self.mamba2(tensor).is_some();
+        match stem {
+            "attn_q"
+            | "attn_q_b"
+            | "attn_gate"
+            | "attn_k_b"
+            | "attn_v_b"
+            | "attn_kv_b"
+            | "ffn_up"
+            | "ffn_gate"
+            | "ffn_up_shexp"
+            | "ffn_gate_shexp"
+            | "cross_attn_q"
+            | "attn_sinks"
+            | "ffn_up_adapter_a"
+            | "ffn_up_adapter_b"
+            | "laurel_l"
+            | "per_layer_model_proj"
+            | "altup_proj"
+            | "altup_unembd_proj"
+            | "per_layer_token_embd"
+            | "token_embd.placeholders" => Split::Outputs,
+            "laurel_r" => Split::Inputs,
+            "attn_k" | "attn_v" if delta => Split::Outputs,
+            "attn_k" | "attn_v" | "cross_attn_k" | "cross_attn_v" => Split::KvHeads,
+            "attn_qkv" if delta => Split::Outputs,
+            "attn_qkv" => Split::Fused,
+            "attn_output" | "attn_o" | "cross_attn_o" | "ffn_down" | "ffn_down_shexp" if is_bias => Split::Whole,
+            "attn_output" | "attn_o" | "cross_attn_o" | "ffn_down" | "ffn_down_shexp" => Split::Inputs,
+            "ffn_up_exps" | "ffn_gate_exps" | "ffn_gate_up_exps" if is_bias => Split::ExpertBias { outputs: true },
+            "ffn_down_exps" if is_bias => Split::ExpertBias { outputs: false },
+            "ffn_up_exps" | "ffn_gate_exps" | "ffn_gate_up_exps" => Split::ExpertOutputs,
+            "ffn_down_exps" if name.ends_with(".scale") => Split::Whole,
+            "ffn_down_exps" => Split::ExpertInputs,
+            // States.
+            "ssm_in" if mamba2 => Split::Mamba2In,
+            "ssm_conv1d" if mamba2 => Split::Mamba2Conv,
+            "ssm_in" | "ssm_conv1d" | "ssm_conv1d_q" | "ssm_conv1d_k" | "ssm_conv1d_v" | "ssm_dt" | "ssm_a" | "ssm_d"
+            | "ssm_alpha" | "ssm_beta" | "ssm_ba" | "ssm_f_b" | "ssm_g" | "ssm_g_b" | "shortconv.in_proj" | "shortconv.conv" => {
+                Split::Outputs
+            }
+            "ssm_norm" if mamba2 => Split::Outputs,
+            "ssm_out" | "ssm_x" | "shortconv.out_proj" if is_bias => Split::Whole,
+            "ssm_out" | "ssm_x" | "shortconv.out_proj" => Split::Inputs,
+            "attn_q_norm" | "attn_k_norm" if self.norms_split(tensor) => {
+                if stem == "attn_q_norm" {
+                    Split::Outputs
+                } else {
+                    Split::KvHeads
+                }
+            }
+            _ => Split::Whole,
+        }
+    }
+
+    /// Whether norms over all heads are divided with them.
+    fn norms_split(&self, tensor: &Tensor) -> bool {
+        let arch = self.architecture();
+        (arch.starts_with("MiniMaxM2") && tensor.shape.n_dims() == 1)
+            || (arch.starts_with("Cohere") && tensor.shape.n_dims() == 2)
+    }
+
+    fn split_tower(&self, tensor: &Tensor) -> Split {
+        let arch = self.architecture();
+        let name = tensor.name.as_str();
+        // Gemma 4's tower is the library's own, Kimi's projector is not divided.
+        let whole = arch.starts_with("Gemma4") || (arch.starts_with("Kimi") && name.starts_with("v.mm."));
+        if tensor.component != Component::VisionAudio || whole {
+            return Split::Whole;
+        }
+        let is_bias = name.ends_with(".bias");
+        let stem = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias")).unwrap_or(name);
+        let last = stem.rsplit('.').next().unwrap_or(stem);
+        match last {
+            "attn_q" | "attn_k" | "attn_v" | "attn_qkv" | "ffn_up" | "ffn_gate" => Split::Outputs,
+            "attn_output" | "attn_out" | "ffn_down" if is_bias => Split::Whole,
+            "attn_output" | "attn_out" | "ffn_down" => Split::Inputs,
+            "patch_embd" | "mm" if arch.starts_with("Llama4") => Split::Outputs,
+            _ if stem.contains("merger.0")
+                || stem.contains("adapter.0")
+                || stem == "v.mm.0"
+                || (stem.contains("deepstack") && stem.ends_with(".0")) =>
+            {
+                Split::Outputs
+            }
+            _ if ["merger.", "adapter.", "deepstack.", "v.mm."].iter().any(|part| stem.contains(part))
+                && !stem.contains("norm")
+                && !stem.contains(".ln") =>
+            {
+                if is_bias {
+                    Split::Whole
+                } else {
+                    Split::Inputs
+                }
+            }
+            _ => Split::Whole,
+        }
+    }
+}
+
+/// Classes whose routers compute in single precision.
+fn routes_in_single_precision(architecture: &str) -> bool {
+    ["Glm4Moe", "Ernie4_5", "MiniMaxM2", "MiMoV2", "NemotronH"].iter().any(|class| architecture.starts_with(class))
+}
+
+/// Classes that give their router the scheme of the checkpoint.
+fn routes_through_the_scheme(architecture: &str) -> bool {
+    ["Qwen2Moe", "Qwen3Moe", "Mixtral", "Olmoe", "Qwen3Next", "Qwen3_5Moe"].iter().any(|class| architecture.starts_with(class))
+}
+
+/// Which of embedding, last norm and output matrix a class builds on every pipeline stage instead of the first or last
+/// (no `is_first_rank` or `is_last_rank` around them in `vllm/model_executor/models`).
+fn ends_on_every_stage(architecture: &str) -> (bool, bool, bool) {
+    const ALL: [&str; 24] = [
+        "Falcon",
+        "GemmaForCausalLM",
+        "Gemma3",
+        "Gemma4",
+        "GPT2",
+        "GPTJ",
+        "GptOss",
+        "GraniteMoe",
+        "InternLM2",
+        "Jamba",
+        "Mamba",
+        "MiniCPMForCausalLM",
+        "MiniCPM3",
+        "Mixtral",
+        "Molmo",
+        "NemotronH",
+        "OlmoHybrid",
+        "Olmoe",
+        "OPT",
+        "Plamo3",
+        "Qwen2Moe",
+        "Qwen3Moe",
+        "HYV3",
+        "Rnj1",
+    ];
+    const VOCABULARY: [&str; 7] = ["Bloom", "ChatGLM", "Dbrx", "Orion", "PhiMoE", "Qwen3Next", "StableLm"];
+    const EMBEDDING: [&str; 5] = ["Cohere", "Lfm2", "Qwen3_5", "Phi3V", "Glm4v"];
+    let is = |classes: &[&str]| classes.iter().any(|class| architecture.starts_with(class));
+    if architecture.starts_with("FalconH1") || architecture.starts_with("FalconMamba") || architecture.starts_with("Mamba2") {
+        (false, false, false)
+    } else if is(&ALL) {
+        (true, true, true)
+    } else if architecture.starts_with("Gemma2") {
+        (true, true, false)
+    } else if is(&VOCABULARY) {
+        (true, false, true)
+    } else {
+        (is(&EMBEDDING), false, false)
+    }
+}
+
+/// Whether a pattern of a checkpoint's list of unquantized layers covers a layer: a name, the beginning of one, or with
+/// `*` and `re:` for what varies.
+fn leaves_out(pattern: &str, module: &str) -> bool {
+    let glob = match pattern.strip_prefix("re:") {
+        Some(regex) => regex.replace(".*", "*").replace("\\.", ".").replace(['^', '$'], ""),
+        None => pattern.to_string(),
+    };
+    if let Some((before, rest)) = glob.split_once('(')
+        && let Some((choices, after)) = rest.split_once(')')
+    {
+        return choices.split('|').any(|choice| leaves_out(&format!("{before}{choice}{after}"), module));
+    }
+    let glob = glob.replace("language_model.", "");
+    let glob = glob.strip_prefix("model.").map_or_else(|| glob.clone(), ToString::to_string);
+    let module = module.strip_prefix("model.").unwrap_or(module);
+    let mut rest = module;
+    let mut pieces = glob.split('*');
+    let Some(first) = pieces.next() else { return false };
+    let Some(after) = rest.strip_prefix(first) else { return false };
+    rest = after;
+    let mut open = false;
+    for piece in pieces {
+        open = true;
+        match rest.find(piece) {
+            Some(at) => rest = rest.get(at + piece.len()..).unwrap_or_default(),
+            None => return false,
+        }
+    }
+    rest.is_empty() || (open && glob.ends_with('*')) || rest.starts_with('.')
+}
+
+/// A tensor's name without its layer.
+fn role(name: &str) -> &str {
+    let rest = name.strip_prefix("blk.").or_else(|| name.strip_prefix("dec.blk.")).or_else(|| name.strip_prefix("enc.blk."));
+    match rest.and_then(|rest| rest.split_once('.')) {
+        Some((_, role)) => role,
+        None => name,
+    }
+}

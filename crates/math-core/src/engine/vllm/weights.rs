@@ -1,0 +1,167 @@
+//! Bytes of the weights on every rank, as vLLM creates them (`vllm/model_executor/layers`).
+//!
+//! The model's tensor table says which matrices there are; this module says which part of each a rank holds and in which
+//! format. Matrices that vLLM fuses (`qkv_proj`, `gate_up_proj`) weigh what their parts weigh.
+
+use alloc::collections::BTreeMap;
+use alloc::string::ToString;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::VERSION;
+use super::facts::Checkpoint;
+use super::layers::stages;
+use super::options::Knobs;
+use super::quantization::WeightScheme;
+use super::shard::Rules;
+use crate::error::MathError;
+use crate::format::StorageFormat;
+use crate::spec::{LmHead, Mixer, ModelSpec};
+use crate::tensor::{Counts, Place, Tensor, TensorTable};
+use crate::units::{add, mul, round_up};
+
+/// Rows of a vocabulary are filled up to a multiple of this
+/// (`vocab_parallel_embedding.py:DEFAULT_VOCAB_PADDING_SIZE`).
+const VOCAB_PADDING: u64 = 64;
+
+/// The weights of one rank, by number type.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct RankWeights {
+    /// Bytes of every number type.
+    pub by_type: BTreeMap<StorageFormat, u64>,
+    /// Bytes of embeddings and output matrix among them.
+    pub vocabulary: u64,
+}
+
+impl RankWeights {
+    /// All bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.by_type.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+    }
+
+    fn put(&mut self, format: StorageFormat, elements: u64) -> Result<(), MathError> {
+        let bytes = mul(elements, format.block_bytes())?;
+        let sum = self.by_type.entry(format).or_insert(0);
+        *sum = add(*sum, bytes)?;
+        Ok(())
+    }
+}
+
+/// The weights of the first rank of every pipeline stage; ranks of a stage are alike.
+///
+/// # Errors
+/// [`MathError::Refused`] where a matrix cannot be split, [`MathError::Overflow`].
+pub fn weights(
+    spec: &ModelSpec,
+    table: &TensorTable,
+    checkpoint: &Checkpoint,
+    knobs: &Knobs,
+) -> Result<Vec<RankWeights>, MathError> {
+    check_scheme(checkpoint.scheme)?;
+    let tensor = knobs.parallelism.tensor.max(1);
+    let layers = u64::try_from(spec.layers.len()).unwrap_or(u64::MAX);
+    let ranges = stages(layers, knobs.parallelism.pipeline);
+    let last = ranges.len().saturating_sub(1);
+    let mut ranks = vec![RankWeights::default(); ranges.len()];
+    let rules = Rules::new(spec, checkpoint, knobs);
+    for tensor_of in &table.tensors {
+        if !rules.loads(tensor_of) {
+            continue;
+        }
+        let at: Vec<usize> = match tensor_of.place {
+            Place::Input | Place::Output if rules.on_every_stage(&tensor_of.name) => (0..=last).collect(),
+            Place::Input if tensor_of.name == "token_embd.weight" && matches!(spec.head.lm_head, LmHead::Tied) && last > 0 => {
+                vec![0, last]
+            }
+            Place::Input if rules.belongs_to_the_end(&tensor_of.name) => vec![last],
+            Place::Input | Place::Tower | Place::EncoderLayer(_) => vec![0],
+            Place::Output => vec![last],
+            Place::Layer(index) => {
+                let index = u64::from(index);
+                if index >= layers {
+                    continue;
+                }
+                let stage = ranges.iter().position(|(from, to)| (*from..*to).contains(&index)).unwrap_or(last);
+                vec![stage]
+            }
+        };
+        for stage in at {
+            if let Some(rank) = ranks.get_mut(stage) {
+                place(rank, tensor_of, &rules, checkpoint, tensor)?;
+            }
+        }
+    }
+    if let Some(scheme) = checkpoint.scheme {
+        // Attention layers of a quantized checkpoint hold scales for a cache, quantized or not.
+        let (of_type, single) = scheme.cache_scales();
+        for (index, layer) in (0_u64..).zip(&spec.layers) {
+            let attends = match layer.mixer {
+                Mixer::Attention(_) | Mixer::Parallel(_) => true,
+                // ModelOpt's method knows latent attention too.
+                Mixer::Mla(_) => matches!(scheme, WeightScheme::Nvfp4 { compressed: false, .. }),
+                _ => false,
+            };
+            let stage = ranges.iter().position(|(from, to)| (*from..*to).contains(&index)).unwrap_or(last);
+            if let Some(rank) = ranks.get_mut(stage).filter(|_| attends) {
+                rank.put(checkpoint.dtype, of_type)?;
+                rank.put(StorageFormat::F32, single)?;
+            }
+        }
+    }
+    for rank in &mut ranks {
+        rank.by_type.retain(|_, bytes| *bytes > 0);
+    }
+    Ok(ranks)
+}
+
+/// Adds one tensor's part to a rank.
+fn place(
+    rank: &mut RankWeights,
+    tensor: &Tensor,
+    rules: &Rules<'_>,
+    checkpoint: &Checkpoint,
+    ranks: u64,
+) -> Result<(), MathError> {
+    let format = rules.format(tensor, checkpoint);
+    if matches!(tensor.name.as_str(), "token_embd.weight" | "output.weight") && !rules.plain_vocabulary() {
+        let rows = round_up(tensor.shape.rows()?, VOCAB_PADDING)?;
+        let elements = mul(rows / ranks, tensor.shape.row())?;
+        rank.put(format, elements)?;
+        rank.vocabulary = add(rank.vocabulary, mul(elements, format.block_bytes())?)?;
+        return Ok(());
+    }
+    let scheme = checkpoint.scheme.filter(|_| rules.quantized(tensor, checkpoint));
+    for part in rules.parts(tensor)? {
+        match scheme {
+            Some(scheme) => {
+                let Some(matrix) = rules.matrix(tensor, &part, checkpoint) else { continue };
+                for (format, elements) in scheme.tensors(&matrix)? {
+                    rank.put(format, elements)?;
+                }
+            }
+            None => rank.put(format, mul(mul(part.n_in, part.n_out)?, part.stack)?)?,
+        }
+    }
+    Ok(())
+}
+
+/// Whether a scheme can be followed; unknown ones are an error, not a guess.
+///
+/// # Errors
+/// [`MathError::Unsupported`].
+pub fn check_scheme(scheme: Option<WeightScheme>) -> Result<(), MathError> {
+    match scheme {
+        Some(WeightScheme::Unknown) => {
+            Err(MathError::Unsupported { engine: VERSION.to_string(), mechanism: "this weight quantization".to_string() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a tensor is a parameter of the model class.
+#[must_use]
+pub const fn is_created(counts: Counts) -> bool {
+    matches!(counts, Counts::Parameter | Counts::Unconverted | Counts::Buffer)
+}
