@@ -24,6 +24,9 @@ Usage: cargo xtask TASK
   devices --check  say whether it is up to date
   conformance      the real engine from the package registry beside us, term by term
                    [--quick] [--record] [--only NAME] [--worst N] [--package VERSION]
+  architectures    rewrite docs/architectures.md from the recorded conformance
+  architectures --check
+                   say whether it is up to date
   bench            criterion benches, ours beside the registry's peers
   fuzz [SECONDS]   run every fuzz target for SECONDS (default 60)
   deny             licences, sources and duplicate versions of all dependencies
@@ -41,6 +44,8 @@ fn main() -> ExitCode {
         ["devices"] => devices::run(false),
         ["devices", "--check"] => devices::run(true),
         ["conformance", options @ ..] => conformance::Plan::parse(options).and_then(|plan| conformance::run(&plan)),
+        ["architectures"] => conformance::architectures::page_of_record(false),
+        ["architectures", "--check"] => conformance::architectures::page_of_record(true),
         ["bench"] => steps::bench(),
         ["fuzz"] => steps::fuzz("60"),
         ["fuzz", seconds] => steps::fuzz(seconds),

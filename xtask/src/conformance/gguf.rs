@@ -84,10 +84,14 @@ fn left_out(architecture: &str) -> Vec<String> {
         .collect();
     match architecture {
         "apertus" => keys.extend(["alpha_n", "alpha_p", "beta", "eps"].map(|name| format!("xielu.{name}"))),
-        "talkie" | "muse-glimmer" | "muse-spark" | "graniteswitch" | "cohere2" => {
+        "talkie" | "muse-glimmer" | "muse-spark" | "graniteswitch" | "granite" | "granitemoe" | "granite_swa" | "cohere2"
+        | "cohere2moe" => {
             keys.push(format!("{architecture}.logit_scale"));
         }
         "maple" => keys.extend(["exp", "shexp"].map(|part| format!("{architecture}.swiglu_clamp_{part}"))),
+        "deepseek4" => keys.extend(
+            ["swiglu_clamp_exp", "swiglu_clamp_shexp", "hyper_connection.epsilon"].map(|key| format!("{architecture}.{key}")),
+        ),
         "hy_v4" => keys.push(format!("{architecture}.hyper_connection.epsilon")),
         _ => {}
     }

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use serde_json::{Value, json};
+
 use super::install::hash;
 
 /// Where layers go.
@@ -14,6 +16,14 @@ pub(crate) enum Where {
 }
 
 impl Where {
+    /// As the fixtures name it, read again.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        match name.strip_prefix("cuda-cc") {
+            Some(capability) => capability.parse().ok().map(Self::Cuda),
+            None => (name == "cpu").then_some(Self::Processor),
+        }
+    }
+
     /// As the fixtures name it.
     pub(crate) fn name(self) -> String {
         match self {
@@ -45,6 +55,36 @@ impl Setting {
         let _ = write!(out, "context={context}\tsequences={sequences}\tunified={unified}\tswa_full={swa_full}\tubatch={ubatch}");
         let _ = write!(out, "\tkey_type={keys}\tvalue_type={values}\tflash={flash}\trepack={repack}");
         out
+    }
+
+    /// As the fixtures keep it.
+    pub(crate) fn params(&self) -> Value {
+        json!({
+            "n_ctx": self.context, "parallel": self.sequences, "kv_unified": self.unified, "swa_full": self.swa_full,
+            "n_ubatch": self.ubatch, "type_k": self.keys, "type_v": self.values, "fa": self.flash, "extra_bufts": self.repack,
+        })
+    }
+
+    /// As the fixtures keep it, read again.
+    pub(crate) fn from_params(params: &Value) -> Option<Self> {
+        let number = |key: &str| params.get(key).and_then(Value::as_u64);
+        let flag = |key: &str| params.get(key).and_then(Value::as_bool);
+        let word = |key: &str, known: &[&'static str]| {
+            let word = params.get(key).and_then(Value::as_str)?;
+            known.iter().copied().find(|known| *known == word)
+        };
+        let formats = CACHES.map(|(keys, ..)| keys);
+        Some(Self {
+            context: number("n_ctx")?,
+            sequences: number("parallel")?,
+            unified: flag("kv_unified")?,
+            swa_full: flag("swa_full")?,
+            ubatch: number("n_ubatch")?,
+            keys: word("type_k", &formats)?,
+            values: word("type_v", &formats)?,
+            flash: word("fa", &["on", "off", "auto"])?,
+            repack: flag("extra_bufts")?,
+        })
     }
 
     /// As people read it.

@@ -1,6 +1,6 @@
 //! `cargo xtask conformance`: the real engine beside us, term by term, over every architecture it knows.
 
-mod architectures;
+pub(crate) mod architectures;
 mod cut;
 mod engine;
 mod figures;
@@ -25,7 +25,8 @@ use engine::{Checker, Kept};
 use figures::Ready;
 use grid::Where;
 use install::{Engine, PACKAGE, hash, make};
-use score::{Row, Verdict, verdict};
+use record::Asked;
+use score::{Row, Verdict, judge};
 use subjects::{Origin, Subject};
 
 /// What to run.
@@ -91,10 +92,10 @@ pub(crate) fn run(plan: &Plan) -> Result<(), String> {
     println!("== conformance");
     let engine = install::engine(plan.package())?;
     let asked = compare(&engine, plan)?;
-    let rows: Vec<Row> = asked.iter().map(|(row, _)| row.clone()).collect();
+    let rows: Vec<Row> = asked.iter().map(|asked| asked.row.clone()).collect();
     report::print(&engine, &rows, plan.worst);
     if plan.record {
-        record::record(&engine, "cargo xtask conformance --record", &asked)?;
+        record::record(&engine, &asked)?;
     }
     let wrong = rows.iter().filter(|row| matches!(row.verdict, Verdict::Wrong(_))).count();
     if wrong > 0 {
@@ -112,7 +113,7 @@ struct Task<'a> {
 }
 
 /// Asks both sides everything.
-fn compare(engine: &Engine, plan: &Plan) -> Result<Vec<(Row, Value)>, String> {
+fn compare(engine: &Engine, plan: &Plan) -> Result<Vec<Asked>, String> {
     let models = engine.folder.join("models");
     make(&models)?;
     let mut subjects = subjects::all(plan.quick)?;
@@ -136,7 +137,7 @@ fn compare(engine: &Engine, plan: &Plan) -> Result<Vec<(Row, Value)>, String> {
     let bar = progress(u64::try_from(length).unwrap_or(u64::MAX));
     let kept = Kept::read(engine);
     let queue = Mutex::new(tasks);
-    let done: Mutex<Vec<(Row, Value)>> = Mutex::default();
+    let done: Mutex<Vec<Asked>> = Mutex::default();
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let work = || -> Result<(), String> {
         let mut checkers: Vec<(Where, Checker)> = Vec::new();
@@ -157,7 +158,7 @@ fn compare(engine: &Engine, plan: &Plan) -> Result<Vec<(Row, Value)>, String> {
     bar.finish_and_clear();
     let mut rows = done.into_inner().map_err(|_| "a worker panicked")?;
     results.into_iter().collect::<Result<(), String>>()?;
-    rows.sort_by(|(a, _), (b, _)| (&a.model, &a.place, &a.setting).cmp(&(&b.model, &b.place, &b.setting)));
+    rows.sort_by(|a, b| (&a.row.model, &a.row.place, &a.row.setting).cmp(&(&b.row.model, &b.row.place, &b.row.setting)));
     Ok(rows)
 }
 
@@ -171,8 +172,8 @@ fn progress(length: u64) -> ProgressBar {
     style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
 }
 
-/// Rows with the engine's answers, and those that it gave anew.
-type Asked = (Vec<(Row, Value)>, Vec<(u64, Value)>);
+/// Rows, and the answers that the engine gave anew.
+type Answers = (Vec<Asked>, Vec<(u64, Value)>);
 
 /// All settings of one task.
 fn one(
@@ -181,7 +182,7 @@ fn one(
     kept: &Kept,
     models: &Path,
     checkers: &mut Vec<(Where, Checker)>,
-) -> Result<Asked, String> {
+) -> Result<Answers, String> {
     let subject = task.subject;
     let ready = Ready::of(subject);
     let (mut rows, mut new) = (Vec::new(), Vec::new());
@@ -202,27 +203,10 @@ fn one(
         };
         let theirs = figures::theirs(&answer);
         let (ours, our_time) = figures::ours(&ready, &engine.release.build, task.place, &setting);
-        let (mut verdict, exact, width) = verdict(&ours, &theirs);
-        if let Verdict::Wrong(what) = &verdict
-            && known::known(&subject.name).is_some()
-        {
-            verdict = Verdict::Known(what.clone());
-        }
         let micros = answer.get("plan_us").and_then(Value::as_u64).unwrap_or(0);
-        let row = Row {
-            origin: subject.origin,
-            place: task.place.name(),
-            model: subject.name.clone(),
-            architecture: subject.architecture.clone(),
-            setting: setting.short(),
-            verdict,
-            exact,
-            width,
-            our_time,
-            their_time: Duration::from_micros(micros),
-            fresh,
-        };
-        rows.push((row, answer));
+        let times = (our_time, Duration::from_micros(micros), fresh);
+        let row = judge(subject, task.place, &setting, (&ours, &theirs), times);
+        rows.push(Asked { place: task.place, setting, answer, row });
     }
     Ok((rows, new))
 }

@@ -3,50 +3,77 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Map, Value, json};
 
+use super::figures::{self, Ready};
+use super::grid::{Setting, Where};
 use super::install::{Engine, write};
-use super::score::Row;
+use super::score::{Row, judge};
+use super::subjects::Subject;
 use super::{architectures, engine};
-use crate::run::root;
-use crate::truth::{fixture, rows as lines};
+use crate::truth::{fixture, rows as lines, text};
 
-/// The settings and figures of a row, as the fixtures keep them.
-pub(crate) fn line(row: &Row, answer: &Value) -> Value {
+/// The checker's names beside those of the fixtures.
+const NAMES: [(&str, &str); 9] = [
+    ("error", "error"),
+    ("why", "why"),
+    ("effective", "resolved"),
+    ("weights", "model_bytes"),
+    ("memory", "context_bytes"),
+    ("state", "state_bytes"),
+    ("output", "output_bytes"),
+    ("compute", "compute_bytes"),
+    ("projected", "compute_bytes_fit"),
+];
+
+/// A question and the engine's answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) place: Where,
+    pub(crate) setting: Setting,
+    pub(crate) answer: Value,
+    pub(crate) row: Row,
+}
+
+fn line(build: &str, asked: &Asked) -> Value {
     let mut out = Map::new();
-    out.insert("model".to_owned(), json!(row.model));
-    out.insert("place".to_owned(), json!(row.place));
-    out.insert("settings".to_owned(), json!(row.setting));
-    for key in ["error", "why", "effective", "weights", "memory", "state", "output", "compute", "projected"] {
-        if let Some(value) = answer.get(key) {
-            out.insert(key.to_owned(), value.clone());
+    out.insert("model".to_owned(), json!(asked.row.model));
+    out.insert("engine".to_owned(), json!(build));
+    out.insert("backend".to_owned(), json!(asked.place.name()));
+    out.insert("params".to_owned(), asked.setting.params());
+    for (theirs, ours) in NAMES {
+        if let Some(value) = asked.answer.get(theirs) {
+            out.insert(ours.to_owned(), value.clone());
         }
     }
     Value::Object(out)
 }
 
-fn path(build: &str) -> String {
+/// The record of a build.
+pub(crate) fn path(build: &str) -> String {
     format!("truth/llama.cpp/conformance-{build}.jsonl.gz")
 }
 
 /// Which row it is.
 fn key(line: &Value) -> String {
-    let field = |name: &str| line.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    format!("{} {} {}", field("model"), field("place"), field("settings"))
+    let params = line.get("params").map(Value::to_string).unwrap_or_default();
+    format!("{} {} {params}", text(line, "model"), text(line, "backend"))
 }
 
 /// Prints what changed, and writes the record and the table of architectures.
-pub(crate) fn record(engine: &Engine, command: &str, rows: &[(Row, Value)]) -> Result<(), String> {
-    let new: Vec<Value> = rows.iter().map(|(row, answer)| line(row, answer)).collect();
+pub(crate) fn record(engine: &Engine, asked: &[Asked]) -> Result<(), String> {
     let build = &engine.release.build;
+    let new: Vec<Value> = asked.iter().map(|asked| line(build, asked)).collect();
     println!("{}", changes(build, &new)?);
     let provenance = json!({
         "engine": format!("llama.cpp@{build}"), "package": format!("node-llama-cpp@{}", engine.release.package),
-        "command": command, "rows": new.len(),
+        "command": format!("cargo xtask conformance --record --package {}", engine.release.package), "rows": new.len(),
         "allocation": "switched off; the CUDA device is a stand-in that runs the engine's own planning code",
+        "architectures": engine::architectures(engine)?,
     });
     let mut packed = GzEncoder::new(Vec::new(), Compression::best());
     let problem = |error: std::io::Error| format!("{}: {error}", path(build));
@@ -55,11 +82,53 @@ pub(crate) fn record(engine: &Engine, command: &str, rows: &[(Row, Value)]) -> R
         writeln!(packed, "{line}").map_err(problem)?;
     }
     write(&fixture(&path(build)), packed.finish().map_err(problem)?)?;
-    let known = engine::architectures(engine)?;
-    let plain: Vec<Row> = rows.iter().map(|(row, _)| row.clone()).collect();
-    write(&root().join("docs/architectures.md"), architectures::page(engine, &known, &plain))?;
-    println!("   wrote fixtures/{} ({} rows) and docs/architectures.md", path(build), new.len());
-    Ok(())
+    println!("   wrote fixtures/{} ({} rows)", path(build), new.len());
+    architectures::run(build, false)
+}
+
+/// A record again, with what we answer now.
+#[derive(Debug)]
+pub(crate) struct Replayed {
+    /// Package and release.
+    pub(crate) package: String,
+    /// Architectures that the build knows.
+    pub(crate) architectures: Vec<String>,
+    /// The rows.
+    pub(crate) rows: Vec<Row>,
+}
+
+/// Compares a record with what we answer now, without the engine.
+pub(crate) fn replay(build: &str, subjects: &[Subject]) -> Result<Replayed, String> {
+    let mut lines = lines(&path(build))?.into_iter();
+    let head = lines.next().ok_or("an empty record")?;
+    let names = head.get("architectures").and_then(Value::as_array).into_iter().flatten();
+    let architectures = names.filter_map(Value::as_str).map(str::to_owned).collect();
+    let mut by_model: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for line in lines {
+        by_model.entry(text(&line, "model").to_owned()).or_default().push(line);
+    }
+    let mut rows = Vec::new();
+    for subject in subjects {
+        let ready = Ready::of(subject);
+        for line in by_model.remove(&subject.name).unwrap_or_default() {
+            let place = Where::from_name(text(&line, "backend")).ok_or("a record of an unknown backend")?;
+            let setting = line.get("params").and_then(Setting::from_params).ok_or("a record of unknown settings")?;
+            let mut answer = Map::new();
+            for (theirs, ours) in NAMES {
+                if let Some(value) = line.get(ours) {
+                    answer.insert(theirs.to_owned(), value.clone());
+                }
+            }
+            let answer = Value::Object(answer);
+            let (ours, our_time) = figures::ours(&ready, build, place, &setting);
+            let times = (our_time, Duration::ZERO, false);
+            rows.push(judge(subject, place, &setting, (&ours, &figures::theirs(&answer)), times));
+        }
+    }
+    if let Some(model) = by_model.keys().next() {
+        return Err(format!("{}: no model {model} among the fixtures", path(build)));
+    }
+    Ok(Replayed { package: text(&head, "package").to_owned(), architectures, rows })
 }
 
 /// What the engine says differently now: against the record of this build, or of the newest other one.
@@ -81,7 +150,7 @@ fn changes(build: &str, new: &[Value]) -> Result<String, String> {
     for line in new {
         let Some(before) = old.get(&key(line)) else { continue };
         common += 1;
-        for part in ["error", "effective", "weights", "memory", "state", "output", "compute", "projected"] {
+        for (_, part) in NAMES.into_iter().filter(|(_, part)| *part != "why") {
             let (before, now) = (before.get(part), line.get(part));
             if before != now {
                 let text = |value: Option<&Value>| value.map_or_else(|| "nothing".to_owned(), Value::to_string);

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::figures::{Answer, TERMS};
-use super::subjects::Origin;
+use super::grid::{Setting, Where};
+use super::known::known;
+use super::subjects::{Origin, Subject};
 
 /// What one row shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +44,37 @@ pub(crate) struct Row {
     pub(crate) fresh: bool,
 }
 
+/// The row of a model's setting, from both answers, both times and whether the engine was asked in this run.
+pub(crate) fn judge(
+    subject: &Subject,
+    place: Where,
+    setting: &Setting,
+    (ours, theirs): (&Answer, &Answer),
+    (our_time, their_time, fresh): (Duration, Duration, bool),
+) -> Row {
+    let (mut verdict, exact, width) = verdict(ours, theirs);
+    if let Verdict::Wrong(what) = &verdict
+        && known(&subject.name).is_some()
+    {
+        verdict = Verdict::Known(what.clone());
+    }
+    Row {
+        origin: subject.origin,
+        place: place.name(),
+        model: subject.name.clone(),
+        architecture: subject.architecture.clone(),
+        setting: setting.short(),
+        verdict,
+        exact,
+        width,
+        our_time,
+        their_time,
+        fresh,
+    }
+}
+
 /// Compares two answers.
-pub(crate) fn verdict(ours: &Answer, theirs: &Answer) -> (Verdict, [bool; 5], u64) {
+fn verdict(ours: &Answer, theirs: &Answer) -> (Verdict, [bool; 5], u64) {
     let none = [false; 5];
     match (ours, theirs) {
         (Answer::Refused(_) | Answer::Unsupported(_), Answer::Refused(_)) => (Verdict::Refused, none, 0),
