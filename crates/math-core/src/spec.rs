@@ -699,8 +699,14 @@ pub struct Operations {
     pub parallel_residual: Option<bool>,
     /// Whether the weights of chosen experts are divided by their sum; `None` where the architecture decides.
     pub norms_expert_weights: Option<bool>,
+    /// Whether those weights are multiplied by a number; `None` where the architecture decides.
+    pub scales_expert_weights: Option<bool>,
     /// Groups of experts of which some are chosen first; 0 where the architecture decides.
     pub n_expert_groups: u64,
+    /// Groups that a token's experts are chosen from.
+    pub n_expert_groups_per_token: u64,
+    /// Whether queries and keys are rotated; `None` where the architecture decides.
+    pub rotates: Option<bool>,
     /// First layers that add features of an image encoder's deeper layers to their output.
     pub n_deepstack_layers: u64,
 }

@@ -238,8 +238,13 @@ fn operations(builder: &Builder<'_>) -> Result<Operations, IngestError> {
         scales_by_position: keys.is_set("attention.temperature_scale"),
         caps_logits: keys.is_set("final_logit_softcapping"),
         parallel_residual: keys.bool("use_parallel_residual")?,
-        norms_expert_weights: keys.bool("expert_weights_norm")?,
+        // A file that does not say so does neither (`llama-hparams.h`).
+        norms_expert_weights: Some(keys.bool("expert_weights_norm")?.unwrap_or(false)),
+        scales_expert_weights: Some(keys.scales("expert_weights_scale")),
         n_expert_groups: keys.or_zero("expert_group_count")?,
+        n_expert_groups_per_token: keys.or_zero("expert_group_used_count")?,
+        // A file of a Granite model that does not say so rotates (`granite-hybrid.cpp:load_arch_hparams`).
+        rotates: keys.architecture.starts_with("granite").then_some(keys.bool("rope.scaling.finetuned")?.unwrap_or(true)),
         n_deepstack_layers: keys.or_zero("n_deepstack_layers")?,
     })
 }

@@ -65,6 +65,11 @@ impl<'a> Keys<'a> {
         self.get(name).and_then(Value::as_f64).map(|factor| factor != 0.0)
     }
 
+    /// Whether a factor is there and changes what it is multiplied by: neither 0, which stands for none, nor 1.
+    pub(super) fn scales(&self, name: &str) -> bool {
+        self.get(name).and_then(Value::as_f64).is_some_and(|factor| factor != 0.0 && factor != 1.0)
+    }
+
     /// One count per layer, or one for all of them.
     pub(super) fn per_layer(&self, name: &str, n: usize) -> Result<Option<Vec<u64>>, IngestError> {
         let Some(value) = self.get(name) else { return Ok(None) };

@@ -123,7 +123,10 @@ fn run(
         text => serde_json::from_str(text).unwrap_or_default(),
     };
     let config = config.with_defaults(&defaults);
-    (row.build)(&Reader { config, root, family: row, class: class.to_owned(), head, tied, shared })
+    let reader = Reader { config, root, family: row, class: class.to_owned(), head, tied, shared };
+    let mut spec = (row.build)(&reader)?;
+    super::operations::read(&reader, &mut spec);
+    Ok(spec)
 }
 
 fn unknown(class: Option<&str>, model_type: Option<&str>) -> IngestError {

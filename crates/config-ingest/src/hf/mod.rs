@@ -11,6 +11,7 @@ pub mod families;
 mod generic;
 mod keys;
 mod lookup;
+mod operations;
 mod python_json;
 pub mod quantization;
 pub mod reader;

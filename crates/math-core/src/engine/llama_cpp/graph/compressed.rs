@@ -4,8 +4,8 @@
 use alloc::vec::Vec;
 
 use super::ops::Node;
-use super::parts::{Activation, NormKind, Parts, Routing, Setting};
-use super::rows::{PLAIN, Row, SOFTMAX};
+use super::parts::{Activation, Asks, NormKind, Parts, Routing, Setting};
+use super::rows::{PLAIN, Row, SOFTMAX, routing};
 use super::selector::Scored;
 use crate::engine::llama_cpp::cache::{CSA_RATIO, HCA_RATIO};
 use crate::error::MathError;
@@ -43,7 +43,7 @@ impl CompressedCaches {
     }
 }
 
-const ROW: Row = Row { routing: Routing { scaled: true, two_steps: true, ..SOFTMAX }, ..PLAIN };
+const ROW: Row = Row { routing: Routing { scaled: true, two_steps: true, asks: Asks::NormAndScale, ..SOFTMAX }, ..PLAIN };
 
 /// What a compressor and the cache it writes are told for a micro-batch (`llama-graph.cpp:dsv4_build_comp_inputs`).
 #[derive(Debug, Clone, Copy)]
@@ -210,7 +210,7 @@ fn feed_forward(parts: &mut Parts, layer: &Layer, spec: &ModelSpec, x: Node) -> 
         FeedForward::Moe(moe) => moe,
         FeedForward::ChannelMix { .. } | FeedForward::None => return Ok(x),
     };
-    let mut routing = ROW.routing;
+    let mut routing = routing(&ROW, moe, spec.operations);
     if let Some(table) = shape(layer, "ffn_gate_tid2eid.weight") {
         let device = parts.setting.device;
         let table = parts.graph.weight(StorageFormat::I32, table, device)?;

@@ -10,7 +10,7 @@ use super::per_layer::{self, PerLayer};
 use super::rows::{Row, Scaled, Together, routing};
 use super::selector::SelectorCache;
 use crate::error::MathError;
-use crate::spec::{Attention, Dense, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, Moe, OutputGate, QkvLayout};
+use crate::spec::{Attention, Dense, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, Moe, Operations, OutputGate, QkvLayout};
 use crate::tensor::Component;
 use crate::units::mul;
 
@@ -132,6 +132,7 @@ pub(super) fn build(
         sliding,
         sparse,
         caches: *caches,
+        operations: spec.operations,
         window,
         per_layer: own_embeddings,
     };
@@ -252,8 +253,20 @@ pub(super) fn attended(
 pub(super) fn extras_are_known(layer: &Layer) -> bool {
     layer.extra.iter().all(|weight| match &layer.mixer {
         Mixer::KimiDelta(_) | Mixer::LightningAttention(_) => weight.component == Component::SsmLinear,
-        _ => weight.component == Component::AttnIndexer,
+        Mixer::Mamba2(_) if weight.component == Component::SsmLinear => ssm_shape(layer, "ssm_dt_norm").is_some(),
+        _ => {
+            let norms = ["ffn_norm", "post_attention_norm", "post_ffw_norm"];
+            let latent = ["ffn_latent_down.weight", "ffn_latent_up.weight"];
+            weight.component == Component::AttnIndexer
+                || norms.contains(&weight.name.as_str())
+                || latent.contains(&weight.name.as_str())
+        }
     })
+}
+
+/// The row of a state space's weight that a header lists as the layer's own.
+pub(super) fn ssm_shape(layer: &Layer, name: &str) -> Option<u64> {
+    layer.extra.iter().find(|weight| weight.name == name).map(|weight| weight.shape.row())
 }
 
 /// Whether queries and keys are normed over all heads together, before they are split.
@@ -273,12 +286,15 @@ pub(super) struct Trunk<'a> {
     pub(super) sliding: Option<CacheInputs>,
     pub(super) sparse: Option<Sparse>,
     pub(super) caches: Caches,
+    pub(super) operations: Operations,
     pub(super) window: HasWindow<'a>,
     pub(super) per_layer: Option<PerLayer>,
 }
 
 pub(super) fn has_norm(layer: &Layer, name: &str) -> Option<bool> {
-    layer.norms.iter().find(|norm| norm.name == name).map(|norm| norm.bias)
+    let listed = layer.norms.iter().find(|norm| norm.name == name).map(|norm| norm.bias);
+    // Some architectures name norms without saying that they are weights.
+    listed.or_else(|| layer.extra.iter().any(|weight| weight.name == name).then_some(false))
 }
 
 impl Trunk<'_> {
@@ -305,7 +321,8 @@ impl Trunk<'_> {
         let mut mixed = match &layer.mixer {
             Mixer::Attention(attention) => self.attention(parts, attention, d_model, index, attended)?,
             Mixer::Mla(mla) => {
-                latent::attention(parts, mla, &self.full, self.sparse.as_mut(), Some(self.positions), d_model, attended)?
+                let told = latent::Told { positions: Some(self.positions), scale: self.attention_scale };
+                latent::attention(parts, mla, &self.full, self.sparse.as_mut(), told, d_model, attended)?
             }
             _ => return Ok(input),
         };
@@ -409,7 +426,17 @@ impl Trunk<'_> {
         match &layer.feed_forward {
             FeedForward::Dense(dense) => parts.feed_forward(x, dense, d_model, self.row.activation),
             FeedForward::Moe(moe) => {
-                let routed = parts.experts(x, moe, routing(self.row, moe), self.row.activation)?;
+                let (routing, activation) = (routing(self.row, moe, self.operations), self.row.activation);
+                let routed = match moe.latent {
+                    None => parts.experts(x, moe, routing, activation)?,
+                    Some(width) => {
+                        // Experts read and write a narrower state; the router reads the whole one (`nemotron-h.cpp`).
+                        let latent = parts.linear(x, width)?;
+                        let logits = parts.linear(x, moe.n_experts)?;
+                        let routed = parts.experts_by(latent, logits, moe, routing, activation, false)?;
+                        parts.linear(routed, d_model)?
+                    }
+                };
                 match &moe.shared {
                     Some(shared) => {
                         let mut shared = parts.feed_forward(x, shared, d_model, self.row.activation)?;
@@ -462,7 +489,7 @@ impl Trunk<'_> {
         }
         let windowed = (self.window)(attention);
         let factors = if row.factors_on_full_layers && windowed { None } else { self.factors };
-        let rotates = row.rotates(index);
+        let rotates = self.operations.rotates.unwrap_or_else(|| row.rotates(index));
         if rotates {
             q = parts.graph.rope(q, self.positions, factors)?;
             k = k.map(|k| parts.graph.rope(k, self.positions, factors)).transpose()?;

@@ -1,11 +1,11 @@
 //! Graphs of recurrent models and of hybrids with attention (`src/models/*.cpp`), one row of facts per architecture for
 //! what the model's mechanisms do not say.
 
-use super::decoder::{Caches, HasWindow, Trunk, extras_are_known, has_norm};
-use super::latent::{self, keys_only};
+use super::decoder::{Caches, HasWindow, Trunk, attended, extras_are_known, has_norm, ssm_shape};
+use super::latent;
 use super::lightning::DecayInputs;
 use super::ops::Node;
-use super::parts::{Activation, Parts, Routing};
+use super::parts::{Activation, Asks, Parts, Routing};
 use super::recurrent::StateInputs;
 use super::rows::{PLAIN, Row, SOFTMAX};
 use crate::error::MathError;
@@ -58,7 +58,13 @@ const ROWS: &[HybridRow] = &[
         ..RECURRENT
     },
     HybridRow {
-        row: Row { archs: &["nemotron_h"], activation: Activation::Squared, chooses_late: true, ..RECURRENT.row },
+        row: Row {
+            archs: &["nemotron_h"],
+            activation: Activation::Squared,
+            chooses_late: true,
+            routing: Routing { scaled: true, asks: Asks::NormAndScale, ..SOFTMAX },
+            ..RECURRENT.row
+        },
         ..RECURRENT
     },
     HybridRow {
@@ -66,12 +72,17 @@ const ROWS: &[HybridRow] = &[
             archs: &["nemotron_h_moe"],
             activation: Activation::Squared,
             chooses_late: true,
-            routing: Routing { scaled: true, ..SOFTMAX },
+            routing: Routing { scaled: true, asks: Asks::NormAndScale, ..SOFTMAX },
             ..RECURRENT.row
         },
         ..RECURRENT
     },
-    HybridRow { row: Row { archs: &["lfm2", "lfm2moe"], ..PLAIN }, residual_first: true, ..ROTATED },
+    HybridRow { row: Row { archs: &["plamo2"], ..PLAIN }, ..ROTATED },
+    HybridRow {
+        row: Row { archs: &["lfm2", "lfm2moe"], routing: Routing { asks: Asks::Scale, ..SOFTMAX }, ..PLAIN },
+        residual_first: true,
+        ..ROTATED
+    },
     HybridRow {
         row: Row { archs: &["qwen3next"], chooses_late: true, ..PLAIN },
         norm_first: true,
@@ -84,9 +95,13 @@ const ROWS: &[HybridRow] = &[
         norm_first: true,
         ..ROTATED
     },
-    HybridRow { row: Row { archs: &["minimax-01"], ..PLAIN }, joins_normed: true, ..ROTATED },
     HybridRow {
-        row: Row { archs: &["kimi-linear"], routing: Routing { scaled: true, ..SOFTMAX }, ..RECURRENT.row },
+        row: Row { archs: &["minimax-01"], routing: Routing { asks: Asks::Scale, ..SOFTMAX }, ..PLAIN },
+        joins_normed: true,
+        ..ROTATED
+    },
+    HybridRow {
+        row: Row { archs: &["kimi-linear"], routing: Routing { scaled: true, asks: Asks::Scale, ..SOFTMAX }, ..RECURRENT.row },
         norm_first: true,
         ..RECURRENT
     },
@@ -126,7 +141,7 @@ fn fits(layer: &Layer) -> bool {
         other => mixes(other),
     };
     let feeds = match &layer.feed_forward {
-        FeedForward::Moe(moe) => moe.latent.is_none() && moe.beside.is_none(),
+        FeedForward::Moe(moe) => moe.beside.is_none(),
         FeedForward::Dense(_) | FeedForward::None => true,
         FeedForward::ChannelMix { .. } => false,
     };
@@ -153,11 +168,6 @@ pub(super) fn build(
     if !spec.layers.iter().all(fits) || spec.encoder.is_some() || spec.embedding.n_positions > 0 {
         return Ok(false);
     }
-    // Bamba's files have the architecture of Granite's hybrids but rotate queries and keys, which the spec does not say;
-    // they own their output matrix, so a model that does stays on bounds.
-    if hybrid.row.archs.contains(&"granitehybrid") && spec.head.lm_head != LmHead::Tied {
-        return Ok(false);
-    }
     let row = &hybrid.row;
     let mut current = parts.embed(spec.d_model, spec.embedding.n_vocab)?;
     if row.scales_embedding {
@@ -166,10 +176,7 @@ pub(super) fn build(
         parts.graph.expand(current)?;
     }
     let states = parts.state_inputs()?;
-    let [full_rotation, _] = caches.rotations;
-    let [full_width, _] = caches.v_widths;
-    let values = if keys_only(spec) { None } else { Some(full_width) };
-    let full = parts.cache_inputs(parts.setting.cells, values, full_rotation)?;
+    let (full, sliding) = attended(parts, spec, caches, window)?;
     let decays = match decay_heads(spec) {
         0 => None,
         heads => Some(parts.decay_inputs(heads)?),
@@ -183,9 +190,10 @@ pub(super) fn build(
         attention_scale: None,
         rows,
         full,
-        sliding: None,
+        sliding,
         sparse: None,
         caches: *caches,
+        operations: spec.operations,
         window,
         per_layer: None,
     };
@@ -257,7 +265,12 @@ impl Hybrid<'_> {
                 Mixer::Attention(attention) => self.trunk.attention(parts, attention, d_model, index, normed)?,
                 Mixer::Mla(mla) => {
                     let positions = (row.no_rope_every != 1).then_some(self.trunk.positions);
-                    latent::attention(parts, mla, &self.trunk.full, None, positions, d_model, normed)?
+                    let told = latent::Told { positions, scale: None };
+                    latent::attention(parts, mla, &self.trunk.full, None, told, d_model, normed)?
+                }
+                Mixer::Mamba2(mamba) if ssm_shape(layer, "ssm_dt_norm").is_some() => {
+                    let rank = ssm_shape(layer, "ssm_dt_norm").unwrap_or(0);
+                    parts.mamba2_with_ranks(mamba, rank, &self.states, normed)?
                 }
                 other => self.state(parts, other, normed)?,
             };
@@ -269,6 +282,9 @@ impl Hybrid<'_> {
             if self.hybrid.joins_normed {
                 residual = parts.scale(residual)?;
             }
+            if let (Some(_), Some(bias)) = (has_norm(layer, "ffn_norm"), has_norm(layer, "post_attention_norm")) {
+                mixed = parts.norm(mixed, row.norm, bias, true)?;
+            }
             if row.scales_residual {
                 mixed = parts.scale(mixed)?;
             }
@@ -278,6 +294,9 @@ impl Hybrid<'_> {
             let before = has_norm(layer, "ffn_norm").or_else(|| has_norm(layer, "post_attention_norm"));
             let normed = parts.norm(joined, row.norm, before.unwrap_or(false), true)?;
             let mut fed = self.trunk.feed_forward(parts, layer, d_model, normed)?;
+            if let Some(bias) = has_norm(layer, "post_ffw_norm") {
+                fed = parts.norm(fed, row.norm, bias, true)?;
+            }
             if row.scales_residual {
                 fed = parts.scale(fed)?;
             }

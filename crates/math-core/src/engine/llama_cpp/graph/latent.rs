@@ -15,6 +15,15 @@ pub(super) struct Sparse {
     pub(super) chosen: Option<Node>,
 }
 
+/// What attention is told about every token.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Told {
+    /// Its position; `None` where the engine applies no rotary embedding.
+    pub(super) positions: Option<Node>,
+    /// A factor for its queries, where models have one.
+    pub(super) scale: Option<Node>,
+}
+
 /// Whether a mixer is built by [`attention`].
 pub(super) fn fits(mla: &Mla) -> bool {
     !mla.expanded && mla.gate == OutputGate::None && !mla.bias && mla.extra.is_empty()
@@ -29,13 +38,12 @@ pub(super) fn keys_only(spec: &ModelSpec) -> bool {
 }
 
 /// Latent attention with absorbed expansions: every head reads the same latent as key and, in part, as value.
-/// `positions` is `None` where the engine applies no rotary embedding.
 pub(super) fn attention(
     parts: &mut Parts,
     mla: &Mla,
     inputs: &CacheInputs,
     sparse: Option<&mut Sparse>,
-    positions: Option<Node>,
+    told: Told,
     d_model: u64,
     x: Node,
 ) -> Result<Node, MathError> {
@@ -51,7 +59,7 @@ pub(super) fn attention(
     if let (Some(sparse), Some(indexer)) = (sparse, &mla.indexer) {
         // A layer without a selector of its own attends to the choice of an earlier one.
         if indexer.own {
-            sparse.chosen = Some(parts.select(indexer, &sparse.inputs, positions, q, x)?);
+            sparse.chosen = Some(parts.select(indexer, &sparse.inputs, told.positions, q, x)?);
         }
         choice = sparse.chosen.map(|chosen| (sparse.inputs, chosen));
     }
@@ -65,7 +73,7 @@ pub(super) fn attention(
     let [_, s1, s2, _] = parts.graph.strides(q)?;
     let q_nope = parts.graph.view_3d(q, [nope, heads, tokens], s1, s2)?;
     let mut q_rope = parts.graph.view_3d(q, [rope, heads, tokens], s1, s2)?;
-    if let Some(positions) = positions {
+    if let Some(positions) = told.positions {
         k_rope = parts.graph.rope(k_rope, positions, None)?;
         q_rope = parts.graph.rope(q_rope, positions, None)?;
     }
@@ -77,6 +85,10 @@ pub(super) fn attention(
     let q = parts.graph.concat(absorbed, q_rope, 0)?;
     let v = parts.graph.reshape(latent, [rank, 1, tokens, 1])?;
     let k = parts.graph.concat(v, k_rope, 0)?;
+    let q = match told.scale {
+        Some(scale) => parts.graph.product(q, scale)?,
+        None => q,
+    };
 
     parts.graph.expand(q)?;
     parts.graph.expand(v)?;

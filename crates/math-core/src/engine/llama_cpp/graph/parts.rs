@@ -116,6 +116,17 @@ pub(super) enum Activation {
     Squared,
 }
 
+/// What a model may say about the weights of its chosen experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asks {
+    /// Nothing: the architecture decides.
+    Nothing,
+    /// Whether they are scaled.
+    Scale,
+    /// Whether they are divided by their sum, and whether they are scaled.
+    NormAndScale,
+}
+
 /// How router logits become weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Routing {
@@ -133,8 +144,12 @@ pub(super) struct Routing {
     pub(super) two_steps: bool,
     /// Experts that a table gives for each token instead of a choice.
     pub(super) looked_up: Option<Node>,
-    /// Groups of experts of which some are chosen first, and how many.
+    /// What the architecture asks the model about.
+    pub(super) asks: Asks,
+    /// Groups of experts of which some are chosen first.
     pub(super) groups: u64,
+    /// How many of them are.
+    pub(super) groups_kept: u64,
 }
 
 impl Setting {
@@ -721,7 +736,7 @@ impl Parts {
         let pairs = self.graph.reshape(scores, [2, groups, tokens, 1])?;
         let sums = self.graph.sum_rows(pairs)?;
         let flat = self.graph.reshape(sums, [groups, tokens, 1, 1])?;
-        let kept = self.graph.argsort_top_k(flat, (groups / 2).max(1))?;
+        let kept = self.graph.argsort_top_k(flat, routing.groups_kept.max(1))?;
         let rows = self.graph.get_rows(grouped, kept)?;
         let filled = self.graph.apply(Op::Fill, grouped, &[])?;
         let masked = self.graph.set_rows(filled, rows, kept)?;

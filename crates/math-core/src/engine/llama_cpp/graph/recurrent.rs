@@ -265,6 +265,74 @@ impl Parts {
         self.linear(flat, d_model)
     }
 
+    /// Mamba 2 whose steps, B and C come from a projection of low rank, each with a norm (`plamo2.cpp`), of `x`,
+    /// `[d_model, tokens]`.
+    pub(super) fn mamba2_with_ranks(
+        &mut self,
+        mamba: &Mamba2,
+        dt_rank: u64,
+        inputs: &StateInputs,
+        x: Node,
+    ) -> Result<Node, MathError> {
+        let (sequences, tokens) = (self.setting.sequences, self.setting.sequence_tokens());
+        let Mamba2 { d_inner, d_state, d_conv, n_heads, .. } = *mamba;
+        let [d_model, all_tokens, ..] = self.graph.dims(x)?;
+        let head_dim = d_inner / n_heads.max(1);
+        let by_head = [head_dim, n_heads, tokens, sequences];
+        let input = self.graph.reshape(x, [d_model, tokens, sequences, 1])?;
+        let both = self.linear(input, mul(2, d_inner)?)?;
+        let both = self.graph.permute(both, [0, 2, 1, 3])?;
+        let both = self.graph.cont(both, [mul(2, head_dim)?, n_heads, tokens, sequences])?;
+        let [_, s1, s2, s3] = self.graph.strides(both)?;
+        let mixed = self.graph.view(both, by_head, [s1, s2, s3])?;
+        let mixed = self.graph.cont(mixed, [d_inner, tokens, sequences, 1])?;
+        let z = self.graph.view(both, by_head, [s1, s2, s3])?;
+        let joined = self.window(inputs, d_conv, mixed)?;
+        let convolved = self.convolve(joined, d_conv)?;
+        let channels = self.unary(convolved)?;
+
+        let step_b_c = self.linear(channels, add(dt_rank, mul(2, d_state)?)?)?;
+        let [_, s1, s2, _] = self.graph.strides(step_b_c)?;
+        let mut parts = [step_b_c; 3];
+        for (part, width) in parts.iter_mut().zip([d_state, d_state, dt_rank]) {
+            let own = self.graph.view_3d(step_b_c, [width, tokens, sequences], s1, s2)?;
+            *part = self.norm(own, NormKind::Rms, false, true)?;
+        }
+        let [b, c, dt] = parts;
+        let steps = self.linear(dt, n_heads)?;
+        let steps = self.bias(steps)?;
+        let decay = self.weight(&[n_heads])?;
+        let decay = self.graph.reshape(decay, [1, n_heads, 1, 1])?;
+        let (head, row) = (mul(4, head_dim)?, mul(4, d_inner)?);
+        let heads = self.graph.view(channels, by_head, [head, row, mul(row, tokens)?])?;
+        let mut groups = [b, c];
+        for group in &mut groups {
+            let [_, s1, s2, _] = self.graph.strides(*group)?;
+            *group = self.graph.view(*group, [d_state, 1, tokens, sequences], [mul(4, d_state)?, s1, s2])?;
+        }
+        let [b, c] = groups;
+        let state = self.state(mul(d_state, d_inner)?)?;
+        let rows = self.cleared(state)?;
+        let states = self.graph.reshape(rows, [d_state, head_dim, n_heads, self.setting.states])?;
+        let scanned = self.scan(states, heads, steps, decay, b, c, inputs)?;
+        self.carry(inputs, state, rows, scanned, None)?;
+        let updated = self.graph.view_1d(scanned, mul(state.width, sequences)?)?;
+        let target = self.graph.view_1d(state.cache, mul(state.width, sequences)?)?;
+        let stored = self.graph.copy(updated, target)?;
+        self.graph.expand(stored)?;
+        let y = self.graph.view(scanned, by_head, [head, row, mul(row, tokens)?])?;
+        let skip = self.weight(&[n_heads])?;
+        let skip = self.graph.reshape(skip, [1, n_heads, 1, 1])?;
+        let skipped = self.graph.product(heads, skip)?;
+        let y = self.graph.sum(y, skipped)?;
+        let z = self.graph.cont(z, by_head)?;
+        let y = self.graph.glu(z, y)?;
+        let [_, _, s2, s3] = self.graph.strides(y)?;
+        let y = self.graph.view_3d(y, [d_inner, tokens, sequences], s2, s3)?;
+        let out = self.linear(y, d_model)?;
+        self.graph.reshape(out, [d_model, all_tokens, 1, 1])
+    }
+
     /// A gated short convolution (`lfm2.cpp:build_shortconv_block`) of `x`, `[d_model, tokens]`.
     pub(super) fn short_convolution(&mut self, conv: &ShortConv, inputs: &StateInputs, x: Node) -> Result<Node, MathError> {
         let (sequences, tokens) = (self.setting.sequences, self.setting.sequence_tokens());

@@ -1,7 +1,7 @@
 //! One row of facts per architecture for what a model's mechanisms do not say about its graph (`src/models/*.cpp`).
 
-use super::parts::{Activation, NormKind, Routing};
-use crate::spec::Moe;
+use super::parts::{Activation, Asks, NormKind, Routing};
+use crate::spec::{Moe, Operations};
 
 /// What an architecture's graph does where its mechanisms leave a choice.
 #[derive(Debug, Clone, Copy)]
@@ -103,7 +103,9 @@ pub(super) const SOFTMAX: Routing = Routing {
     weighted_first: false,
     two_steps: false,
     looked_up: None,
+    asks: Asks::Nothing,
     groups: 0,
+    groups_kept: 0,
 };
 
 pub(super) const PLAIN: Row = Row {
@@ -217,9 +219,19 @@ const ROWS: &[Row] = &[
     Row { archs: &["gemma2"], scales_embedding: true, scales_queries: true, caps_scores: true, caps_logits: true, ..PLAIN },
     Row { archs: &["gemma3"], scales_embedding: true, scales_queries: true, caps_where_told: true, ..PLAIN },
     Row { archs: &["gpt-oss"], chooses_late: true, routing: Routing { softmax_after: true, normed: false, ..SOFTMAX }, ..PLAIN },
-    Row { archs: &["deepseek2", "deepseek32", "glm-dsa"], routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
+    Row {
+        archs: &["deepseek2", "deepseek2-ocr", "deepseek32", "glm-dsa", "mistral4"],
+        scales_by_position: Scaled::WhereTold,
+        routing: Routing { normed: false, asks: Asks::NormAndScale, ..SOFTMAX },
+        ..PLAIN
+    },
     Row { archs: &["command-r"], norm: NormKind::Layer, parallel: Some(Together::ResidualFirst), scales_logits: true, ..PLAIN },
-    Row { archs: &["glm4moe"], sections_allowed: true, routing: Routing { scaled: true, ..SOFTMAX }, ..PLAIN },
+    Row {
+        archs: &["glm4moe"],
+        sections_allowed: true,
+        routing: Routing { scaled: true, asks: Asks::NormAndScale, ..SOFTMAX },
+        ..PLAIN
+    },
     Row { archs: &["granite", "granitemoe"], scales_embedding: true, scales_residual: true, scales_logits: true, ..PLAIN },
     Row {
         archs: &["llama4"],
@@ -239,10 +251,23 @@ impl Row {
     }
 }
 
-/// How a layer's experts are chosen: those with a correction bias have their weights divided by the sum and scaled.
-pub(super) const fn routing(row: &Row, moe: &Moe) -> Routing {
+/// How a layer's experts are chosen: those with a correction bias have their weights divided by the sum and scaled, unless
+/// the model says otherwise and the architecture asks it.
+pub(super) fn routing(row: &Row, moe: &Moe, operations: Operations) -> Routing {
     let corrected = moe.correction_bias.is_some();
-    Routing { normed: row.routing.normed || corrected, scaled: row.routing.scaled || corrected, ..row.routing }
+    let told = |asks: bool, said: Option<bool>| said.filter(|_| asks);
+    let (asks_norm, asks_scale) = match row.routing.asks {
+        Asks::Nothing => (false, false),
+        Asks::Scale => (false, true),
+        Asks::NormAndScale => (true, true),
+    };
+    Routing {
+        normed: told(asks_norm, operations.norms_expert_weights).unwrap_or(row.routing.normed || corrected),
+        scaled: told(asks_scale, operations.scales_expert_weights).unwrap_or(row.routing.scaled || corrected),
+        groups: operations.n_expert_groups,
+        groups_kept: operations.n_expert_groups_per_token,
+        ..row.routing
+    }
 }
 
 /// The row of an architecture, where its graph is known.
