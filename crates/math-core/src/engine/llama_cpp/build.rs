@@ -145,6 +145,16 @@ impl Build {
         }
     }
 
+    /// b12032 rotates quantised keys and values of hybrids with windows in the graph too; before, only the cache knew
+    /// (`llama-graph.cpp:build_inp_mem_hybrid_iswa`).
+    #[must_use]
+    pub const fn rotates_windowed_hybrids(self) -> bool {
+        match self {
+            Self::C0c1e57098 => false,
+            Self::B12032 => true,
+        }
+    }
+
     /// b12032's DeepSeek V4 keeps its last hidden state for prediction layers whether there are any or not; before, only
     /// when it was asked for (`models/deepseek4.cpp:graph`, `t_h_nextn`).
     #[must_use]
@@ -195,8 +205,8 @@ impl Build {
         }
     }
 
-    /// GPT-OSS hands out its last hidden state for prediction layers: b12032 chooses rows of logits inside the last
-    /// layer unless that state is asked for (`llama-graph.h:crop_before_nextn`); before, always after it.
+    /// Models with prediction layers hand out their last hidden state: b12032 chooses rows of logits inside the last layer
+    /// unless that state is asked for (`llama-graph.h:crop_before_nextn`); before, GPT-OSS and some hybrids chose after it.
     #[must_use]
     pub const fn chooses_rows_after_layers(self) -> bool {
         match self {

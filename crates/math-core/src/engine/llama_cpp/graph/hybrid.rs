@@ -198,18 +198,19 @@ pub(super) fn build(
         per_layer: None,
     };
     let last = spec.layers.len().saturating_sub(1);
+    let late = row.chooses_late && parts.setting.rows_after_layers;
     let mut layers = Hybrid { hybrid, states, decays, trunk };
     let steps = parts.layers(spec.layers.iter(), |index| !row.rotates(index));
     for step in &steps {
         let Some(layer) = spec.layers.get(step.layer) else { continue };
         parts.begin_layer(step);
-        let chooses = step.layer == last && !row.chooses_late;
+        let chooses = step.layer == last && !late;
         current = layers.layer(parts, layer, spec.d_model, step.layer, current, chooses)?;
     }
     let norm_bias = spec.head.norm.as_ref().is_some_and(|norm| norm.bias);
     current = parts.norm(current, row.norm, norm_bias, false)?;
     parts.graph.output(current)?;
-    if row.chooses_late {
+    if late {
         // The normed hidden state of all tokens is handed out as well (`t_h_nextn`).
         current = parts.graph.get_rows(current, rows)?;
         parts.graph.output(current)?;
@@ -249,8 +250,13 @@ impl Hybrid<'_> {
         }
         if matches!(layer.mixer, Mixer::None) {
             // Nemotron-H: the whole layer is a feed-forward.
-            let fed = self.trunk.feed_forward(parts, layer, d_model, normed)?;
-            return parts.graph.sum(fed, input);
+            let mut fed = self.trunk.feed_forward(parts, layer, d_model, normed)?;
+            let mut residual = input;
+            if chooses {
+                fed = parts.graph.get_rows(fed, self.trunk.rows)?;
+                residual = parts.graph.get_rows(residual, self.trunk.rows)?;
+            }
+            return parts.graph.sum(fed, residual);
         }
         let mut joined = if let Mixer::Parallel(parallel) = &layer.mixer {
             // The engine computes the norm once for each half, and chooses rows after the halves have joined.

@@ -208,6 +208,9 @@ impl<'a> Recipe<'a> {
             }
         }
         caches.v_widths = [widest; 2];
+        if self.hybrid.is_some() && caches.window_cells.is_some() && !facts.build.rotates_windowed_hybrids() {
+            caches.rotations = [[0; 2]; 2];
+        }
         // Compressed tokens of different sequences never share a stream.
         let streams = if plans.iter().any(|plan| plan.always_streams) { resolved.n_seq_max } else { resolved.streams };
         let setting = Setting {

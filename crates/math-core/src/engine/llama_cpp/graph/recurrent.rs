@@ -301,7 +301,9 @@ impl Parts {
         let [b, c, dt] = parts;
         let steps = self.linear(dt, n_heads)?;
         let steps = self.bias(steps)?;
-        let decay = self.weight(&[n_heads])?;
+        // The loader takes the vector for Mamba 1's matrix, for which no device has a kernel, and keeps it on the host
+        // (`llama-model-loader.cpp:weight_buft_supported`).
+        let decay = self.graph.weight(Self::F32, [n_heads, 1, 1, 1], self.setting.host)?;
         let decay = self.graph.reshape(decay, [1, n_heads, 1, 1])?;
         let (head, row) = (mul(4, head_dim)?, mul(4, d_inner)?);
         let heads = self.graph.view(channels, by_head, [head, row, mul(row, tokens)?])?;
