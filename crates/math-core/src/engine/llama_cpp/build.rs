@@ -150,7 +150,7 @@ impl Build {
     #[must_use]
     pub const fn rotates_windowed_hybrids(self) -> bool {
         match self {
-            Self::C0c1e57098 => false,
+            Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => true,
         }
     }

@@ -10,7 +10,9 @@ use super::per_layer::{self, PerLayer};
 use super::rows::{Row, Scaled, Together, routing};
 use super::selector::SelectorCache;
 use crate::error::MathError;
-use crate::spec::{Attention, Dense, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, Moe, Operations, OutputGate, QkvLayout};
+use crate::spec::{
+    Attention, Dense, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, Moe, Operations, OutputGate, QkvLayout,
+};
 use crate::tensor::Component;
 use crate::units::mul;
 
@@ -403,7 +405,7 @@ impl Trunk<'_> {
         let routed = parts.graph.product(scaled, factors)?;
         let logits = parts.linear(routed, moe.n_experts)?;
         let scales_down = per_layer::extra(layer, "ffn_down_exps.scale").is_some();
-        let experts = parts.experts_by(input, logits, moe, routing(self.row, moe), activation, scales_down)?;
+        let experts = parts.experts_by(input, logits, moe, routing(self.row, moe, self.operations), activation, scales_down)?;
         let experts = parts.norm(experts, norm, false, true)?;
         parts.graph.sum(side, experts)
     }
