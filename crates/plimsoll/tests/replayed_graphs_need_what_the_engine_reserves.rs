@@ -8,14 +8,22 @@
     reason = "a test may fail loudly"
 )]
 
+#[path = "support/places.rs"]
+mod places;
 mod support;
 #[path = "support/truth.rs"]
 mod truth;
 
 use std::collections::BTreeMap;
 
+use plimsoll_math::deployment::{Backend, Deployment};
+use plimsoll_math::engine::llama_cpp::compute::{Bounds, ComputeBuffers};
+use plimsoll_math::engine::llama_cpp::graph::replay::{BufferKind, buffer_bytes};
+use plimsoll_math::engine::llama_cpp::graph::reserved;
 use plimsoll_math::engine::llama_cpp::{Build, memory};
 use plimsoll_math::spec::ModelSpec;
+use plimsoll_math::tensor::TensorTable;
+use serde_json::Value;
 
 #[test]
 fn every_row_with_a_graph() {
@@ -62,4 +70,85 @@ fn every_row_with_a_graph() {
     assert!(wrong.is_empty(), "{exact} exact; {wrong:#?}");
     assert!(exact > 3300, "{exact}");
     assert!(exact_in_newest > 270, "{exact_in_newest}");
+}
+
+/// Bytes of every buffer, devices first, where they are exact.
+fn exact(buffers: &ComputeBuffers) -> Option<Vec<u64>> {
+    let one = |bounds: &Bounds| (bounds.low == bounds.high).then_some(bounds.high);
+    buffers.devices.iter().chain([&buffers.host]).map(one).collect()
+}
+
+fn measured(row: &Value, devices: usize) -> Vec<u64> {
+    let bytes = |wanted: &dyn Fn(&str) -> bool| -> u64 {
+        let buffers = row["compute_bytes"].as_object().unwrap();
+        buffers.iter().filter(|(name, _)| wanted(name)).map(|(_, bytes)| bytes.as_u64().unwrap()).sum()
+    };
+    let device = |number: usize| bytes(&|name| name == format!("CUDA{number}"));
+    (0..devices).map(device).chain([bytes(&|name| name == "CPU" || name == "CUDA_Host")]).collect()
+}
+
+#[test]
+fn every_row_of_several_places_with_a_graph() {
+    let mut models: BTreeMap<(String, String), Option<(ModelSpec, TensorTable)>> = BTreeMap::new();
+    let mut right: BTreeMap<String, u64> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for row in support::rows("truth/llama.cpp/truth.jsonl.gz") {
+        let Some((deployment, build)) = places::request(&row) else { continue };
+        let key = (row["model"].to_string(), row["quant"].to_string());
+        let Some((spec, table)) = models.entry(key).or_insert_with(|| places::model(&row)) else { continue };
+        let memory = memory::memory_of(spec, table, &deployment, build).unwrap();
+        let Some(ours) = exact(&memory.compute) else { continue };
+        let engine = measured(&row, deployment.devices.len());
+        if ours == engine {
+            *right.entry(row["backend"].as_str().unwrap().to_owned()).or_default() += 1;
+        } else {
+            wrong.push(format!("ours {ours:?}, engine {engine:?}: {}", truth::describe(&row)));
+        }
+    }
+    assert!(wrong.is_empty(), "{right:?} exact; {wrong:#?}");
+    assert!(right["cuda-cc890-partial"] >= 140 && right["2xcuda-cc890"] >= 84, "{right:?}");
+}
+
+/// The buffers of all layers, however deep, in the order of [`exact`].
+fn at_full_depth(spec: &ModelSpec, table: &TensorTable, deployment: &Deployment, build: Build) -> Vec<u64> {
+    let kind = |backend: Backend| BufferKind {
+        alignment: if matches!(backend, Backend::Cuda { .. }) { 128 } else { 32 },
+        largest: u64::MAX,
+    };
+    let mut kinds: Vec<BufferKind> = deployment.devices.iter().map(|device| kind(device.backend)).collect();
+    kinds.push(kind(Backend::Cpu));
+    let graphs = reserved(spec, Some(table), deployment, build).unwrap().unwrap();
+    let mut most = vec![0; kinds.len()];
+    for graph in &graphs {
+        for (most, bytes) in most.iter_mut().zip(buffer_bytes(graph, &kinds).unwrap()) {
+            *most = bytes.max(*most);
+        }
+    }
+    most
+}
+
+#[test]
+fn layers_left_out_change_nothing() {
+    let mut models: BTreeMap<String, Option<(ModelSpec, TensorTable)>> = BTreeMap::new();
+    let mut compared = 0;
+    let mut wrong = Vec::new();
+    // Every so many rows: all layers of all rows would take minutes.
+    for (number, row) in support::rows("truth/llama.cpp/truth.jsonl.gz").into_iter().enumerate() {
+        let several = places::request(&row);
+        if row.get("error").is_some() || !number.is_multiple_of(if several.is_some() { 2 } else { 11 }) {
+            continue;
+        }
+        let Some((deployment, build)) = several.or_else(|| truth::request(&row)) else { continue };
+        let key = format!("{} {}", row["model"], row["quant"]);
+        let Some((spec, table)) = models.entry(key).or_insert_with(|| places::model(&row)) else { continue };
+        let Ok(memory) = memory::memory_of(spec, table, &deployment, build) else { continue };
+        let Some(ours) = exact(&memory.compute) else { continue };
+        let full = at_full_depth(spec, table, &deployment, build);
+        compared += 1;
+        if ours != full {
+            wrong.push(format!("{ours:?}, all layers {full:?}: {}", truth::describe(&row)));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {compared}: {wrong:#?}", wrong.len());
+    assert!(compared > 350, "{compared}");
 }

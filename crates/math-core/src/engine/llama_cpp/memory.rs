@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use crate::deployment::{Deployment, Location};
 use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::cache::{CacheBytes, CachePlan, cache_plans};
-use crate::engine::llama_cpp::compute::{ComputeBounds, ComputeBuffers, ComputeShape};
+use crate::engine::llama_cpp::compute::{ComputeBuffers, ComputeShape};
 use crate::engine::llama_cpp::facts::Facts;
 use crate::engine::llama_cpp::graph;
 use crate::engine::llama_cpp::layout::Layout;
@@ -185,19 +185,18 @@ fn measure(spec: &ModelSpec, table: Option<&TensorTable>, deployment: &Deploymen
     let plan = MemoryPlan::new(spec, facts, deployment, &layout, asked.transposes_values(deployment))?;
     let (caches, recurrent, compressors) = plan.bytes(&resolved, deployment, &layout)?;
     let output = mul(4, mul(resolved.n_seq_max, plan.output_row)?)?;
-    let compute = match (layout.only_place(), table) {
-        (Some(place), _) => {
-            let bounds = match graph::compute_bytes(spec, deployment, facts, &resolved, &plan.caches)? {
-                Some(exact) => ComputeBounds::exactly(exact),
-                None => ComputeShape::new(spec, facts, deployment)?.bounds(&plan.caches, &resolved, deployment)?,
-            };
+    let exact = graph::compute_buffers(spec, table, deployment, facts, &layout, &resolved, &plan.caches)?;
+    let compute = match (exact, layout.only_place(), table) {
+        (Some(exact), ..) => exact,
+        (None, Some(place), _) => {
+            let bounds = ComputeShape::new(spec, facts, deployment)?.bounds(&plan.caches, &resolved, deployment)?;
             ComputeBuffers::of_one(bounds, place, layout.devices().len())
         }
-        (None, Some(table)) => {
+        (None, None, Some(table)) => {
             let (plans, resolved, layout) = (plan.caches.as_slice(), &resolved, &layout);
             Spread { build, spec, table, plans, resolved, deployment, layout }.bounds()?
         }
-        (None, None) => {
+        (None, None, None) => {
             return Err(MathError::Unsupported {
                 engine: build.engine().to_string(),
                 mechanism: "compute buffers of several places without the model's tensors".to_string(),

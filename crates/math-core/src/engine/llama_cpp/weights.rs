@@ -164,6 +164,18 @@ pub fn weight_places<'a>(
     Ok(created.into_iter().map(|created| (created.tensor.name.as_str(), created.place)).collect())
 }
 
+/// As [`weight_places`], the tensors themselves.
+pub(super) fn weight_homes<'a>(
+    build: Build,
+    facts: &LoaderFacts,
+    table: &'a TensorTable,
+    deployment: &Deployment,
+) -> Result<Vec<(&'a Tensor, WeightPlace)>, MathError> {
+    let layout = Layout::new(facts.n_layers_all, deployment)?;
+    let created = created(build, facts, table, deployment, &layout)?;
+    Ok(created.into_iter().map(|created| (created.tensor, created.place)).collect())
+}
+
 /// Bytes of the largest tensor that stays on the host and is read layer by layer: what a device may fetch at once.
 pub(super) fn largest_on_host(
     build: Build,

@@ -185,6 +185,7 @@ pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, caches: &CompressedCach
         let fed = feed_forward(parts, layer, spec, normed)?;
         current = parts.spread_versions(fed, before, &mixed)?;
     }
+    parts.begin_output();
     if parts.setting.hands_out_hidden_state {
         parts.graph.output(current)?;
     }
@@ -212,8 +213,7 @@ fn feed_forward(parts: &mut Parts, layer: &Layer, spec: &ModelSpec, x: Node) -> 
     };
     let mut routing = routing(&ROW, moe, spec.operations);
     if let Some(table) = shape(layer, "ffn_gate_tid2eid.weight") {
-        let device = parts.setting.device;
-        let table = parts.graph.weight(StorageFormat::I32, table, device)?;
+        let table = parts.table(table)?;
         routing.looked_up = Some(parts.graph.get_rows(table, parts.tokens)?);
     }
     let routed = parts.experts(x, moe, routing, Activation::Single)?;
@@ -286,7 +286,7 @@ impl Trunk {
     /// Compresses the tokens of a micro-batch with what came before, writes the entries, and keeps the last tokens. Returns
     /// the cache of entries.
     fn compress(&self, parts: &mut Parts, inputs: &Compressor, head: u64, x: Node) -> Result<Node, MathError> {
-        let Setting { streams, device, k_format, .. } = parts.setting;
+        let Setting { streams, cache_device, k_format, .. } = parts.setting;
         let width = if inputs.overlaps { mul(2, head)? } else { head };
         let values = parts.linear(x, width)?;
         let scores = parts.linear(x, width)?;
@@ -298,7 +298,7 @@ impl Trunk {
         let mut sources = Vec::new();
         let mut states = Vec::new();
         for now in [values, scores] {
-            let state = parts.graph.cache(Parts::F32, [width, rows, 1, 1], device)?;
+            let state = parts.graph.cache(Parts::F32, [width, rows, 1, 1], cache_device)?;
             let all = parts.graph.view_2d(state, width, rows, row)?;
             let before = parts.graph.view_2d(all, width, rows, row)?;
             sources.push((before, now));
@@ -319,7 +319,7 @@ impl Trunk {
         if let Some(rotation) = inputs.rotation {
             entry = parts.rotate(entry, rotation)?;
         }
-        let cache = parts.graph.cache(k_format, [head, inputs.cache.cells, streams, 1], device)?;
+        let cache = parts.graph.cache(k_format, [head, inputs.cache.cells, streams, 1], cache_device)?;
         let stored = parts.store_rows(entry, cache, inputs.write)?;
         parts.graph.expand(stored)?;
         let mut kept = Vec::new();
@@ -400,7 +400,7 @@ impl Trunk {
         mut kv: Node,
         entries: Option<(Node, &Compressor, Option<Node>)>,
     ) -> Result<Node, MathError> {
-        let Setting { streams, k_format, device, .. } = parts.setting;
+        let Setting { streams, k_format, cache_device, .. } = parts.setting;
         let head = attention.head_dim;
         if let Some(rotation) = self.raw_rotation {
             q = parts.rotate(q, rotation)?;
@@ -409,7 +409,7 @@ impl Trunk {
         parts.graph.expand(q)?;
         parts.graph.expand(kv)?;
         let cells = self.caches.raw.cells;
-        let cache = parts.graph.cache(k_format, [head, cells, streams, 1], device)?;
+        let cache = parts.graph.cache(k_format, [head, cells, streams, 1], cache_device)?;
         let stored = parts.store_rows(kv, cache, self.raw_rows)?;
         parts.graph.expand(stored)?;
         let mut keys = view_of_keys(parts, cache, head, cells)?;

@@ -88,10 +88,7 @@ pub(super) fn build(
     let mut current = embed(parts, spec, row, positions)?;
     let (full, sliding) = attended(parts, spec, caches, window)?;
     let factors = spec.embedding.extra.iter().find(|weight| weight.name.starts_with("rope_f"));
-    let factors = match factors {
-        Some(weight) => Some(parts.weight(&[weight.shape.row()])?),
-        None => None,
-    };
+    let factors = factors.map(|weight| weight.shape.row()).or(parts.rope_factors());
     let sparse = match caches.selector {
         Some(cache) => Some(Sparse { inputs: parts.selector_inputs(cache)?, chosen: None }),
         None => None,
@@ -144,6 +141,7 @@ pub(super) fn build(
         let chooses = step.layer == last && !late;
         current = trunk.layer(parts, layer, spec.d_model, step.layer, current, chooses)?;
     }
+    parts.begin_output();
     if row.chooses_late && !row.norms_before_choosing {
         // The hidden state of all tokens is handed out as well (`t_h_nextn`).
         parts.graph.output(current)?;
@@ -281,7 +279,8 @@ const fn normed_flat(attention: &Attention) -> bool {
 pub(super) struct Trunk<'a> {
     pub(super) row: &'a Row,
     pub(super) positions: Node,
-    pub(super) factors: Option<Node>,
+    /// How many factors the rotary embedding has.
+    pub(super) factors: Option<u64>,
     pub(super) attention_scale: Option<Node>,
     pub(super) rows: Node,
     pub(super) full: CacheInputs,
@@ -493,6 +492,7 @@ impl Trunk<'_> {
         let factors = if row.factors_on_full_layers && windowed { None } else { self.factors };
         let rotates = self.operations.rotates.unwrap_or_else(|| row.rotates(index));
         if rotates {
+            let factors = factors.map(|width| parts.shared_vector(width)).transpose()?;
             q = parts.graph.rope(q, self.positions, factors)?;
             k = k.map(|k| parts.graph.rope(k, self.positions, factors)).transpose()?;
             if row.bare_qk_norm {

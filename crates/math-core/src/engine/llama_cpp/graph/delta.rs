@@ -35,6 +35,7 @@ impl Parts {
         let rows = add(mul(tokens, sequences)?, mul(head, sequences)?)?;
         let sources = [rule.q, rule.k, rule.v, rule.decay, rule.beta, rule.state];
         let both = self.graph.result(Op::GatedDeltaNet, Self::F32, [width, rows, 1, 1], &sources)?;
+        self.fused.push((both, self.setting.device));
         let row = mul(4, head)?;
         let token = mul(row, heads)?;
         let out = self.graph.view(both, [head, heads, tokens, sequences], [row, token, mul(token, tokens)?])?;

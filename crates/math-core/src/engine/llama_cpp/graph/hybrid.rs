@@ -207,6 +207,7 @@ pub(super) fn build(
         let chooses = step.layer == last && !late;
         current = layers.layer(parts, layer, spec.d_model, step.layer, current, chooses)?;
     }
+    parts.begin_output();
     let norm_bias = spec.head.norm.as_ref().is_some_and(|norm| norm.bias);
     current = parts.norm(current, row.norm, norm_bias, false)?;
     parts.graph.output(current)?;

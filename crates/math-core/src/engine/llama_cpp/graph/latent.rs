@@ -47,7 +47,7 @@ pub(super) fn attention(
     d_model: u64,
     x: Node,
 ) -> Result<Node, MathError> {
-    let Setting { tokens, streams, k_format, device, .. } = parts.setting;
+    let Setting { tokens, streams, k_format, cache_device, .. } = parts.setting;
     let (rank, nope, rope, heads) = (mla.kv_lora_rank, mla.qk_nope_head_dim, mla.qk_rope_head_dim, mla.n_heads);
     let head = add(nope, rope)?;
     let mut q = x;
@@ -95,7 +95,7 @@ pub(super) fn attention(
     parts.graph.expand(k)?;
     let cells = inputs.cells;
     let width = add(rank, rope)?;
-    let cache = parts.graph.cache(k_format, [width, cells, streams, 1], device)?;
+    let cache = parts.graph.cache(k_format, [width, cells, streams, 1], cache_device)?;
     if let Some(rows) = inputs.k_rows {
         let stored = parts.store_rows(k, cache, rows)?;
         parts.graph.expand(stored)?;

@@ -20,6 +20,7 @@ pub mod op;
 pub mod ops;
 mod parts;
 mod per_layer;
+mod places;
 mod recurrent;
 pub(super) mod regimes;
 pub mod replay;
@@ -29,31 +30,37 @@ mod schedule;
 mod selector;
 pub mod tensors;
 
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 use super::build::Build;
 use super::cache::{BufferRules, CachePlan, CellRule, cache_plans};
+use super::compute::{Bounds, ComputeBuffers};
 use super::facts::Facts;
 use super::flash::selectors_run_fused;
 use super::layout::Layout;
 use super::loader_facts::LoaderFacts;
 use super::resolve::{ResolveFacts, Resolved, resolve_with};
-use crate::deployment::{Backend, Deployment};
+use crate::deployment::{Backend, Deployment, FlashAttention};
 use crate::error::MathError;
 use crate::spec::{Attention, ModelSpec};
+use crate::tensor::TensorTable;
+use crate::units::mul;
 use compressed::{CompressedCache, CompressedCaches};
 use decoder::Caches;
 use depth::Depth;
 use hybrid::HybridRow;
-use ops::{Builder, Node};
+use op::Op;
 use parts::{Parts, Setting};
+use places::Places;
 use replay::{BufferKind, replay};
 use rows::{BuiltBy, Row};
 use schedule::{Machine, schedule};
 use selector::SelectorCache;
 use tensors::Graph;
 
-/// Bytes of the compute buffers: on the device (0 when the processor does everything) and on the host.
+/// Bytes of the compute buffers where one place does all the work: on the device (0 when the processor does everything)
+/// and on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ComputeBytes {
@@ -63,7 +70,8 @@ pub struct ComputeBytes {
     pub host: u64,
 }
 
-/// The compute buffers to the byte, or `None` where the graph of this architecture, build or backend is not known.
+/// The compute buffers to the byte where one place does all the work, or `None` where the graph of this architecture, build
+/// or backend is not known.
 ///
 /// # Errors
 /// [`MathError::Overflow`].
@@ -74,37 +82,67 @@ pub(super) fn compute_bytes(
     resolved: &Resolved,
     plans: &[CachePlan],
 ) -> Result<Option<ComputeBytes>, MathError> {
-    let Some(recipe) = Recipe::new(spec, deployment, facts)? else { return Ok(None) };
-    let kinds = recipe.buffer_kinds();
-    let mut out = ComputeBytes::default();
-    for reserve in Reserve::all(resolved, facts) {
-        let mut depth = Depth::default();
-        let bytes = loop {
-            let Some(graph) = recipe.graph(resolved, plans, reserve, &mut depth)? else { return Ok(None) };
-            let replayed = replay::<u64, Graph>(&graph, &kinds, &mut ())?;
-            if depth.settle(&replayed.snapshots) {
-                break replayed.bytes;
+    let places = Places::single(deployment.backend());
+    let Some(recipe) = Recipe::new(spec, deployment, facts, places)? else { return Ok(None) };
+    let Some(bytes) = recipe.bytes(resolved, plans)? else { return Ok(None) };
+    let (host, device) = bytes.split_last().map_or((0, 0), |(host, rest)| (*host, rest.iter().copied().sum()));
+    Ok(Some(ComputeBytes { device, host }))
+}
+
+/// The compute buffers to the byte wherever the layout puts layers, caches and weights, or `None` where the graph is not
+/// known or `table` is missing.
+///
+/// # Errors
+/// [`MathError::Overflow`].
+pub(super) fn compute_buffers(
+    spec: &ModelSpec,
+    table: Option<&TensorTable>,
+    deployment: &Deployment,
+    facts: Facts<'_>,
+    layout: &Layout,
+    resolved: &Resolved,
+    plans: &[CachePlan],
+) -> Result<Option<ComputeBuffers>, MathError> {
+    let Some(places) = Places::new(spec, table, deployment, facts.build, layout)? else { return Ok(None) };
+    let Some(recipe) = Recipe::new(spec, deployment, facts, places)? else { return Ok(None) };
+    if !recipe.places.is_single() && !recipe.fused_as_resolved(resolved, plans)? {
+        return Ok(None);
+    }
+    let Some(bytes) = recipe.bytes(resolved, plans)? else { return Ok(None) };
+    let mut out = ComputeBuffers { devices: alloc::vec![Bounds::default(); layout.devices().len()], host: Bounds::default() };
+    if let Some((host, devices)) = bytes.split_last() {
+        out.host = Bounds::exactly(*host);
+        for (device, bytes) in recipe.places.devices.iter().zip(devices) {
+            if let Some(slot) = out.devices.get_mut(usize::from(*device)) {
+                *slot = Bounds::exactly(*bytes);
             }
-        };
-        let (host, device) = bytes.split_last().map_or((0, 0), |(host, rest)| (*host, rest.iter().copied().sum()));
-        out.device = out.device.max(device);
-        out.host = out.host.max(host);
+        }
     }
     Ok(Some(out))
 }
 
 /// The graphs that a context is reserved for, all layers shown, as the scheduler hands them to the allocator; `None` where
-/// the graph of this architecture or backend is not known. For comparison with graphs that the engine dumped.
+/// the graph of this architecture or backend is not known. For comparison with graphs that the engine dumped. `table` is
+/// needed where several places share the work.
 ///
 /// # Errors
-/// As [`super::memory::memory`].
-pub fn reserved(spec: &ModelSpec, deployment: &Deployment, build: Build) -> Result<Option<Vec<Graph>>, MathError> {
+/// As [`super::memory::memory_of`].
+pub fn reserved(
+    spec: &ModelSpec,
+    table: Option<&TensorTable>,
+    deployment: &Deployment,
+    build: Build,
+) -> Result<Option<Vec<Graph>>, MathError> {
     let facts = Facts::new(spec, build)?;
     let asked = ResolveFacts::new(spec, facts, deployment)?;
     let resolved = resolve_with(&asked, deployment, deployment.context, deployment.sequences)?;
     let layout = Layout::new(LoaderFacts::of(spec, build)?.n_layers_all, deployment)?;
     let plans = cache_plans(spec, facts, deployment, &layout, asked.transposes_values(deployment))?;
-    let Some(recipe) = Recipe::new(spec, deployment, facts)? else { return Ok(None) };
+    let Some(places) = Places::new(spec, table, deployment, build, &layout)? else { return Ok(None) };
+    let Some(recipe) = Recipe::new(spec, deployment, facts, places)? else { return Ok(None) };
+    if !recipe.places.is_single() && !recipe.fused_as_resolved(&resolved, &plans)? {
+        return Ok(None);
+    }
     let mut graphs = Vec::new();
     for reserve in Reserve::all(&resolved, facts) {
         let mut depth = Depth::all();
@@ -113,6 +151,10 @@ pub fn reserved(spec: &ModelSpec, deployment: &Deployment, build: Build) -> Resu
     }
     Ok(Some(graphs))
 }
+
+/// Below this batch, norms are kept on their layers' devices also where only some layers are on devices
+/// (`llama-context.cpp:graph_get_cb`).
+const FEW_TOKENS: u64 = 32;
 
 /// A graph that the engine reserves memory for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,33 +190,78 @@ struct Recipe<'a> {
     facts: Facts<'a>,
     row: Option<&'static Row>,
     hybrid: Option<&'static HybridRow>,
-    /// The device, if there is one, and the processor.
-    backends: Vec<Backend>,
-    /// Whether values are cached transposed.
-    transposed: bool,
+    places: Rc<Places>,
+    asked: ResolveFacts,
 }
 
 impl<'a> Recipe<'a> {
     /// `None` where the graph is not known.
-    fn new(spec: &'a ModelSpec, deployment: &'a Deployment, facts: Facts<'a>) -> Result<Option<Self>, MathError> {
+    fn new(spec: &'a ModelSpec, deployment: &'a Deployment, facts: Facts<'a>, places: Places) -> Result<Option<Self>, MathError> {
         let (row, hybrid) = (rows::row(facts.arch), hybrid::row(facts.arch));
         let known = row.is_some() || hybrid.is_some() || facts.compresses_tokens();
-        let served = deployment.backend() != Backend::Metal && !deployment.embeddings && !deployment.load_mtp;
+        let served = !places.backends.contains(&Backend::Metal) && !deployment.embeddings && !deployment.load_mtp;
         if !known || !served || !facts.build.graphs_are_known() {
             return Ok(None);
         }
-        let backends = match deployment.backend() {
-            Backend::Cpu => alloc::vec![Backend::Cpu],
-            device => alloc::vec![device, Backend::Cpu],
-        };
-        let transposed = ResolveFacts::new(spec, facts, deployment)?.transposes_values(deployment);
-        Ok(Some(Self { spec, deployment, facts, row, hybrid, backends, transposed }))
+        // Where RWKV and AltUp hand more than one tensor from layer to layer, what crosses between devices is not known.
+        if !places.is_single() && places.devices.len() > 1 && row.is_some_and(|row| row.built_by == BuiltBy::Rwkv) {
+            return Ok(None);
+        }
+        let asked = ResolveFacts::new(spec, facts, deployment)?;
+        Ok(Some(Self { spec, deployment, facts, row, hybrid, places: Rc::new(places), asked }))
     }
 
     /// The buffers of the backends.
     fn buffer_kinds(&self) -> Vec<BufferKind> {
         let kind = |backend: &Backend| BufferKind { alignment: BufferRules::of(*backend).alignment, largest: u64::MAX };
-        self.backends.iter().map(kind).collect()
+        self.places.backends.iter().map(kind).collect()
+    }
+
+    /// Bytes of every backend's buffer.
+    fn bytes(&self, resolved: &Resolved, plans: &[CachePlan]) -> Result<Option<Vec<u64>>, MathError> {
+        let kinds = self.buffer_kinds();
+        let mut out = alloc::vec![0; kinds.len()];
+        for reserve in Reserve::all(resolved, self.facts) {
+            let mut depth = Depth::default();
+            let bytes = loop {
+                let Some(graph) = self.graph(resolved, plans, reserve, &mut depth)? else { return Ok(None) };
+                let replayed = replay::<u64, Graph>(&graph, &kinds, &mut ())?;
+                if depth.settle(&replayed.snapshots) {
+                    break replayed.bytes;
+                }
+            };
+            for (most, bytes) in out.iter_mut().zip(bytes) {
+                *most = bytes.max(*most);
+            }
+        }
+        Ok(Some(out))
+    }
+
+    /// Whether fused operations end up where the effective parameters say, as the engine finds out by graphs of one token per
+    /// sequence, and of sixteen for delta rules (`llama-context.cpp:resolve_fused_ops`). `false` where another graph would be
+    /// needed that is not known.
+    fn fused_as_resolved(&self, resolved: &Resolved, plans: &[CachePlan]) -> Result<bool, MathError> {
+        let sequences = resolved.n_seq_max;
+        let asks = self.asked.wanted(self.deployment) == FlashAttention::Auto;
+        let probed = if asks { Resolved { flash_attention: true, ..*resolved } } else { *resolved };
+        let mut attention_stays = true;
+        for each in [1, 16] {
+            let tokens = mul(each, sequences)?;
+            let reserve = Reserve { tokens, sequences, outputs: tokens };
+            let Some((parts, machine)) = self.build(&probed, plans, reserve, &mut Depth::default())? else { return Ok(false) };
+            let fused = parts.fused.clone();
+            let ops = fused.iter().map(|(node, _)| parts.graph.op(*node)).collect::<Result<Vec<_>, _>>()?;
+            let graph = schedule(parts.graph, machine)?;
+            for ((node, device), op) in fused.iter().zip(ops) {
+                let stays = graph.backend_of(*node).is_none_or(|backend| usize::try_from(backend) == Ok(*device));
+                match op {
+                    Op::FlashAttention => attention_stays &= stays || each > 1,
+                    _ if stays => {}
+                    _ => return Ok(false),
+                }
+            }
+        }
+        Ok(!asks || attention_stays == resolved.flash_attention)
     }
 
     /// A graph as the scheduler makes it, as deep as `depth` says.
@@ -185,6 +272,20 @@ impl<'a> Recipe<'a> {
         reserve: Reserve,
         depth: &mut Depth,
     ) -> Result<Option<Graph>, MathError> {
+        match self.build(resolved, plans, reserve, depth)? {
+            Some((parts, machine)) => schedule(parts.graph, machine).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// A graph as the architecture makes it, with the machine to schedule it on.
+    fn build(
+        &self,
+        resolved: &Resolved,
+        plans: &[CachePlan],
+        reserve: Reserve,
+        depth: &mut Depth,
+    ) -> Result<Option<(Parts, Machine<'_>)>, MathError> {
         let Self { spec, deployment, facts, .. } = *self;
         let batch_only = !facts.has_memory();
         let mut caches = Caches { batch_only, window_cells: None, v_widths: [0; 2], rotations: [[0; 2]; 2], selector: None };
@@ -213,6 +314,12 @@ impl<'a> Recipe<'a> {
         }
         // Compressed tokens of different sequences never share a stream.
         let streams = if plans.iter().any(|plan| plan.always_streams) { resolved.n_seq_max } else { resolved.streams };
+        let places = &self.places;
+        let cached_rotations = facts.build.rotation_matrices_are_cached();
+        if !places.is_single() && cached_rotations && caches.rotations != [[0; 2]; 2] {
+            // Each layer's matrices would be with its cache.
+            return Ok(None);
+        }
         let setting = Setting {
             tokens: reserve.tokens,
             sequences: reserve.sequences,
@@ -224,14 +331,16 @@ impl<'a> Recipe<'a> {
             k_format: deployment.kv_type_k,
             v_format: deployment.kv_type_v,
             flash: resolved.flash_attention,
-            transposed: self.transposed,
+            transposed: self.asked.transposes_values(deployment),
             device: 0,
-            host: self.backends.len().saturating_sub(1),
+            cache_device: 0,
+            host: 0,
+            pins_norms: places.everything_on_devices || reserve.tokens < FEW_TOKENS,
             rows_after_layers: facts.build.chooses_rows_after_layers(),
             flat_delta: facts.build.delta_output_is_flat(),
             mixed_inputs: facts.build.mixes_tokens_and_embeddings(facts.arch),
             scales_rows: facts.build.scales_embedded_rows(facts.arch),
-            cached_rotations: facts.build.rotation_matrices_are_cached(),
+            cached_rotations,
             gathers_states: facts.build.gathers_states_at_once(),
             pads_batches: facts.build.pads_uncached_batches(),
             tables_first: facts.build.looks_tables_up_first(),
@@ -244,8 +353,7 @@ impl<'a> Recipe<'a> {
         let window = |attention: &Attention| {
             if batch_only { attention.window.tokens().is_some() } else { facts.window(attention.window).is_some() }
         };
-        let mut parts =
-            Parts { graph: Builder::new(), tokens: Node(0), setting, depth: core::mem::take(depth), loop_start: None };
+        let mut parts = Parts::new(setting, core::mem::take(depth), places);
         let built = match (self.row, self.hybrid) {
             (Some(row), _) => match row.built_by {
                 BuiltBy::Layers => decoder::build(&mut parts, spec, row, &caches, &window)?,
@@ -256,12 +364,17 @@ impl<'a> Recipe<'a> {
             (None, Some(row)) => hybrid::build(&mut parts, spec, row, &caches, &window)?,
             (None, None) => compressed::build(&mut parts, spec, &compressed)?,
         };
-        if !built {
+        // A graph that does not say where its layers end says nothing about their devices either.
+        if !built || (!places.is_single() && !parts.at_output) {
             return Ok(None);
         }
-        *depth = parts.depth;
-        let strided_unary = facts.build.unary_kernels_read_strided();
-        let machine = Machine { backends: &self.backends, offloads_operations: true, copies: 1, strided_unary };
-        schedule(parts.graph, machine).map(Some)
+        *depth = parts.depth.clone();
+        let machine = Machine {
+            backends: &places.backends,
+            offloads_operations: places.offloads_operations,
+            copies: places.copies,
+            strided_unary: facts.build.unary_kernels_read_strided(),
+        };
+        Ok(Some((parts, machine)))
     }
 }

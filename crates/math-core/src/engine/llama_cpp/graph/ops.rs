@@ -38,13 +38,15 @@ pub(super) struct Built {
     pub(super) format: StorageFormat,
     /// The backend it is pinned to by the engine's callback.
     pub(super) pinned: Option<u8>,
+    /// Whether only the processor knows how to read it.
+    pub(super) repacked: bool,
     visited: bool,
 }
 
 impl Built {
     /// A tensor that is not computed.
     pub(super) const fn none(format: StorageFormat) -> Self {
-        Self { op: Op::None, home: Home::Graph, format, pinned: None, visited: true }
+        Self { op: Op::None, home: Home::Graph, format, pinned: None, repacked: false, visited: true }
     }
 }
 
@@ -121,7 +123,7 @@ impl Builder {
         for source in sources {
             self.graph.push_source(source.0);
         }
-        self.built.push(Built { op, home: Home::Graph, format, pinned: None, visited: false });
+        self.built.push(Built { op, home: Home::Graph, format, pinned: None, repacked: false, visited: false });
         Ok(Node(number))
     }
     fn tensor(&self, node: Node) -> Result<&GraphTensor, MathError> {
@@ -203,6 +205,14 @@ impl Builder {
         self.built_mut(node)?.home = Home::Weight(backend_number(backend)?);
         self.tensor_mut(node)?.is_external = true;
         Ok(node)
+    }
+    /// Says that a weight is in a layout of the processor's own.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`] for a tensor of another graph.
+    pub fn repack(&mut self, node: Node) -> Result<(), MathError> {
+        self.built_mut(node)?.repacked = true;
+        Ok(())
     }
     /// A cache in a buffer of `backend`.
     ///

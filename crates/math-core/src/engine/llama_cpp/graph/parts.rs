@@ -1,11 +1,13 @@
 //! The parts that graphs are made of: norms, attention over a cache, feed-forwards, experts
 //! (`src/llama-graph.cpp:llm_graph_context`).
 
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 use super::depth::{Depth, Step, kinds};
 use super::op::Op;
 use super::ops::{Builder, Node};
+use super::places::Places;
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::{Dense, Layer, Moe};
@@ -39,8 +41,12 @@ pub(super) struct Setting {
     /// Whether values are cached transposed. A cache made for flash attention is not, also where the device turns out not
     /// to have it.
     pub(super) transposed: bool,
-    /// The backend of layers and output: 0, the device if there is one.
+    /// The backend of the layer under way, or of the output after the last one: 0, the device, if there is one only.
     pub(super) device: usize,
+    /// The backend that the layer's cache or state is kept by.
+    pub(super) cache_device: usize,
+    /// Whether norms are kept on their layers' devices.
+    pub(super) pins_norms: bool,
     /// The backend of the input layer: the processor.
     pub(super) host: usize,
     /// Whether GPT-OSS chooses rows of logits after the last layer (`build.rs:chooses_rows_after_layers`).
@@ -95,7 +101,19 @@ pub(super) struct Parts {
     /// How many layers are shown.
     pub(super) depth: Depth,
     /// The first tensor of the rounds of layers that are under way.
-    pub(super) loop_start: Option<u32>,
+    loop_start: Option<u32>,
+    /// Where layers, caches and weights are.
+    places: Rc<Places>,
+    /// The layer under way.
+    layer: Option<usize>,
+    /// Which of the weights of the layer under way, and of no layer, the graph has read.
+    taken: [Vec<bool>; 2],
+    /// Weights that layers have in common, one for each backend.
+    shared: Vec<(u64, usize, Node)>,
+    /// Fused operations that the engine wants on their layer's device, and the device.
+    pub(super) fused: Vec<(Node, usize)>,
+    /// Whether the end of the layers was announced.
+    pub(super) at_output: bool,
 }
 
 /// How a norm is computed.
@@ -160,6 +178,25 @@ impl Setting {
 }
 
 impl Parts {
+    /// An empty graph.
+    pub(super) fn new(mut setting: Setting, depth: Depth, places: &Rc<Places>) -> Self {
+        setting.host = places.host();
+        setting.device = places.layer(0).backend;
+        setting.cache_device = places.layer(0).cache;
+        Self {
+            graph: Builder::new(),
+            tokens: Node(0),
+            setting,
+            depth,
+            loop_start: None,
+            places: Rc::clone(places),
+            layer: None,
+            taken: [Vec::new(), Vec::new()],
+            shared: Vec::new(),
+            fused: Vec::new(),
+            at_output: false,
+        }
+    }
     /// The layers to build, in order: all that differ, and of those that repeat as many as it takes. `numbered` says what
     /// a layer's graph depends on besides the layer itself: whatever follows from its number.
     ///
@@ -169,11 +206,23 @@ impl Parts {
         layers: impl Iterator<Item = &'a Layer>,
         numbered: impl Fn(usize) -> T,
     ) -> Vec<Step> {
-        let kinds = kinds(layers.enumerate().map(|(index, layer)| (numbered(index), layer)));
+        let places = &self.places;
+        let kinds = kinds(layers.enumerate().map(|(index, layer)| (places.kind(index), numbered(index), layer)));
         self.depth.steps(&kinds)
+    }
+    /// The output begins: the last norm, rows of logits. After the last layer.
+    pub(super) fn begin_output(&mut self) {
+        self.layer = None;
+        self.setting.device = self.places.output;
+        self.at_output = true;
     }
     /// A layer begins.
     pub(super) fn begin_layer(&mut self, step: &Step) {
+        let place = self.places.layer(step.layer);
+        (self.setting.device, self.setting.cache_device) = (place.backend, place.cache);
+        self.layer = Some(step.layer);
+        let [in_layer, _] = &mut self.taken;
+        in_layer.clear();
         if step.ends_round && step.begins_round != Some(false) {
             self.end_round();
         }
@@ -195,10 +244,56 @@ impl Parts {
         for (slot, n) in all.iter_mut().zip(dims) {
             *slot = *n;
         }
-        self.graph.weight(Self::F32, all, self.setting.device)
+        self.stored_weight(all, self.setting.device)
+    }
+    /// A weight of the layer under way, or of none: as the loader stored it where that matters, else on `backend`.
+    pub(super) fn stored_weight(&mut self, dims: [u64; 4], backend: usize) -> Result<Node, MathError> {
+        if self.places.is_single() {
+            return self.graph.weight(Self::F32, dims, backend);
+        }
+        let list = self.places.weights(self.layer);
+        let [in_layer, in_none] = &mut self.taken;
+        let taken = if self.layer.is_some() { in_layer } else { in_none };
+        taken.resize(list.len(), false);
+        // Weights of one shape are read in the order in which they lie in the file.
+        let alike = || list.iter().enumerate().filter(|(_, weight)| weight.dims == dims);
+        let fresh = alike().find(|(index, weight)| !weight.looks_up && taken.get(*index) == Some(&false));
+        let Some((index, stored)) = fresh.or_else(|| alike().next()) else {
+            return self.graph.weight(Self::F32, dims, backend);
+        };
+        if let Some(slot) = taken.get_mut(index) {
+            *slot = true;
+        }
+        let node = self.graph.weight(stored.format, dims, stored.backend)?;
+        if stored.repacked {
+            self.graph.repack(node)?;
+        }
+        Ok(node)
+    }
+    /// How many factors the rotary embedding has, where the file has them.
+    pub(super) fn rope_factors(&self) -> Option<u64> {
+        self.places.rope_factors
+    }
+    /// A table of numbers in the file.
+    pub(super) fn table(&mut self, dims: [u64; 4]) -> Result<Node, MathError> {
+        if self.places.is_single() {
+            return self.graph.weight(StorageFormat::I32, dims, self.setting.device);
+        }
+        self.stored_weight(dims, self.setting.device)
+    }
+    /// A vector that all layers read, a copy of which is with each device's layers (factors of the rotary embedding).
+    pub(super) fn shared_vector(&mut self, width: u64) -> Result<Node, MathError> {
+        let device = self.setting.device;
+        if let Some((.., node)) = self.shared.iter().find(|(known, on, _)| *known == width && *on == device) {
+            return Ok(*node);
+        }
+        let node = self.graph.weight(Self::F32, [width, 1, 1, 1], device)?;
+        self.shared.push((width, device, node));
+        Ok(node)
     }
     pub(super) fn host_weight(&mut self, n0: u64, n1: u64) -> Result<Node, MathError> {
-        self.graph.weight(Self::F32, [n0, n1, 1, 1], self.setting.host)
+        let dims = [n0, n1, 1, 1];
+        self.graph.weight(Self::F32, dims, self.setting.host)
     }
     pub(super) fn linear(&mut self, x: Node, width: u64) -> Result<Node, MathError> {
         let [n_in, ..] = self.graph.dims(x)?;
@@ -218,7 +313,7 @@ impl Parts {
     /// A norm with weights (`build_norm`). Inside a layer the engine pins it to the layer's device.
     pub(super) fn norm(&mut self, x: Node, kind: NormKind, bias: bool, in_layer: bool) -> Result<Node, MathError> {
         let normed = self.bare_norm(x, kind)?;
-        if in_layer {
+        if in_layer && self.setting.pins_norms {
             self.graph.pin(normed, self.setting.device)?;
         }
         let [width, ..] = self.graph.dims(x)?;
@@ -375,7 +470,7 @@ impl Parts {
     /// Attention over a cache, or of a batch to itself (`build_attn`, `build_attn_mha`): `q`, `k`, `v` are
     /// `[head, heads, tokens]`. Returns `[heads * v_head, tokens]`.
     pub(super) fn attend(&mut self, inputs: &CacheInputs, attention: &Attend) -> Result<Node, MathError> {
-        let Setting { streams, k_format, v_format, transposed, device, .. } = self.setting;
+        let Setting { streams, k_format, v_format, transposed, cache_device, .. } = self.setting;
         let Attend { mut q, k: mut keys, v: mut values, n_kv_heads, k_head, v_head, v_width, sinks, soft_cap, bias } = *attention;
         if let Some(rotation) = inputs.k_rotation {
             q = self.rotate(q, rotation)?;
@@ -396,8 +491,8 @@ impl Parts {
         let k_dim = mul(n_kv_heads, k_head)?;
         let v_dim = mul(n_kv_heads, v_head)?;
         let cells = inputs.cells;
-        let k_cache = self.graph.cache(k_format, [k_dim, cells, streams, 1], device)?;
-        let v_cache = self.graph.cache(v_format, [if transposed { v_width } else { v_dim }, cells, streams, 1], device)?;
+        let k_cache = self.graph.cache(k_format, [k_dim, cells, streams, 1], cache_device)?;
+        let v_cache = self.graph.cache(v_format, [if transposed { v_width } else { v_dim }, cells, streams, 1], cache_device)?;
         if let Some(keys) = keys {
             let stored = self.store_rows(keys, k_cache, k_rows)?;
             self.graph.expand(stored)?;
@@ -504,6 +599,7 @@ impl Parts {
             let k = self.as_f16(k)?;
             let v = self.as_f16(v)?;
             let attended = self.graph.flash_attention(q, k, v, Some(mask), sinks)?;
+            self.fused.push((attended, self.setting.device));
             let mut current = attended;
             if let Some(matrices) = expand_values {
                 let flipped = self.graph.permute(attended, [0, 2, 1, 3])?;
@@ -540,7 +636,11 @@ impl Parts {
             }
             let merged = self.graph.permute(attended, [0, 2, 1, 3])?;
             let [a, b, c, d] = self.graph.dims(merged)?;
-            self.graph.cont(merged, [mul(a, b)?, mul(c, d)?, 1, 1])?
+            let merged = self.graph.cont(merged, [mul(a, b)?, mul(c, d)?, 1, 1])?;
+            if self.places.attention_follows_cache {
+                self.graph.pin(merged, self.setting.host)?;
+            }
+            merged
         };
         self.graph.expand(out)?;
         Ok(out)

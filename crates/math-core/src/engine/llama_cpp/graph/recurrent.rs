@@ -40,7 +40,7 @@ impl Parts {
 
     /// The state of a layer, `width` elements a row.
     pub(super) fn state(&mut self, width: u64) -> Result<State, MathError> {
-        let cache = self.graph.cache(Self::F32, [width, self.setting.states, 1, 1], self.setting.device)?;
+        let cache = self.graph.cache(Self::F32, [width, self.setting.states, 1, 1], self.setting.cache_device)?;
         Ok(State { cache, width })
     }
 
@@ -126,7 +126,7 @@ impl Parts {
         // CUDA's kernel works on 128 channels at a time; without it the loader keeps the weights on the host, and the
         // operation follows them (`ggml-cuda.cu:ggml_backend_cuda_device_supports_op`).
         let backend = if channels.is_multiple_of(128) { self.setting.device } else { self.setting.host };
-        self.graph.weight(Self::F32, [taps, channels, 1, 1], backend)
+        self.stored_weight([taps, channels, 1, 1], backend)
     }
 
     /// Mamba 1 (`build_mamba_layer`) of `x`, `[d_model, tokens]`.
@@ -166,7 +166,7 @@ impl Parts {
         let steps = self.bias(steps)?;
         let heads = self.graph.reshape(channels, [1, d_inner, tokens, sequences])?;
         let supported = d_state == 16 && d_inner.is_multiple_of(128);
-        let decay = self.graph.weight(Self::F32, [d_state, d_inner, 1, 1], self.kernel_backend(supported))?;
+        let decay = self.stored_weight([d_state, d_inner, 1, 1], self.kernel_backend(supported))?;
         let rows = self.cleared(state)?;
         let states = self.graph.reshape(rows, [d_state, 1, d_inner, self.setting.states])?;
         let scanned = self.scan(states, heads, steps, decay, b, c, inputs)?;
@@ -238,7 +238,7 @@ impl Parts {
         let dt = self.graph.cont(dt, [n_heads, tokens, sequences, 1])?;
         let steps = self.bias(dt)?;
         let supported = matches!(d_state, 96 | 128 | 256) && head_dim.is_multiple_of(16);
-        let decay = self.graph.weight(Self::F32, [1, n_heads, 1, 1], self.kernel_backend(supported))?;
+        let decay = self.stored_weight([1, n_heads, 1, 1], self.kernel_backend(supported))?;
         let state = self.state(mul(d_state, d_inner)?)?;
         let rows = self.cleared(state)?;
         let states = self.graph.reshape(rows, [d_state, head_dim, n_heads, self.setting.states])?;

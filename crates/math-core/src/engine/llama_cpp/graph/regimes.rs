@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use super::depth::Depth;
 use super::length::{Amount, Length, Steps};
+use super::places::Places;
 use super::replay::{Growing, buffer_lengths};
 use super::tensors::Graph;
 use super::{ComputeBytes, Recipe, Reserve};
@@ -63,7 +64,7 @@ impl Regimes {
             let pool = if deployment.kv_unified { cells } else { mul(cells, sequences)? };
             resolve_with(resolve_facts, deployment, ContextRequest::Total(pool), sequences)
         };
-        let Some(recipe) = Recipe::new(spec, deployment, facts)? else { return Ok(None) };
+        let Some(recipe) = Recipe::new(spec, deployment, facts, Places::single(deployment.backend()))? else { return Ok(None) };
         let mut out = Self { sequences, list: Vec::new() };
         let mut from = CONTEXT_PAD;
         while from <= MOST_CELLS && out.list.len() < MOST_REGIMES {

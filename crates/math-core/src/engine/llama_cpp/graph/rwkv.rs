@@ -53,6 +53,7 @@ pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, row: &Row) -> Result<bo
         parts.begin_layer(step);
         current = mix.layer(parts, layer, current, step.layer == last)?;
     }
+    parts.begin_output();
     let bias = spec.head.norm.as_ref().is_some_and(|norm| norm.bias);
     current = parts.norm(current, row.norm, bias, false)?;
     parts.graph.output(current)?;

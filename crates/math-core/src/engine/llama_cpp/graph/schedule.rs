@@ -171,7 +171,7 @@ impl Scheduler<'_> {
             if !self.runs(index, home)? {
                 return Ok(NOWHERE);
             }
-            if home == self.last && self.machine.offloads_operations {
+            if home == self.last && self.machine.offloads_operations && !self.built(source)?.repacked {
                 for device in 0..self.last {
                     if self.takes_over(index, device)? {
                         return Ok(device);

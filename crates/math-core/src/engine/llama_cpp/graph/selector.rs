@@ -57,7 +57,7 @@ impl Parts {
         queries: Node,
         x: Node,
     ) -> Result<Node, MathError> {
-        let Setting { tokens, streams, k_format, device, .. } = self.setting;
+        let Setting { tokens, streams, k_format, cache_device, .. } = self.setting;
         let (head, heads) = (indexer.head_dim, indexer.n_heads);
         let mut q = self.linear(queries, mul(head, heads)?)?;
         q = self.graph.reshape(q, [head, heads, tokens, 1])?;
@@ -72,7 +72,7 @@ impl Parts {
             q = self.graph.mul_mat(rotation, q)?;
             k = self.graph.mul_mat(rotation, k)?;
         }
-        let cache = self.graph.cache(k_format, [head, inputs.cells, streams, 1], device)?;
+        let cache = self.graph.cache(k_format, [head, inputs.cells, streams, 1], cache_device)?;
         let stored = self.store_rows(k, cache, inputs.k_rows)?;
         self.graph.expand(stored)?;
         let weights = self.linear(x, heads)?;

@@ -163,6 +163,10 @@ impl Graph {
         let tensor = self.tensors.get(usize::try_from(number).ok()?)?;
         Some((tensor, self.sources(tensor)))
     }
+    /// The backend that computes a node.
+    pub(super) fn backend_of(&self, node: super::ops::Node) -> Option<u32> {
+        self.nodes.iter().find(|(index, _)| *index == node.0).map(|(_, backend)| *backend)
+    }
     fn range(tensor: &GraphTensor) -> core::ops::Range<usize> {
         let first = usize::try_from(tensor.first_source).unwrap_or(usize::MAX);
         first..first.saturating_add(usize::try_from(tensor.n_sources).unwrap_or(usize::MAX))

@@ -1,0 +1,214 @@
+//! Where a graph's layers, caches and weights are, by backend: the devices that the engine works with in its order, then
+//! the processor.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::depth::kinds;
+use crate::deployment::{Backend, Deployment, Location};
+use crate::engine::llama_cpp::build::Build;
+use crate::engine::llama_cpp::layout::Layout;
+use crate::engine::llama_cpp::loader_facts::LoaderFacts;
+use crate::engine::llama_cpp::placement::WeightPlace;
+use crate::engine::llama_cpp::weights::weight_homes;
+use crate::error::MathError;
+use crate::format::StorageFormat;
+use crate::spec::ModelSpec;
+use crate::tensor::TensorTable;
+
+/// A weight as the loader made it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct StoredWeight {
+    pub(super) dims: [u64; 4],
+    pub(super) format: StorageFormat,
+    pub(super) backend: usize,
+    /// Whether only the processor knows how to read it.
+    pub(super) repacked: bool,
+    /// Whether it is made for looking up tokens.
+    pub(super) looks_up: bool,
+}
+
+/// Where a layer works and keeps its cache, and which of its weights are elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LayerPlace {
+    pub(super) backend: usize,
+    pub(super) cache: usize,
+}
+
+/// When a graph reads a weight of its layer: queries, keys, values, output, up, gate, down; experts before those that are
+/// shared.
+fn read_in(base: &str) -> u8 {
+    const ORDER: &[&str] = &[
+        "attn_q.",
+        "attn_k.",
+        "attn_v.",
+        "attn_output.",
+        "ffn_up.",
+        "ffn_gate.",
+        "ffn_down.",
+        "ffn_up_exps.",
+        "ffn_gate_exps.",
+        "ffn_down_exps.",
+        "ffn_up_shexp.",
+        "ffn_gate_shexp.",
+        "ffn_down_shexp.",
+    ];
+    let found = (1_u8..).zip(ORDER).find(|(_, name)| base.starts_with(**name));
+    found.map_or(0, |(rank, _)| rank)
+}
+
+/// Where everything of a graph is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Places {
+    /// The devices, then the processor.
+    pub(super) backends: Vec<Backend>,
+    /// The engine's device behind each backend but the last.
+    pub(super) devices: Vec<u8>,
+    layers: Vec<LayerPlace>,
+    pub(super) output: usize,
+    /// For each layer, a number for what is where: equal numbers, equal places.
+    kinds: Vec<usize>,
+    /// Weights of each layer; empty when everything is in one place.
+    weights: Vec<Vec<StoredWeight>>,
+    /// Weights of no layer.
+    others: Vec<StoredWeight>,
+    /// How many factors the rotary embedding has, where the file has them.
+    pub(super) rope_factors: Option<u64>,
+    /// Norms are kept on their layer's device whatever the batch.
+    pub(super) everything_on_devices: bool,
+    /// Attention goes where its cache is.
+    pub(super) attention_follows_cache: bool,
+    pub(super) offloads_operations: bool,
+    pub(super) copies: usize,
+}
+
+impl Places {
+    /// Everything in one place.
+    pub(super) fn single(backend: Backend) -> Self {
+        let backends = match backend {
+            Backend::Cpu => vec![Backend::Cpu],
+            device => vec![device, Backend::Cpu],
+        };
+        Self {
+            devices: if backends.len() > 1 { vec![0] } else { Vec::new() },
+            backends,
+            layers: Vec::new(),
+            output: 0,
+            kinds: Vec::new(),
+            weights: Vec::new(),
+            others: Vec::new(),
+            rope_factors: None,
+            everything_on_devices: true,
+            attention_follows_cache: false,
+            offloads_operations: true,
+            copies: 1,
+        }
+    }
+
+    /// The places of a layout; `None` without the tensors when they are in several places.
+    pub(super) fn new(
+        spec: &ModelSpec,
+        table: Option<&TensorTable>,
+        deployment: &Deployment,
+        build: Build,
+        layout: &Layout,
+    ) -> Result<Option<Self>, MathError> {
+        if let Some(place) = layout.only_place() {
+            let mut single = Self::single(layout.backend(place));
+            if let Location::Device(device) = place {
+                single.devices = vec![device];
+            }
+            return Ok(Some(single));
+        }
+        let Some(table) = table else { return Ok(None) };
+        let devices = layout.used().to_vec();
+        let mut backends: Vec<Backend> = devices.iter().map(|device| layout.backend(Location::Device(*device))).collect();
+        backends.push(Backend::Cpu);
+        let host = devices.len();
+        let number = |place: Location| match place {
+            Location::Host => host,
+            Location::Device(device) => devices.iter().position(|used| *used == device).unwrap_or(host),
+        };
+        let count = u32::try_from(spec.layers.len()).map_err(|_| MathError::Overflow { quantity: "layers" })?;
+        let layers: Vec<LayerPlace> = (0..count)
+            .map(|layer| LayerPlace { backend: number(layout.layer(layer)), cache: number(layout.cache(layer)) })
+            .collect();
+        let mut weights: Vec<Vec<StoredWeight>> = vec![Vec::new(); layers.len()];
+        let mut others = Vec::new();
+        let mut has_lookup = false;
+        let mut rope_factors = None;
+        let mut order: Vec<Vec<u8>> = vec![Vec::new(); layers.len()];
+        for (tensor, place) in weight_homes(build, &LoaderFacts::of(spec, build)?, table, deployment)? {
+            if tensor.name.starts_with("rope_f") {
+                rope_factors = Some(tensor.shape.row());
+            }
+            // A second one of that name is the output matrix.
+            let looks_up = tensor.name == "token_embd.weight" && !has_lookup;
+            has_lookup |= looks_up;
+            let stored = StoredWeight {
+                looks_up,
+                dims: tensor.shape.0,
+                format: tensor.format,
+                backend: number(place.place()),
+                repacked: place == WeightPlace::HostRepacked,
+            };
+            let in_layer = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+            let Some((layer, base)) = in_layer.and_then(|(layer, base)| Some((layer.parse::<usize>().ok()?, base))) else {
+                others.push(stored);
+                continue;
+            };
+            // Weights of one shape are told apart by the order in which a graph reads them.
+            let rank = read_in(base);
+            if let (Some(list), Some(ranks)) = (weights.get_mut(layer), order.get_mut(layer)) {
+                let place = ranks.partition_point(|known| *known <= rank);
+                ranks.insert(place, rank);
+                list.insert(place, stored);
+            }
+        }
+        // Weights on their layer's own device are as good as any; those on the host may be fetched.
+        let foreign = weights.iter().zip(&layers).map(|(weights, place)| {
+            let own = place.backend;
+            let elsewhere: Vec<StoredWeight> =
+                weights.iter().filter(|weight| weight.backend != own || own == host).copied().collect();
+            (*place, elsewhere)
+        });
+        let kinds = kinds(foreign);
+        Ok(Some(Self {
+            backends,
+            devices: devices.clone(),
+            output: number(layout.output()),
+            kinds,
+            weights,
+            others,
+            rope_factors,
+            everything_on_devices: layout.output() != Location::Host && !layers.iter().any(|layer| layer.backend == host),
+            attention_follows_cache: !layout.offloads_caches(),
+            offloads_operations: layout.offloads_operations(),
+            copies: usize::try_from(layout.pipeline_copies()).unwrap_or(1),
+            layers,
+        }))
+    }
+
+    /// The number of the processor.
+    pub(super) fn host(&self) -> usize {
+        self.backends.len().saturating_sub(1)
+    }
+    /// Whether one place does everything.
+    pub(super) fn is_single(&self) -> bool {
+        self.layers.is_empty()
+    }
+    pub(super) fn layer(&self, layer: usize) -> LayerPlace {
+        self.layers.get(layer).copied().unwrap_or(LayerPlace { backend: 0, cache: 0 })
+    }
+    /// A number for what is where in a layer.
+    pub(super) fn kind(&self, layer: usize) -> usize {
+        self.kinds.get(layer).copied().unwrap_or(0)
+    }
+    /// The weights of a layer, or those of none.
+    pub(super) fn weights(&self, layer: Option<usize>) -> &[StoredWeight] {
+        match layer {
+            Some(layer) => self.weights.get(layer).map_or(&[], Vec::as_slice),
+            None => &self.others,
+        }
+    }
+}
