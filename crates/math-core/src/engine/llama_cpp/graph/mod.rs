@@ -203,8 +203,9 @@ impl<'a> Recipe<'a> {
         if !known || !served || !facts.build.graphs_are_known() {
             return Ok(None);
         }
-        // Where RWKV and AltUp hand more than one tensor from layer to layer, what crosses between devices is not known.
-        if !places.is_single() && places.devices.len() > 1 && row.is_some_and(|row| row.built_by == BuiltBy::Rwkv) {
+        // RWKV has many matrices of one shape, and hands more than one tensor from layer to layer: which are fetched, and what
+        // crosses between devices, is not known.
+        if !places.is_single() && row.is_some_and(|row| row.built_by == BuiltBy::Rwkv) {
             return Ok(None);
         }
         let asked = ResolveFacts::new(spec, facts, deployment)?;

@@ -70,7 +70,7 @@ impl Regimes {
         while from <= MOST_CELLS && out.list.len() < MOST_REGIMES {
             // A context that the engine refuses is no range; neither is one beyond its counters.
             let (Ok(here), Ok(next)) = (at(from), at(add(from, CONTEXT_PAD)?)) else { break };
-            let Some(regime) = regime(&recipe, plans, &here, &next)? else { return Ok(None) };
+            let Some(regime) = regime(&recipe, plans, &here, &next, &at)? else { return Ok(None) };
             from = add(regime.to, CONTEXT_PAD)?;
             out.list.push(regime);
         }
@@ -96,7 +96,13 @@ fn chosen_cells(spec: &ModelSpec) -> impl Iterator<Item = u64> + '_ {
 }
 
 /// The range that starts at `here`.
-fn regime(recipe: &Recipe<'_>, plans: &[CachePlan], here: &Resolved, next: &Resolved) -> Result<Option<Regime>, MathError> {
+fn regime(
+    recipe: &Recipe<'_>,
+    plans: &[CachePlan],
+    here: &Resolved,
+    next: &Resolved,
+    at: &dyn Fn(u64) -> Result<Resolved, MathError>,
+) -> Result<Option<Regime>, MathError> {
     let deployment = recipe.deployment;
     let mut steps = Steps::default();
     steps.limit(MOST_CELLS / CONTEXT_PAD);
@@ -124,6 +130,7 @@ fn regime(recipe: &Recipe<'_>, plans: &[CachePlan], here: &Resolved, next: &Reso
     }
     let kinds = recipe.buffer_kinds();
     let (mut device, mut host) = (Length::ZERO, Length::ZERO);
+    let mut lines: Vec<(Growing, Depth)> = Vec::new();
     for (reserve, later) in Reserve::all(here, recipe.facts).into_iter().zip(Reserve::all(next, recipe.facts)) {
         let mut depth = Depth::default();
         let lengths = loop {
@@ -133,8 +140,10 @@ fn regime(recipe: &Recipe<'_>, plans: &[CachePlan], here: &Resolved, next: &Reso
             let mut own = steps;
             let growing = growing(now, &then, &mut own)?;
             let replayed = buffer_lengths(&growing, &kinds, &mut own)?;
+            let shown = depth.clone();
             if depth.settle(&replayed.snapshots) {
                 steps = own;
+                lines.push((growing, shown));
                 break replayed.bytes;
             }
         };
@@ -147,8 +156,44 @@ fn regime(recipe: &Recipe<'_>, plans: &[CachePlan], here: &Resolved, next: &Reso
         host = Length::larger(&mut steps, host, needs_host);
     }
     let from = here.n_ctx_seq;
+    // Two contexts give a line; a third, at its end, shows that nothing bends on the way: a choice limited to so many cells, a
+    // kernel for longer contexts.
+    loop {
+        let far = add(from, mul(steps.most().min(MOST_CELLS / CONTEXT_PAD), CONTEXT_PAD)?)?;
+        let most = steps.most();
+        if most <= 1 || ends_on_lines(recipe, plans, &lines, at(far), most)? {
+            break;
+        }
+        steps.limit(most / 2);
+    }
     let to = add(from, mul(steps.most().min(MOST_CELLS / CONTEXT_PAD), CONTEXT_PAD)?)?;
     Ok(Some(Regime { from, to, tokens: here.graph_tokens, outputs: here.n_outputs_max, device, host }))
+}
+
+/// Whether every size is where its line says at the far end of a range.
+fn ends_on_lines(
+    recipe: &Recipe<'_>,
+    plans: &[CachePlan],
+    lines: &[(Growing, Depth)],
+    far: Result<Resolved, MathError>,
+    steps: u64,
+) -> Result<bool, MathError> {
+    let Ok(far) = far else { return Ok(false) };
+    for (reserve, (growing, depth)) in Reserve::all(&far, recipe.facts).into_iter().zip(lines) {
+        let Some(graph) = recipe.graph(&far, plans, reserve, &mut depth.clone())? else { return Ok(false) };
+        let Growing { graph: near, lengths } = growing;
+        if graph.tensors.len() != near.tensors.len() || graph.nodes != near.nodes || graph.leafs != near.leafs {
+            return Ok(false);
+        }
+        for ((tensor, now), [bytes, extra]) in graph.tensors.iter().zip(&near.tensors).zip(lengths) {
+            let same_buffer = tensor.extra().map(|(buffer, _)| buffer) == now.extra().map(|(buffer, _)| buffer);
+            let more = tensor.extra().map_or(0, |(_, bytes)| bytes);
+            if !same_buffer || bytes.after(steps)? != tensor.bytes || extra.after(steps)? != more {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 /// A graph whose sizes are straight lines through two contexts.
