@@ -8,6 +8,7 @@ pub mod conversion;
 pub mod estimator;
 mod facts;
 pub mod file_type;
+pub mod fit;
 mod flash;
 pub mod graph;
 pub mod layout;

@@ -22,6 +22,8 @@ const MAX_DEPTH: usize = 100;
 #[derive(Debug, Clone)]
 pub struct Pattern {
     steps: Vec<Step>,
+    /// Bytes that everything found begins with: looked for first, because most names do not hold them.
+    prefix: Vec<u8>,
 }
 
 #[derive(Debug, Clone)]
@@ -36,6 +38,19 @@ enum Step {
     Edge(Edge),
     /// Found.
     Found,
+}
+
+impl Step {
+    /// The only byte that it takes.
+    fn literal(&self) -> Option<u8> {
+        match self {
+            Self::Take(class) if !class.negated => match class.ranges.as_slice() {
+                [(first, last)] if first == last => Some(*first),
+                _ => None,
+            },
+            Self::Take(_) | Self::Fork(..) | Self::Jump(_) | Self::Edge(_) | Self::Found => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,21 +110,29 @@ impl Pattern {
         let mut steps = Vec::new();
         emit(&node, &mut steps).ok_or_else(|| parser.wrong("repetitions that multiply to too much"))?;
         steps.push(Step::Found);
-        Ok(Self { steps })
+        let prefix = steps.iter().map_while(Step::literal).collect();
+        Ok(Self { steps, prefix })
     }
 
     /// Whether the pattern is found anywhere in `name`.
     #[must_use]
     pub fn is_in(&self, name: &str) -> bool {
         let bytes = name.as_bytes();
-        let mut now: Vec<usize> = Vec::new();
+        let first = match self.prefix.len() {
+            0 => 0,
+            length => match bytes.windows(length).position(|window| window == self.prefix) {
+                Some(first) => first,
+                None => return false,
+            },
+        };
+        let mut open: Vec<usize> = Vec::new();
+        let mut reached: Vec<usize> = Vec::new();
         let mut seen = alloc::vec![usize::MAX; self.steps.len()];
-        for at in 0..=bytes.len() {
+        for at in first..=bytes.len() {
             let before = at.checked_sub(1).and_then(|previous| bytes.get(previous)).copied();
             let next = bytes.get(at).copied();
-            let mut reached: Vec<usize> = Vec::new();
             // A search may begin at every byte.
-            let mut open = core::mem::take(&mut now);
+            core::mem::swap(&mut open, &mut reached);
             open.push(0);
             while let Some(step) = open.pop() {
                 let Some(mark) = seen.get_mut(step) else { continue };
@@ -128,7 +151,6 @@ impl Pattern {
                     Some(Step::Edge(_) | Step::Take(_)) | None => {}
                 }
             }
-            now = reached;
         }
         false
     }
@@ -444,6 +466,7 @@ mod tests {
         check(r"[^a-z]up", &["ffn_up", ".up"], &["gup", "up"]);
         check(r"a{0}b", &["b"], &["a"]);
         check("", &["", "anything"], &[]);
+        check("ab+a", &["aabba", "xaba"], &["ab", "aab"]);
         check(r"a+?b*?c??$", &["xaab", "ac"], &["b"]);
         check(r"[\w.-]+\s", &["a-b.c "], &["abc"]);
         check(r"\bup\b", &["ffn.up.weight"], &["ffn_up"]);
