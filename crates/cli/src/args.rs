@@ -131,9 +131,9 @@ pub(crate) struct Question {
     /// Tokens per sequence, such as 8192 or 32k; the model's maximum when left out
     #[arg(long, short, value_name = "N", value_parser = tokens, help_heading = "How much")]
     context: Option<u64>,
-    /// Concurrent sequences
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "How much")]
-    sequences: u64,
+    /// Concurrent sequences; one when left out
+    #[arg(long, value_name = "N", help_heading = "How much")]
+    sequences: Option<u64>,
     /// The engine's whole pool of tokens instead of a context per sequence (llama.cpp: -c)
     #[arg(long, value_name = "N", value_parser = tokens, conflicts_with = "context", help_heading = "How much")]
     total_context: Option<u64>,
@@ -217,6 +217,17 @@ pub(crate) struct Question {
     #[arg(long, help_heading = "Where")]
     no_op_offload: bool,
 
+    /// Take what llama-server itself would choose (--fit) for what is left open: context, layers, shares, overrides.
+    /// Without --sequences that is for its four slots of one cache
+    #[arg(long, help_heading = "Where")]
+    like_engine: bool,
+    /// What llama-server leaves free on every device when it chooses; 1GiB when left out
+    #[arg(long, value_name = "SIZE", value_parser = bytes, requires = "like_engine", help_heading = "Where")]
+    fit_margin: Option<u64>,
+    /// The least context per stream that llama-server may choose; 4096 when left out
+    #[arg(long, value_name = "N", value_parser = tokens, requires = "like_engine", help_heading = "Where")]
+    fit_context: Option<u64>,
+
     /// Answer as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -228,7 +239,7 @@ impl Question {
         Options {
             engine: Some(self.engine.clone()),
             context: self.context,
-            sequences: Some(self.sequences),
+            sequences: self.sequences,
             total_context: self.total_context,
             batch: Some(self.batch),
             ubatch: Some(self.ubatch),
@@ -241,7 +252,7 @@ impl Question {
                 OnOffAuto::Off => FlashAttention::Off,
                 OnOffAuto::Auto => FlashAttention::Auto,
             }),
-            kv_unified: Some(self.kv_unified),
+            kv_unified: self.kv_unified.then_some(true),
             swa_full: Some(self.swa_full),
             repack: Some(!self.no_repack),
             mmap: Some(!self.no_mmap),
@@ -259,6 +270,9 @@ impl Question {
             displays: Some(self.displays),
             memory: self.memory.or_else(|| self.host_memory()),
             assume_generic: Some(self.source.assume_generic),
+            like_engine: self.like_engine.then_some(true),
+            fit_margin: self.fit_margin,
+            fit_context: self.fit_context,
             skip_limits: None,
         }
     }

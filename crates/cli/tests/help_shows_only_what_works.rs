@@ -93,6 +93,39 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
         ("--override-tensor", llama(&["--override-tensor", "ffn_.*=CPU"]), "/deployment/override_tensor", value!(["ffn_.*=CPU"])),
         ("--no-kv-offload", llama(&["--no-kv-offload"]), "/host/terms/1/component", value!("kv_cache")),
         ("--no-op-offload", llama(&["--no-op-offload"]), "/deployment/op_offload", value!(false)),
+        (
+            "--like-engine",
+            // As recorded from the engine, with 11.5 GiB free.
+            {
+                let mut all = vec!["fit", "@models/llama-3.1-8b", "--memory", "12348030976", "--quant", "Q4_K_M"];
+                all.extend(["--engine", "llama.cpp@0c1e57098", "--like-engine"]);
+                all
+            },
+            "/like_engine/total_context",
+            value!(49408),
+        ),
+        (
+            "--fit-margin",
+            vec!["fit", "@models/llama-3.1-8b", "--device", "4090", "--quant", "Q4_K_M", "--like-engine", "--fit-margin", "2GiB"],
+            "/like_engine/margin",
+            value!(2_147_483_648_u64),
+        ),
+        (
+            "--fit-context",
+            vec![
+                "fit",
+                "@models/llama-3.1-8b",
+                "--memory",
+                "6GiB",
+                "--quant",
+                "Q4_K_M",
+                "--like-engine",
+                "--fit-context",
+                "1024",
+            ],
+            "/like_engine/total_context",
+            value!(1024),
+        ),
         ("--memory", llama(&["--memory", "24GiB"]), "/devices/0/usable", value!(25_769_803_776_u64)),
         ("--assume-generic", llama(&["--assume-generic"]), "/model/architecture", value!("LlamaForCausalLM")),
         ("--json", llama(&[]), "/schema", value!("plimsoll.fit/1")),

@@ -158,6 +158,11 @@ impl<'a> Question<'a> {
         self.quant.clone().or_else(|| self.model.quantization.clone())
     }
 
+    /// The tensors as stored.
+    pub(crate) fn tensors(&self) -> &TensorTable {
+        &self.tensors
+    }
+
     /// Bytes of all tensors as stored, without padding.
     ///
     /// # Errors

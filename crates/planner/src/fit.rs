@@ -267,7 +267,8 @@ fn notes(question: &Question<'_>, planned: &Planned) -> Vec<String> {
 /// # Errors
 /// [`PlanError`] when the question is wrong, the engine refuses, or a number leaves the exact range.
 pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
-    let question = Question::new(model, options)?;
+    let mut question = Question::new(model, options)?;
+    let like_engine = if options.like_engine == Some(true) { Some(question.choose_like_engine(options)?) } else { None };
     let planned = question.plan()?;
     let used = Used::of(&planned)?;
     let devices = &question.effective.devices;
@@ -305,6 +306,7 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
             max_concurrency: None,
         },
         verdict,
+        like_engine,
         throughput: None,
         command: command(&question, &planned),
         limits: if options.skip_limits == Some(true) { Limits::default() } else { limits::both(&question)? },
@@ -323,7 +325,10 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
 /// # Errors
 /// As [`fit`].
 pub fn explain(model: &Model, options: &Options) -> Result<Explain, PlanError> {
-    let question = Question::new(model, options)?;
+    let mut question = Question::new(model, options)?;
+    if options.like_engine == Some(true) {
+        question.choose_like_engine(options)?;
+    }
     let planned = question.plan()?;
     let (devices, host) = places(&question, &planned, true)?;
     Ok(Explain {

@@ -14,6 +14,7 @@ pub mod error;
 pub mod fit;
 mod generic;
 pub mod inspect;
+pub mod like;
 pub mod limits;
 pub mod model;
 pub mod naive;

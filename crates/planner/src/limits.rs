@@ -116,11 +116,20 @@ fn reach(
     })
 }
 
+/// What the engine chooses is an answer of `fit`, and no limit.
+fn not_chosen(options: &Options) -> Result<(), PlanError> {
+    if options.like_engine == Some(true) {
+        return Err(PlanError::request("like_engine", "a question for a limit", "`fit`, which answers what the engine chooses"));
+    }
+    Ok(())
+}
+
 /// Answers `max-context`.
 ///
 /// # Errors
 /// [`PlanError`].
 pub fn reach_context(model: &Model, options: &Options) -> Result<Reach, PlanError> {
+    not_chosen(options)?;
     let question = Question::new(model, options)?;
     let limit = max_context(&question)?.ok_or_else(|| {
         PlanError::request("context", "a model that does not say what it was trained for", "a context of your own")
@@ -135,6 +144,7 @@ pub fn reach_context(model: &Model, options: &Options) -> Result<Reach, PlanErro
 /// # Errors
 /// [`PlanError`].
 pub fn reach_sequences(model: &Model, options: &Options) -> Result<Reach, PlanError> {
+    not_chosen(options)?;
     let question = Question::new(model, options)?;
     let limit = max_sequences(&question)?.unwrap_or(Limit { value: 0, limited_by: LimitedBy::Memory });
     reach(question, "sequences", limit, |question, sequences| {

@@ -72,6 +72,13 @@ pub struct Options {
     pub displays: Option<bool>,
     /// The memory of each device, bytes.
     pub memory: Option<u64>,
+    /// Takes what the engine itself would choose (`llama-server --fit`) instead of the request as it is: context, layers,
+    /// shares and overrides that are left open here. Sequences left out are then the server's four slots of one cache.
+    pub like_engine: Option<bool>,
+    /// Bytes that the engine leaves free on every device when it chooses; 1 GiB when left out.
+    pub fit_margin: Option<u64>,
+    /// The least context per stream that the engine may choose; 4096 when left out.
+    pub fit_context: Option<u64>,
     /// Whether an unknown architecture may be taken for a generic decoder.
     pub assume_generic: Option<bool>,
     /// Leaves out the search for the limits reachable on the device, which takes longer than the answer itself.
@@ -197,13 +204,15 @@ impl Options {
             return Err(PlanError::request("kv_type", "a value beside kv_type_k or kv_type_v", "one or the other"));
         }
         let mut deployment = self.placed(context, &devices)?;
-        deployment.sequences = one_or_more("sequences", self.sequences, deployment.sequences)?;
+        // The server's own default (`-np -1`) is four slots that share one cache.
+        let slots = self.like_engine == Some(true) && self.sequences.is_none();
+        deployment.sequences = one_or_more("sequences", self.sequences, if slots { 4 } else { 1 })?;
         deployment.batch = one_or_more("batch", self.batch, deployment.batch)?;
         deployment.ubatch = one_or_more("ubatch", self.ubatch, deployment.ubatch)?;
         deployment.kv_type_k = cache_format("kv_type_k", self.kv_type_k.as_ref().or(self.kv_type.as_ref()))?;
         deployment.kv_type_v = cache_format("kv_type_v", self.kv_type_v.as_ref().or(self.kv_type.as_ref()))?;
         deployment.flash_attention = self.flash_attention.unwrap_or_default();
-        deployment.kv_unified = self.kv_unified.unwrap_or(false);
+        deployment.kv_unified = self.kv_unified.unwrap_or(slots);
         deployment.swa_full = self.swa_full.unwrap_or(false);
         deployment.repack = self.repack.unwrap_or(true);
         deployment.mmap = self.mmap.unwrap_or(true);

@@ -11,6 +11,7 @@ use plimsoll_math::tensor::Component;
 use plimsoll_math::units::{Bytes, Params};
 use serde::{Deserialize, Serialize};
 
+use crate::like::LikeEngine;
 use crate::model::ParameterCounts;
 
 /// Schema name of [`Fit`].
@@ -276,6 +277,9 @@ pub struct Fit {
     pub cache: CacheBrief,
     /// The verdict.
     pub verdict: Verdict,
+    /// What the engine itself would choose, where that was asked; everything else here is for that choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub like_engine: Option<LikeEngine>,
     /// Speed: not predicted yet.
     pub throughput: Option<()>,
     /// How to run it.

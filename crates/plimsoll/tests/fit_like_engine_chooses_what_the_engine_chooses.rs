@@ -49,7 +49,12 @@ fn check(choice: &Choice, row: &Value) -> Option<String> {
     let layers = choice.gpu_layers.map_or(-1, |layers| i64::try_from(layers).unwrap());
     // The recording ends a list of shares at the first that is zero.
     let split: Vec<u64> = choice.tensor_split.iter().copied().take_while(|layers| *layers > 0).collect();
-    let recorded: Vec<u64> = row["tensor_split"].as_array().unwrap().iter().map(|share| share.as_f64().unwrap() as u64).collect();
+    let recorded: Vec<u64> = row["tensor_split"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|share| share.as_f64().unwrap().to_string().parse().unwrap())
+        .collect();
     let first = choice.overrides.first().map(|one| {
         let place = match one.place {
             Location::Host => "CPU".to_owned(),

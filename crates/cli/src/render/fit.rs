@@ -2,6 +2,7 @@
 
 use plimsoll::math::allocation::Term;
 use plimsoll::math::units::Bytes;
+use plimsoll::planner::like::LikeEngine;
 use plimsoll::planner::response::{DeviceUse, Fit, Limit, Verdict};
 use plimsoll::planner::size::{grouped, short};
 
@@ -127,6 +128,36 @@ fn textbook(answer: &Fit) -> Option<String> {
     ))
 }
 
+/// What the engine chooses, in sentences.
+fn like_engine(choice: &LikeEngine) -> Vec<String> {
+    let mut text = Vec::new();
+    match &choice.gives_up {
+        Some(reason) => text.push(format!("gives up: {reason}")),
+        None => {
+            let layers = choice.gpu_layers.map_or_else(|| "all layers".to_owned(), |layers| format!("{layers} layers"));
+            let mut parts = vec![format!("a pool of {} tokens", grouped(choice.total_context)), format!("{layers} on devices")];
+            if !choice.tensor_split.is_empty() {
+                let shares: Vec<String> = choice.tensor_split.iter().map(u64::to_string).collect();
+                parts.push(format!("divided {}", shares.join(":")));
+            }
+            if !choice.override_tensor.is_empty() {
+                parts.push(format!("tensors of {} layers elsewhere", choice.override_tensor.len()));
+            }
+            text.push(format!("{}, {} left free on every device", parts.join(", "), short(choice.margin.get())));
+        }
+    }
+    if !choice.exact {
+        text.push("decided by bounds here (≤): the engine measures more finely and may choose otherwise".to_owned());
+    }
+    if let Some(better) = &choice.better {
+        let gained = better.weights_on_devices.get().saturating_sub(better.weights_as_chosen.get());
+        let gain = if gained > 0 { format!(" ({} more of the weights on devices)", short(gained)) } else { String::new() };
+        let options = format!("-c {} {}", better.total_context, better.options.join(" "));
+        text.push(format!("better, and it leaves the same margin: {}{gain}: {options}", better.change));
+    }
+    text
+}
+
 /// The answer of `fit`.
 pub(crate) fn fit(answer: &Fit) -> String {
     let width = width();
@@ -156,6 +187,13 @@ pub(crate) fn fit(answer: &Fit) -> String {
             .map(|line| paint(DIM, &line)),
     );
 
+    if let Some(choice) = &answer.like_engine {
+        lines.push(String::new());
+        lines.push(paint(BOLD, "llama-server's own choice"));
+        for text in like_engine(choice) {
+            lines.extend(wrap(&text, width, "  "));
+        }
+    }
     if let Some(text) = textbook(answer) {
         lines.push(String::new());
         lines.push(paint(BOLD, "Textbook"));
