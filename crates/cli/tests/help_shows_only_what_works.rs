@@ -116,7 +116,7 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
                 "fit",
                 "@models/llama-3.1-8b",
                 "--memory",
-                "6GiB",
+                "5GiB",
                 "--quant",
                 "Q4_K_M",
                 "--like-engine",

@@ -3,7 +3,6 @@
 //! Every place may have to do what one place would do alone, as often as the pipeline has copies, and twice where work is
 //! handed from place to place in the middle of a layer. A device may hold the weights that it fetches from the host
 //! (`ggml-backend.cpp:ggml_backend_sched_split_graph`: one operation's at a time, while the next one's are on their way).
-//! Where flash attention is `auto`, one layer's attention on another place than the layer's turns it off for all.
 
 use alloc::vec::Vec;
 
@@ -15,7 +14,7 @@ use super::layout::Layout;
 use super::loader_facts::LoaderFacts;
 use super::resolve::Resolved;
 use super::weights::largest_on_host;
-use crate::deployment::{Accelerator, Deployment, FlashAttention};
+use crate::deployment::{Accelerator, Deployment};
 use crate::error::MathError;
 use crate::spec::ModelSpec;
 use crate::tensor::TensorTable;
@@ -45,14 +44,8 @@ impl Spread<'_> {
             let deployment = Deployment { devices: devices.to_vec(), ..self.deployment.clone() };
             let facts = Facts::new(self.spec, self.build)?;
             let shape = ComputeShape::new(self.spec, facts, &deployment)?;
-            let mut high = 0;
-            for flash_attention in [true, false] {
-                if flash_attention == self.resolved.flash_attention || deployment.flash_attention == FlashAttention::Auto {
-                    let resolved = Resolved { flash_attention, ..*self.resolved };
-                    let bounds = shape.bounds(self.plans, &resolved, &deployment)?;
-                    high = high.max(add(bounds.device.high, bounds.host.high)?);
-                }
-            }
+            let bounds = shape.bounds(self.plans, self.resolved, &deployment)?;
+            let high = add(bounds.device.high, bounds.host.high)?;
             mul(copies.max(2), high)
         };
         let on_host = alone(&[])?;
