@@ -79,6 +79,14 @@ fn cache_dtype(root: &Config<'_>, text: &Config<'_>) -> Result<Option<CacheDtype
                     _ => {}
                 }
             }
+            // Files of ModelOpt's first versions name the format here.
+            if let Some((serde_json::Value::String(name), _)) = config.raw(&["kv_cache_scheme"]) {
+                match name.as_str() {
+                    "FP8" => return Ok(Some(CacheDtype::Fp8E4M3)),
+                    "NVFP4" => return Ok(Some(CacheDtype::Nvfp4)),
+                    _ => continue,
+                }
+            }
             let Some(scheme) = config.child(&["kv_cache_scheme"])? else { continue };
             if scheme.u64(&["num_bits"])? == Some(8) && scheme.str(&["type"])? == Some("float") {
                 return Ok(Some(CacheDtype::Fp8E4M3));
