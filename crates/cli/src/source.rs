@@ -14,6 +14,7 @@ pub(crate) fn open(text: &str, assume_generic: bool) -> Result<Model, PlanError>
     };
     let mut model = Model::new(opened.name.as_deref(), opened.ingested, basis);
     model.asked_quant = opened.quantization;
+    model.published = opened.checkpoint.map(|checkpoint| checkpoint.table()).transpose()?;
     if basis == Basis::Gguf {
         model.reference = Some(opened.reference);
     }

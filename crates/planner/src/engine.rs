@@ -96,15 +96,28 @@ impl<'a> Question<'a> {
                 "no quant: the types are the file's own",
             )),
             (Basis::Config | Basis::Checkpoint, Some(quant)) => question.with_quant(quant),
-            (Basis::Config | Basis::Checkpoint, None) => {
-                let quant = "BF16";
-                let mut question = question.with_quant(quant)?;
-                question
-                    .notes
-                    .push(format!("no quant was named: weights are planned as {quant}, as a plain conversion stores them"));
-                Ok(question)
-            }
+            (Basis::Config | Basis::Checkpoint, None) => match (&model.published, question.effective.engine) {
+                (Some(published), Engine::Ideal) => question.with_published(published),
+                (published, _) => {
+                    let quant = "BF16";
+                    let mut question = question.with_quant(quant)?;
+                    question
+                        .notes
+                        .push(format!("no quant was named: weights are planned as {quant}, as a plain conversion stores them"));
+                    question.notes.extend(published.as_ref().map(|published| conversion_note(model, published)).transpose()?);
+                    Ok(question)
+                }
+            },
         }
+    }
+
+    /// The same question with the weights as the checkpoint's files store them, for engines that read these.
+    fn with_published(mut self, published: &TensorTable) -> Result<Self, PlanError> {
+        let bytes = published.bytes_where(|_| true)?;
+        let stored = self.model.quantization.clone().unwrap_or_else(|| self.model.spec.weight_dtype.name().to_string());
+        self.notes.push(format!("weights are the checkpoint's own tensors, {bytes} B as {stored}"));
+        self.tensors = Rc::new(published.clone());
+        Ok(self)
     }
 
     /// The same question with the weights stored as `quant`.
@@ -275,6 +288,16 @@ impl<'a> Question<'a> {
             _ => Ok(Compiled::Explained(self.clone())),
         }
     }
+}
+
+/// What llama.cpp does with a checkpoint: it reads GGUF files only.
+fn conversion_note(model: &Model, published: &TensorTable) -> Result<String, PlanError> {
+    let bytes = published.bytes_where(|_| true)?;
+    let stored = match &model.quantization {
+        Some(layout) => format!("{bytes} B with {layout}, which the converter expands first where it knows the layout"),
+        None => format!("{bytes} B"),
+    };
+    Ok(format!("the checkpoint holds {stored}; llama.cpp reads no safetensors, its converter writes the file planned here"))
 }
 
 /// A question ready to be asked for many contexts and sequences.

@@ -115,7 +115,13 @@ pub fn inspect(model: &Model) -> Result<Inspect, PlanError> {
         },
         layers: layers?,
         tensors: u64::try_from(model.tensors.tensors.len()).unwrap_or(u64::MAX),
-        weight_bytes: model.tensors.bytes_where(|tensor| tensor.counts != Counts::Derived).ok(),
+        // What the files hold, where their headers were read.
+        weight_bytes: model
+            .published
+            .as_ref()
+            .unwrap_or(&model.tensors)
+            .bytes_where(|tensor| tensor.counts != Counts::Derived)
+            .ok(),
         notes: model.notes.clone(),
     })
 }

@@ -40,6 +40,9 @@ pub struct Model {
     pub asked_quant: Option<String>,
     /// What was unusual.
     pub notes: Vec<String>,
+    /// The tensors of a published checkpoint as its files store them, where the headers were read. [`Model::tensors`] are
+    /// those of the converted file then.
+    pub published: Option<TensorTable>,
     /// What the tensors were made from.
     pub basis: Basis,
     /// The file or repository an engine would be pointed at.
@@ -63,6 +66,7 @@ impl Model {
             quantization: ingested.quantization,
             asked_quant: None,
             notes: ingested.notes,
+            published: None,
             basis,
             reference: None,
             generic: ingested.generic,
