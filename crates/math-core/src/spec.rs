@@ -705,6 +705,8 @@ pub struct Operations {
     pub n_expert_groups: u64,
     /// Groups that a token's experts are chosen from.
     pub n_expert_groups_per_token: u64,
+    /// Every so many layers the hidden state is banked and starts anew; `None` where it never is.
+    pub banked_layers: Option<u64>,
     /// Whether queries and keys are rotated; `None` where the architecture decides.
     pub rotates: Option<bool>,
     /// First layers that add features of an image encoder's deeper layers to their output.

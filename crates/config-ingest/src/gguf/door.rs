@@ -242,6 +242,7 @@ fn operations(builder: &Builder<'_>) -> Result<Operations, IngestError> {
         norms_expert_weights: Some(keys.bool("expert_weights_norm")?.unwrap_or(false)),
         scales_expert_weights: Some(keys.scales("expert_weights_scale")),
         n_expert_groups: keys.or_zero("expert_group_count")?,
+        banked_layers: keys.u64("attn_res.block_size")?,
         n_expert_groups_per_token: keys.or_zero("expert_group_used_count")?,
         // A file of a Granite model that does not say so rotates (`granite-hybrid.cpp:load_arch_hparams`).
         rotates: keys.architecture.starts_with("granite").then_some(keys.bool("rope.scaling.finetuned")?.unwrap_or(true)),

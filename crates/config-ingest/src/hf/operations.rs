@@ -22,6 +22,9 @@ pub(super) fn read(r: &Reader<'_>, spec: &mut ModelSpec) {
             operations.n_expert_groups_per_token = r.opt_below(&["topk_group"], r.limits().experts).unwrap_or(0);
         }
     }
+    if operations.banked_layers.is_none() {
+        operations.banked_layers = r.opt_below(&["attn_res_block_size"], r.limits().layers);
+    }
     if is_granite && operations.rotates.is_none() {
         // The converter's rule: Bamba, and models without state spaces (`conversion/granite.py`).
         operations.rotates = Some(r.class == "BambaForCausalLM" || !has_states);

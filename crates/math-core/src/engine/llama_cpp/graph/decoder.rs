@@ -252,16 +252,34 @@ pub(super) fn attended(
 /// Whether a layer has no weights but those of its mechanisms; a header lists a selector's as the layer's own.
 pub(super) fn extras_are_known(layer: &Layer) -> bool {
     layer.extra.iter().all(|weight| match &layer.mixer {
-        Mixer::KimiDelta(_) | Mixer::LightningAttention(_) => weight.component == Component::SsmLinear,
+        Mixer::KimiDelta(_) | Mixer::LightningAttention(_) if weight.component == Component::SsmLinear => true,
+        // Biases that loaders of delta attention accept and no graph reads.
+        Mixer::KimiDelta(_) if weight.name.ends_with(".bias") => true,
         Mixer::Mamba2(_) if weight.component == Component::SsmLinear => ssm_shape(layer, "ssm_dt_norm").is_some(),
         _ => {
             let norms = ["ffn_norm", "post_attention_norm", "post_ffw_norm"];
-            let latent = ["ffn_latent_down.weight", "ffn_latent_up.weight"];
+            let latent = [
+                "ffn_latent_down.weight",
+                "ffn_latent_up.weight",
+                "ffn_routed_down.weight",
+                "ffn_routed_up.weight",
+                "attn_res_score.weight",
+                "ffn_res_score.weight",
+            ];
             weight.component == Component::AttnIndexer
                 || norms.contains(&weight.name.as_str())
                 || latent.contains(&weight.name.as_str())
         }
     })
+}
+
+/// Whether a layer has a weight besides those of its mechanisms.
+pub(super) fn has_weight(layer: &Layer, name: &str) -> bool {
+    let of_mixer = match &layer.mixer {
+        Mixer::KimiDelta(delta) => delta.extra.as_slice(),
+        _ => &[],
+    };
+    layer.extra.iter().chain(of_mixer).any(|weight| weight.name == name)
 }
 
 /// The row of a state space's weight that a header lists as the layer's own.
@@ -434,7 +452,10 @@ impl Trunk<'_> {
                         // Experts read and write a narrower state; the router reads the whole one (`nemotron-h.cpp`).
                         let latent = parts.linear(x, width)?;
                         let logits = parts.linear(x, moe.n_experts)?;
-                        let routed = parts.experts_by(latent, logits, moe, routing, activation, false)?;
+                        let mut routed = parts.experts_by(latent, logits, moe, routing, activation, false)?;
+                        if let Some(bias) = has_norm(layer, "ffn_routed_norm") {
+                            routed = parts.norm(routed, self.row.norm, bias, true)?;
+                        }
                         parts.linear(routed, d_model)?
                     }
                 };

@@ -20,6 +20,28 @@ pub(super) struct DeltaRule {
     pub(super) state: Node,
 }
 
+/// How a model's variant of Kimi's delta attention makes its decay and its output gate.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct KimiForm {
+    /// The decay goes through softplus before its rates, or through a sigmoid behind them.
+    pub(super) decay: KimiDecay,
+    /// Both projections of the decay, or one.
+    pub(super) low_rank_decay: bool,
+    /// Both projections of the output gate, or one.
+    pub(super) low_rank_gate: bool,
+}
+
+/// What makes a decay of a projection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KimiDecay {
+    /// Softplus, times rates (Kimi Linear).
+    Softplus,
+    /// Times rates, sigmoid, times a bound (Ling 3).
+    Sigmoid,
+    /// As [`Self::Sigmoid`], with the rates' sign turned around on the way (Kimi K3).
+    NegatedSigmoid,
+}
+
 impl Parts {
     /// L2 norm as the engine writes it (`models.h:build_gdn_l2_norm`).
     pub(super) fn l2_norm(&mut self, x: Node) -> Result<Node, MathError> {
@@ -53,7 +75,13 @@ impl Parts {
 
     /// Kimi's delta attention (`kimi-linear.cpp:graph`) of `x`, `[d_model, tokens]`: queries, keys and values are convolved
     /// apart, and every element of a head decays on its own.
-    pub(super) fn kimi_delta(&mut self, delta: &KimiDelta, inputs: &StateInputs, x: Node) -> Result<Node, MathError> {
+    pub(super) fn kimi_delta(
+        &mut self,
+        delta: &KimiDelta,
+        form: KimiForm,
+        inputs: &StateInputs,
+        x: Node,
+    ) -> Result<Node, MathError> {
         let (sequences, tokens) = (self.setting.sequences, self.setting.sequence_tokens());
         let KimiDelta { n_heads: heads, head_dim: head, d_conv, .. } = *delta;
         let [d_model, all_tokens, ..] = self.graph.dims(x)?;
@@ -71,14 +99,23 @@ impl Parts {
         }
         let [q, k, v] = parts;
 
-        let low_rank = self.linear(x, head)?;
-        let decay = self.linear(low_rank, width)?;
-        let decay = self.bias(decay)?;
-        let decay = self.unary(decay)?;
-        let decay = self.graph.reshape(decay, [head, heads, all_tokens, 1])?;
+        let from = if form.low_rank_decay { self.linear(x, head)? } else { x };
+        let decay = self.linear(from, width)?;
+        let mut decay = self.bias(decay)?;
+        if form.decay == KimiDecay::Softplus {
+            decay = self.unary(decay)?;
+        }
+        decay = self.graph.reshape(decay, [head, heads, all_tokens, 1])?;
         let rates = self.weight(&[1, heads])?;
         let rates = self.graph.reshape(rates, [1, heads, 1, 1])?;
-        let decay = self.graph.product(decay, rates)?;
+        decay = self.graph.product(decay, rates)?;
+        if form.decay == KimiDecay::NegatedSigmoid {
+            decay = self.scale(decay)?;
+        }
+        if form.decay != KimiDecay::Softplus {
+            let squashed = self.unary(decay)?;
+            decay = self.scale(squashed)?;
+        }
         let decay = self.graph.reshape(decay, by_token)?;
         let beta = self.linear(x, heads)?;
         let beta = self.graph.reshape(beta, [1, heads, tokens, sequences])?;
@@ -92,13 +129,11 @@ impl Parts {
         let k = self.l2_norm(k)?;
         let [out, updated] = self.delta_rule(&DeltaRule { q, k, v, decay, beta, state: square })?;
         let out = self.graph.cont(out, by_token)?;
-        let target = self.graph.view_1d(state.cache, mul(state.width, sequences)?)?;
-        let stored = self.graph.copy(updated, target)?;
-        self.graph.expand(stored)?;
+        self.store_state(state, updated)?;
 
         let flat = self.graph.reshape(input, [d_model, all_tokens, 1, 1])?;
-        let low_rank = self.linear(flat, head)?;
-        let gate = self.linear(low_rank, width)?;
+        let from = if form.low_rank_gate { self.linear(flat, head)? } else { flat };
+        let gate = self.linear(from, width)?;
         let gate = self.graph.reshape(gate, [head, heads, all_tokens, 1])?;
         let out = self.graph.reshape(out, [head, heads, all_tokens, 1])?;
         let normed = self.norm(out, NormKind::Rms, false, true)?;

@@ -1,7 +1,8 @@
 //! Graphs of recurrent models and of hybrids with attention (`src/models/*.cpp`), one row of facts per architecture for
 //! what the model's mechanisms do not say.
 
-use super::decoder::{Caches, HasWindow, Trunk, attended, extras_are_known, has_norm, ssm_shape};
+use super::decoder::{Caches, HasWindow, Trunk, attended, extras_are_known, has_norm, has_weight, ssm_shape};
+use super::delta::{KimiDecay, KimiForm};
 use super::latent;
 use super::lightning::DecayInputs;
 use super::ops::Node;
@@ -24,6 +25,10 @@ pub(super) struct HybridRow {
     residual_first: bool,
     /// Halves join what they have read, scaled, rather than the layer's input (MiniMax).
     joins_normed: bool,
+    /// Hidden states are banked (Kimi K3).
+    banks: bool,
+    /// How Kimi's delta attention makes its decay.
+    kimi_decay: KimiDecay,
     /// Queries and keys of a delta rule are repeated to the value heads.
     repeats_keys: bool,
 }
@@ -34,6 +39,8 @@ const RECURRENT: HybridRow = HybridRow {
     norm_first: false,
     residual_first: false,
     joins_normed: false,
+    banks: false,
+    kimi_decay: KimiDecay::Softplus,
     repeats_keys: false,
 };
 
@@ -103,6 +110,29 @@ const ROWS: &[HybridRow] = &[
     HybridRow {
         row: Row { archs: &["kimi-linear"], routing: Routing { scaled: true, asks: Asks::Scale, ..SOFTMAX }, ..RECURRENT.row },
         norm_first: true,
+        ..RECURRENT
+    },
+    HybridRow {
+        row: Row {
+            archs: &["bailingmoe3"],
+            chooses_late: true,
+            sections_allowed: true,
+            routing: Routing { scaled: true, asks: Asks::NormAndScale, ..SOFTMAX },
+            ..PLAIN
+        },
+        kimi_decay: KimiDecay::Sigmoid,
+        ..ROTATED
+    },
+    HybridRow {
+        row: Row {
+            archs: &["kimi-k3"],
+            activation: Activation::Capped,
+            routing: Routing { scaled: true, asks: Asks::NormAndScale, ..SOFTMAX },
+            ..RECURRENT.row
+        },
+        norm_first: true,
+        banks: true,
+        kimi_decay: KimiDecay::NegatedSigmoid,
         ..RECURRENT
     },
 ];
@@ -181,7 +211,8 @@ pub(super) fn build(
         0 => None,
         heads => Some(parts.decay_inputs(heads)?),
     };
-    let positions = parts.positions(hybrid.positions)?;
+    let sectioned = row.sections_allowed && spec.operations.sectioned_positions == Some(true);
+    let positions = parts.positions(if sectioned { 4 } else { hybrid.positions })?;
     let rows = parts.output_rows()?;
     let trunk = Trunk {
         row,
@@ -199,13 +230,24 @@ pub(super) fn build(
     };
     let last = spec.layers.len().saturating_sub(1);
     let late = row.chooses_late && parts.setting.rows_after_layers;
-    let mut layers = Hybrid { hybrid, states, decays, trunk };
-    let steps = parts.layers(spec.layers.iter(), |index| !row.rotates(index));
+    let mut layers = Hybrid { hybrid, states, decays, bank: None, trunk };
+    // What has been banked grows from layer to layer, so that no two are alike.
+    let block = spec.operations.banked_layers.filter(|every| hybrid.banks && *every > 0);
+    let steps = parts.layers(spec.layers.iter(), |index| (!row.rotates(index), block.map(|_| index)));
     for step in &steps {
         let Some(layer) = spec.layers.get(step.layer) else { continue };
         parts.begin_layer(step);
+        if let Some(every) = block {
+            let banks = u64::try_from(step.layer).unwrap_or(u64::MAX).is_multiple_of(every);
+            current = layers.banking_layer(parts, layer, spec.d_model, banks, current)?;
+            continue;
+        }
         let chooses = step.layer == last && !late;
         current = layers.layer(parts, layer, spec.d_model, step.layer, current, chooses)?;
+    }
+    if block.is_some() {
+        current = parts.mix_banked(layers.bank, current)?;
+        current = parts.graph.get_rows(current, rows)?;
     }
     parts.begin_output();
     let norm_bias = spec.head.norm.as_ref().is_some_and(|norm| norm.bias);
@@ -230,6 +272,8 @@ struct Hybrid<'a> {
     hybrid: &'a HybridRow,
     states: StateInputs,
     decays: Option<DecayInputs>,
+    /// States that have been banked.
+    bank: Option<Node>,
     trunk: Trunk<'a>,
 }
 
@@ -279,6 +323,7 @@ impl Hybrid<'_> {
                     let rank = ssm_shape(layer, "ssm_dt_norm").unwrap_or(0);
                     parts.mamba2_with_ranks(mamba, rank, &self.states, normed)?
                 }
+                Mixer::KimiDelta(delta) => parts.kimi_delta(delta, self.kimi_form(layer), &self.states, normed)?,
                 other => self.state(parts, other, normed)?,
             };
             let mut residual = if self.hybrid.joins_normed { normed } else { input };
@@ -313,6 +358,43 @@ impl Hybrid<'_> {
         Ok(joined)
     }
 
+    fn kimi_form(&self, layer: &Layer) -> KimiForm {
+        let has = |name: &str| has_weight(layer, name);
+        KimiForm { decay: self.hybrid.kimi_decay, low_rank_decay: has("ssm_f_b.weight"), low_rank_gate: has("ssm_g_b.weight") }
+    }
+
+    /// A layer of Kimi K3 (`kimi-k3.cpp:graph`): every so many layers the state is banked and starts anew, and each half
+    /// reads a mix of what has been banked and the state.
+    fn banking_layer(
+        &mut self,
+        parts: &mut Parts,
+        layer: &Layer,
+        d_model: u64,
+        banks: bool,
+        input: Node,
+    ) -> Result<Node, MathError> {
+        let row = self.trunk.row;
+        let mixed = parts.mix_banked(self.bank, input)?;
+        if banks {
+            self.bank = Some(parts.bank(self.bank, input)?);
+        }
+        let normed = parts.norm(mixed, row.norm, false, true)?;
+        parts.graph.expand(normed)?;
+        let half = match &layer.mixer {
+            Mixer::Mla(mla) => {
+                let told = latent::Told { positions: None, scale: None };
+                latent::attention(parts, mla, &self.trunk.full, None, told, d_model, normed)?
+            }
+            Mixer::KimiDelta(delta) => parts.kimi_delta(delta, self.kimi_form(layer), &self.states, normed)?,
+            _ => return Ok(input),
+        };
+        let state = if banks { half } else { parts.graph.sum(input, half)? };
+        let mixed = parts.mix_banked(self.bank, state)?;
+        let normed = parts.norm(mixed, row.norm, false, true)?;
+        let fed = self.trunk.feed_forward(parts, layer, d_model, normed)?;
+        parts.graph.sum(state, fed)
+    }
+
     fn join(&self, parts: &mut Parts, half: Node, residual: Node) -> Result<Node, MathError> {
         if self.hybrid.residual_first { parts.graph.sum(residual, half) } else { parts.graph.sum(half, residual) }
     }
@@ -321,7 +403,6 @@ impl Hybrid<'_> {
         match mixer {
             Mixer::Mamba1(mamba) => parts.mamba1(mamba, &self.states, x),
             Mixer::Mamba2(mamba) => parts.mamba2(mamba, &self.states, x),
-            Mixer::KimiDelta(delta) => parts.kimi_delta(delta, &self.states, x),
             Mixer::LightningAttention(lightning) => match &self.decays {
                 Some(decays) => parts.lightning_attention(lightning, &self.states, decays, x),
                 None => Ok(x),

@@ -82,4 +82,41 @@ impl Parts {
         }
         Ok(sum.unwrap_or(x))
     }
+
+    /// Puts a state behind those that have been banked: `[d_model, banked, tokens]`.
+    pub(super) fn bank(&mut self, banked: Option<Node>, x: Node) -> Result<Node, MathError> {
+        let [d_model, tokens, ..] = self.graph.dims(x)?;
+        let one = self.graph.reshape(x, [d_model, 1, tokens, 1])?;
+        match banked {
+            Some(banked) => self.graph.concat(banked, one, 1),
+            None => Ok(one),
+        }
+    }
+
+    /// A mix of the banked states and the present one, each weighted by its score (`kimi-k3.cpp:res_mix`).
+    pub(super) fn mix_banked(&mut self, banked: Option<Node>, x: Node) -> Result<Node, MathError> {
+        let Some(banked) = banked else { return Ok(x) };
+        let [d_model, count, tokens, _] = self.graph.dims(banked)?;
+        let score = self.weight(&[d_model])?;
+        let mut scores = [banked, x];
+        for state in &mut scores {
+            let normed = self.bare_norm(*state, NormKind::Rms)?;
+            let weighted = self.graph.product(normed, score)?;
+            *state = self.graph.sum_rows(weighted)?;
+        }
+        let [of_banked, of_present] = scores;
+        let of_banked = self.graph.reshape(of_banked, [count, tokens, 1, 1])?;
+        let all = self.graph.concat(of_banked, of_present, 0)?;
+        let weights = self.soft_max(all)?;
+        let [_, row, ..] = self.graph.strides(weights)?;
+        let mut shares = [count, 1].map(|n| (n, weights));
+        for (n, share) in &mut shares {
+            let own = self.graph.view_2d(weights, *n, tokens, row)?;
+            *share = self.graph.cont(own, [*n, tokens, 1, 1])?;
+        }
+        let [(_, to_banked), (_, to_present)] = shares;
+        let mixed = self.graph.result(Op::HyperConnection, Self::F32, [d_model, tokens, 1, 1], &[banked, to_banked])?;
+        let present = self.graph.product(x, to_present)?;
+        self.graph.sum(mixed, present)
+    }
 }

@@ -26,7 +26,7 @@ pub(super) struct Told {
 
 /// Whether a mixer is built by [`attention`].
 pub(super) fn fits(mla: &Mla) -> bool {
-    !mla.expanded && mla.gate == OutputGate::None && !mla.bias && mla.extra.is_empty()
+    !mla.expanded && mla.gate != OutputGate::InQuery && !mla.bias && mla.extra.is_empty()
 }
 
 /// Whether no layer caches values: the latent is both.
@@ -110,5 +110,22 @@ pub(super) fn attention(
     let v = parts.graph.view(k, [rank, 1, cells, streams], strides)?;
     let expand = parts.weight(&[rank, mla.v_head_dim, heads])?;
     let attended = parts.attend_views(q, k, v, mask, None, false, Some(expand))?;
-    parts.linear(attended, d_model)
+    let gated = match mla.gate {
+        OutputGate::None | OutputGate::InQuery => attended,
+        // One factor for every head (Ling 3).
+        OutputGate::Own { width } if width == heads => {
+            let gate = parts.linear(x, heads)?;
+            let gate = parts.graph.reshape(gate, [1, heads, tokens, 1])?;
+            let gate = parts.unary(gate)?;
+            let by_head = parts.graph.reshape(attended, [mla.v_head_dim, heads, tokens, 1])?;
+            let gated = parts.graph.product(by_head, gate)?;
+            parts.graph.cont(gated, [mul(mla.v_head_dim, heads)?, tokens, 1, 1])?
+        }
+        OutputGate::Own { width } => {
+            let gate = parts.linear(x, width)?;
+            let gate = parts.unary(gate)?;
+            parts.graph.product(attended, gate)?
+        }
+    };
+    parts.linear(gated, d_model)
 }

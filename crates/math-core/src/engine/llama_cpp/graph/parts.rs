@@ -132,6 +132,8 @@ pub(super) enum Activation {
     Single,
     /// Two of them (squared ReLU).
     Squared,
+    /// Gate and up each through a soft cap, the gate times its sigmoid (Kimi K3).
+    Capped,
 }
 
 /// What a model may say about the weights of its chosen experts.
@@ -692,12 +694,24 @@ impl Parts {
             let up = self.linear_bias(x, dense.d_ff, dense.up_bias)?;
             if dense.gated {
                 let gate = self.linear_bias(x, dense.d_ff, dense.up_bias)?;
-                self.graph.glu(gate, up)?
+                self.gate(gate, up, activation)?
             } else {
                 self.activate(up, activation)?
             }
         };
         self.linear_bias(hidden, d_model, dense.down_bias)
+    }
+
+    /// A gate times an up projection.
+    fn gate(&mut self, gate: Node, up: Node, activation: Activation) -> Result<Node, MathError> {
+        if activation != Activation::Capped {
+            return self.graph.glu(gate, up);
+        }
+        let capped = self.soft_cap(gate)?;
+        let open = self.unary(gate)?;
+        let gated = self.graph.product(capped, open)?;
+        let up = self.soft_cap(up)?;
+        self.graph.product(gated, up)
     }
 
     fn activate(&mut self, x: Node, activation: Activation) -> Result<Node, MathError> {
@@ -782,7 +796,7 @@ impl Parts {
             let up = self.expert_matrix(input, ids, d_ff, moe)?;
             if moe.gated {
                 let gate = self.expert_matrix(input, ids, d_ff, moe)?;
-                self.graph.glu(gate, up)?
+                self.gate(gate, up, activation)?
             } else {
                 self.activate(up, activation)?
             }
