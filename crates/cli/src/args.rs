@@ -33,6 +33,8 @@ pub(crate) enum Verb {
     MaxContext(Question),
     /// The most concurrent sequences that fit
     MaxSequences(Question),
+    /// The engine's own command line for a question
+    Export(Question),
     /// What is in a model: parameters by part and by layer
     Inspect(InspectArgs),
     /// The devices that are known by name
@@ -124,7 +126,7 @@ pub(crate) struct Question {
     #[command(flatten)]
     pub(crate) source: Source,
 
-    /// Whose rules: llama.cpp (the newest build followed), llama.cpp@BUILD, or ideal (the textbook)
+    /// Whose rules: llama.cpp (the newest build followed), llama.cpp@BUILD, vllm, or ideal (the textbook)
     #[arg(long, value_name = "ENGINE", default_value = "llama.cpp")]
     engine: String,
 
@@ -227,10 +229,56 @@ pub(crate) struct Question {
     /// The least context per stream that llama-server may choose; 4096 when left out
     #[arg(long, value_name = "N", value_parser = tokens, requires = "like_engine", help_heading = "Where")]
     fit_context: Option<u64>,
+    /// vLLM: ranks that split every matrix
+    #[arg(long, value_name = "N", help_heading = "vLLM")]
+    tensor_parallel: Option<u64>,
+    /// vLLM: ranks that split the layers
+    #[arg(long, value_name = "N", help_heading = "vLLM")]
+    pipeline_parallel: Option<u64>,
+    /// vLLM: replicas that split the sequences
+    #[arg(long, value_name = "N", help_heading = "vLLM")]
+    data_parallel: Option<u64>,
+    /// vLLM: whole experts are spread over the ranks
+    #[arg(long, help_heading = "vLLM")]
+    expert_parallel: bool,
+    /// vLLM: ranks that split the tokens of a sequence's cache
+    #[arg(long, value_name = "N", help_heading = "vLLM")]
+    context_parallel: Option<u64>,
+    /// vLLM: share of each device's memory for weights, work and cache; 0.92 when left out
+    #[arg(long, value_name = "F", value_parser = millionths, conflicts_with = "kv_memory", help_heading = "vLLM")]
+    memory_utilization: Option<u64>,
+    /// vLLM: memory for the cache on each device, such as 40GiB, which makes the answer exact
+    #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "vLLM")]
+    kv_memory: Option<u64>,
+    /// vLLM: tokens of a step
+    #[arg(long, value_name = "N", value_parser = tokens, help_heading = "vLLM")]
+    max_batched_tokens: Option<u64>,
+    /// vLLM: sequences that run at a time
+    #[arg(long, value_name = "N", help_heading = "vLLM")]
+    max_sequences: Option<u64>,
+    /// vLLM: tokens of a cache block
+    #[arg(long, value_name = "N", help_heading = "vLLM")]
+    block_size: Option<u64>,
+    /// vLLM: keep no prefixes
+    #[arg(long, help_heading = "vLLM")]
+    no_prefix_caching: bool,
 
     /// Answer as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// A share such as 0.9, in millionths.
+fn millionths(text: &str) -> Result<u64, String> {
+    let wrong = || "expected a share such as 0.9, more than 0 and at most 1".to_owned();
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if fraction.len() > 6 || !fraction.bytes().all(|digit| digit.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let whole: u64 = whole.parse().map_err(|_| wrong())?;
+    let fraction: u64 = format!("{fraction:0<6}").parse().map_err(|_| wrong())?;
+    let share = whole.checked_mul(1_000_000).and_then(|whole| whole.checked_add(fraction)).ok_or_else(wrong)?;
+    if (1..=1_000_000).contains(&share) { Ok(share) } else { Err(wrong()) }
 }
 
 impl Question {
@@ -269,6 +317,17 @@ impl Question {
             op_offload: self.no_op_offload.then_some(false),
             displays: Some(self.displays),
             memory: self.memory.or_else(|| self.host_memory()),
+            tensor_parallel: self.tensor_parallel,
+            pipeline_parallel: self.pipeline_parallel,
+            data_parallel: self.data_parallel,
+            expert_parallel: self.expert_parallel.then_some(true),
+            context_parallel: self.context_parallel,
+            memory_utilization: self.memory_utilization,
+            kv_memory: self.kv_memory,
+            max_batched_tokens: self.max_batched_tokens,
+            max_sequences: self.max_sequences,
+            block_size: self.block_size,
+            prefix_caching: self.no_prefix_caching.then_some(false),
             assume_generic: Some(self.source.assume_generic),
             like_engine: self.like_engine.then_some(true),
             fit_margin: self.fit_margin,

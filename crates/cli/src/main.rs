@@ -123,6 +123,11 @@ fn run(verb: &Verb) -> Result<u8, PlanError> {
         }
         Verb::MaxContext(question) => reach(question, planner::max_context),
         Verb::MaxSequences(question) => reach(question, planner::max_sequences),
+        Verb::Export(question) => {
+            let answer = planner::export(&model(&question.source)?, &question.options())?;
+            show(question.json, &answer, render::export)?;
+            Ok(FITS)
+        }
         Verb::Inspect(arguments) => {
             let answer = planner::inspect(&model(&arguments.source)?)?;
             show(arguments.json, &answer, render::inspect)?;

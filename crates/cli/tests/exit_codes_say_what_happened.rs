@@ -63,8 +63,8 @@ fn wrong_usage() {
     check(&["fit", MODEL, "--device", "4090", "--quant", "Q4_KM"], 64, "Q4_K_M");
     check(&["fit", MODEL, "--device", "4090", "--kv-type", "q6_K"], 64, "q8_0");
     check(&["fit", MODEL, "--device", "4090", "--engine", "llama.cpp@b1"], 64, "b12032");
-    check(&["fit", MODEL, "--device", "4090", "--engine", "vllm"], 64, "llama.cpp");
-    check(&["fit", MODEL, "--device", "4090", "--tensor-parallel", "2"], 64, "--tensor-parallel");
+    check(&["fit", MODEL, "--device", "4090", "--engine", "no-such-engine"], 64, "llama.cpp");
+    check(&["fit", MODEL, "--device", "4090", "--tensor-parallel", "2"], 64, "vllm");
     check(&["fit", MODEL, "--device", "4090", "--flash-attention", "maybe"], 64, "auto");
     check(&["fits", MODEL], 64, "fits");
     // The engine itself refuses quantised values without flash attention.

@@ -31,7 +31,29 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
         }
         all
     };
+    // On vLLM the model's own quantization counts, and ranks are devices.
+    let vllm = |rest: &[&'static str]| {
+        let mut all = vec!["fit", "@models/llama-3.1-8b", "--engine", "vllm", "--device", "h200", "--context", "8k"];
+        all.extend(rest);
+        all
+    };
     vec![
+        ("--tensor-parallel", vllm(&["--tensor-parallel", "2"]), "/totals/weights", value!(16_061_054_976_u64)),
+        ("--pipeline-parallel", vllm(&["--pipeline-parallel", "2"]), "/deployment/vllm/pipeline_parallel", value!(2)),
+        ("--data-parallel", vllm(&["--data-parallel", "2"]), "/devices/1/name", value!("NVIDIA H200 SXM")),
+        ("--expert-parallel", vllm(&["--expert-parallel"]), "/deployment/vllm/expert_parallel", value!(true)),
+        (
+            "--context-parallel",
+            vllm(&["--tensor-parallel", "16", "--context-parallel", "2"]),
+            "/deployment/vllm/context_parallel",
+            value!(2),
+        ),
+        ("--memory-utilization", vllm(&["--memory-utilization", "0.5"]), "/deployment/vllm/memory_utilization", value!(500_000)),
+        ("--kv-memory", vllm(&["--kv-memory", "20GiB"]), "/cache/blocks", value!(10_240)),
+        ("--max-batched-tokens", vllm(&["--max-batched-tokens", "4k"]), "/deployment/vllm/max_batched_tokens", value!(4096)),
+        ("--max-sequences", vllm(&["--max-sequences", "64"]), "/deployment/vllm/max_sequences", value!(64)),
+        ("--block-size", vllm(&["--block-size", "64"]), "/cache/block_tokens", value!(64)),
+        ("--no-prefix-caching", vllm(&["--no-prefix-caching"]), "/deployment/vllm/prefix_caching", value!(false)),
         ("--engine", llama(&["--engine", "llama.cpp@0c1e57098"]), "/engine/version", value!("0c1e57098")),
         ("--context", llama(&["--context", "16k"]), "/deployment/context", value!(16384)),
         ("--sequences", llama(&["--sequences", "3"]), "/totals/kv_cache", value!(3_221_225_472_u64)),
@@ -163,7 +185,7 @@ fn every_option_of_fit() {
 
 #[test]
 fn the_other_questions_take_the_same_options() {
-    for verb in ["explain", "max-context", "max-sequences"] {
+    for verb in ["explain", "export", "max-context", "max-sequences"] {
         assert_eq!(options(verb), options("fit"), "{verb}");
     }
     assert_eq!(options("devices"), BTreeSet::from(["--csv".to_owned(), "--json".to_owned()]));

@@ -33,6 +33,7 @@ fn file(question: &Question<'_>) -> String {
 pub fn command(question: &Question<'_>, planned: &Planned) -> Vec<String> {
     match question.effective.engine {
         Engine::Ideal => return Vec::new(),
+        Engine::Vllm => return crate::vllm::command(question, planned),
         Engine::LlamaCpp(_) => {}
     }
     let deployment = &question.effective.deployment;

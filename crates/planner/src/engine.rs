@@ -50,6 +50,8 @@ pub struct Planned {
     pub resolved: Resolved,
     /// Bytes that one more token of context adds to the caches once every window is full.
     pub cache_bytes_per_token: u64,
+    /// What only vLLM knows.
+    pub vllm: Option<Box<crate::vllm::Answer>>,
 }
 
 /// A model, how it is stored, and what is asked: everything an engine policy needs.
@@ -64,6 +66,8 @@ pub struct Question<'a> {
     /// What had to be assumed about storage.
     pub notes: Vec<String>,
     tensors: Rc<TensorTable>,
+    /// As it was asked.
+    pub(crate) options: Options,
 }
 
 impl<'a> Question<'a> {
@@ -86,7 +90,19 @@ impl<'a> Question<'a> {
                 "a context",
             ));
         }
-        let question = Self { model, effective, quant: None, notes: Vec::new(), tensors: Rc::new(model.tensors.clone()) };
+        let mut question = Self {
+            model,
+            effective,
+            quant: None,
+            notes: Vec::new(),
+            tensors: Rc::new(model.tensors.clone()),
+            options: options.clone(),
+        };
+        if question.effective.engine == Engine::Vllm {
+            crate::vllm::check(model, options)?;
+            question.options.quant = None;
+            return Ok(question);
+        }
         let wanted = options.quant.as_deref().or(model.asked_quant.as_deref());
         match (model.basis, wanted) {
             (Basis::Gguf, None) => Ok(question),
@@ -132,7 +148,7 @@ impl<'a> Question<'a> {
         let mut changed = self.clone();
         let build = match self.effective.engine {
             Engine::LlamaCpp(build) => build,
-            Engine::Ideal => Build::default(),
+            Engine::Ideal | Engine::Vllm => Build::default(),
         };
         // Towers are converted into a file of their own (llama.cpp: conversion, mmproj).
         let mut table = TensorTable { tensors: self.model.tensors.tensors.clone() };
@@ -162,7 +178,7 @@ impl<'a> Question<'a> {
     /// Whether the source leaves open how weights are stored.
     #[must_use]
     pub const fn can_requantize(&self) -> bool {
-        matches!(self.model.basis, Basis::Config | Basis::Checkpoint)
+        !matches!(self.effective.engine, Engine::Vllm) && matches!(self.model.basis, Basis::Config | Basis::Checkpoint)
     }
 
     /// How the weights are stored, in a word.
@@ -191,6 +207,7 @@ impl<'a> Question<'a> {
     pub fn plan(&self) -> Result<Planned, PlanError> {
         let mut planned = match self.effective.engine {
             Engine::LlamaCpp(build) if !self.model.generic => self.plan_llama_cpp(build)?,
+            Engine::Vllm => crate::vllm::plan(self)?,
             _ => self.plan_ideal()?,
         };
         let allocation = &mut planned.allocation;
@@ -221,6 +238,7 @@ impl<'a> Question<'a> {
                 flash_attention: resolved.flash_attention,
             },
             cache_bytes_per_token: allocated.cache_bytes_per_token,
+            vllm: None,
         })
     }
 
@@ -250,6 +268,7 @@ impl<'a> Question<'a> {
                 flash_attention: deployment.flash_attention != FlashAttention::Off,
             },
             cache_bytes_per_token: ideal::cache_bytes_per_token(spec, deployment)?,
+            vllm: None,
         })
     }
 

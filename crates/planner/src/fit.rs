@@ -20,8 +20,8 @@ use crate::model::Model;
 use crate::naive::naive;
 use crate::request::{Engine, Options};
 use crate::response::{
-    CacheBrief, Change, DeploymentBrief, DeviceUse, EXPLAIN_SCHEMA, EngineBrief, Explain, FIT_SCHEMA, Fit, HostUse, Limits,
-    ModelBrief, Totals, Verdict,
+    CacheBrief, Change, DeploymentBrief, DeviceUse, EXPLAIN_SCHEMA, EXPORT_SCHEMA, EngineBrief, Explain, Export, FIT_SCHEMA, Fit,
+    HostUse, Limits, ModelBrief, Totals, Verdict,
 };
 use crate::size::grouped;
 
@@ -161,8 +161,8 @@ pub(crate) fn deployment_brief(question: &Question<'_>, planned: &Planned) -> De
         batch: resolved.batch,
         ubatch: resolved.ubatch,
         quant: question.quant.clone(),
-        kv_type_k: deployment.kv_type_k.name().to_string(),
-        kv_type_v: deployment.kv_type_v.name().to_string(),
+        kv_type_k: cache_type(deployment.kv_type_k, planned),
+        kv_type_v: cache_type(deployment.kv_type_v, planned),
         flash_attention: if resolved.flash_attention { FlashAttention::On } else { FlashAttention::Off },
         kv_unified: deployment.kv_unified,
         swa_full: deployment.swa_full,
@@ -182,7 +182,12 @@ pub(crate) fn deployment_brief(question: &Question<'_>, planned: &Planned) -> De
         override_tensor: crate::place::overrides(deployment),
         kv_offload: deployment.kv_offload,
         op_offload: deployment.op_offload,
+        vllm: planned.vllm.as_ref().map(|answer| answer.brief.clone()),
     }
+}
+
+fn cache_type(format: StorageFormat, planned: &Planned) -> String {
+    planned.vllm.as_ref().map_or_else(|| format.name().to_string(), |answer| answer.brief.kv_cache_dtype.clone())
 }
 
 fn places(question: &Question<'_>, planned: &Planned, with_children: bool) -> Result<(Vec<DeviceUse>, HostUse), PlanError> {
@@ -223,6 +228,11 @@ fn places(question: &Question<'_>, planned: &Planned, with_children: bool) -> Re
 fn notes(question: &Question<'_>, planned: &Planned) -> Vec<String> {
     let mut notes = question.effective.notes.clone();
     notes.extend(question.notes.iter().cloned());
+    if let Some(answer) = &planned.vllm {
+        notes.extend(answer.notes.iter().cloned());
+        notes.extend(question.model.notes.iter().cloned());
+        return notes;
+    }
     let deployment = &question.effective.deployment;
     let resolved = planned.resolved;
     if let ContextRequest::PerSequence(tokens) = deployment.context
@@ -272,14 +282,20 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
     let planned = question.plan()?;
     let used = Used::of(&planned)?;
     let devices = &question.effective.devices;
-    let verdict = match used.headroom(devices)? {
+    let short = planned.vllm.as_ref().and_then(|answer| answer.short_by);
+    let room = match (used.headroom(devices)?, short) {
+        (Ok(_), Some(short)) => Err(short),
+        (Err(missing), Some(short)) => Err(missing.max(short)),
+        (room, None) => room,
+    };
+    let verdict = match room {
         Ok(headroom) if question.offloads()? => {
             Verdict::FitsWithOffload { headroom, plan: crate::place::arguments(&question.effective.deployment) }
         }
         Ok(headroom) => Verdict::Fits { headroom },
         Err(short_by) => Verdict::DoesNotFit {
             short_by,
-            fits_at_best_with: used.headroom_at_best(devices)?.ok(),
+            fits_at_best_with: if short.is_some() { None } else { used.headroom_at_best(devices)?.ok() },
             closest: closest(&question, &planned)?,
         },
     };
@@ -299,11 +315,17 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
             compute: total(TermKind::Compute)?,
             output: total(TermKind::Output)?,
         },
-        cache: CacheBrief {
-            bytes_per_token: Bytes::new(planned.cache_bytes_per_token)?,
-            blocks: None,
-            block_tokens: None,
-            max_concurrency: None,
+        cache: match &planned.vllm {
+            Some(answer) => answer.cache.clone(),
+            None => CacheBrief {
+                bytes_per_token: Bytes::new(planned.cache_bytes_per_token)?,
+                blocks: None,
+                block_tokens: None,
+                max_concurrency: None,
+                tokens: None,
+                block_bytes: None,
+                groups: None,
+            },
         },
         verdict,
         like_engine,
@@ -342,8 +364,21 @@ pub fn explain(model: &Model, options: &Options) -> Result<Explain, PlanError> {
     })
 }
 
+/// The engine's own command line for what `fit` was asked.
+///
+/// # Errors
+/// As [`fit`].
+pub fn export(model: &Model, options: &Options) -> Result<Export, PlanError> {
+    let question = Question::new(model, options)?;
+    let planned = question.plan()?;
+    Ok(Export { schema: EXPORT_SCHEMA.to_string(), engine: engine_brief(&question), command: command(&question, &planned) })
+}
+
 /// The smallest change of each kind that would make it fit, those that give up least first.
 fn closest(question: &Question<'_>, planned: &Planned) -> Result<Vec<Change>, PlanError> {
+    if let Some(answer) = &planned.vllm {
+        return Ok(answer.closest.clone());
+    }
     let mut found = Vec::new();
     let device = &question.effective.device;
     let mut attempt = |changed: &Question<'_>, change: String, options: Vec<String>| -> Result<bool, PlanError> {

@@ -22,10 +22,11 @@ pub mod place;
 pub mod request;
 pub mod response;
 pub mod size;
+pub mod vllm;
 pub mod wire;
 
 pub use error::PlanError;
-pub use fit::{explain, fit};
+pub use fit::{explain, export, fit};
 pub use inspect::inspect;
 pub use limits::{reach_context as max_context, reach_sequences as max_sequences};
 pub use model::{Basis, Model};

@@ -16,7 +16,7 @@ use crate::engine::{Compiled, Question};
 use crate::error::PlanError;
 use crate::fit::{Used, deployment_brief, engine_brief, model_brief};
 use crate::model::Model;
-use crate::request::Options;
+use crate::request::{Engine, Options};
 use crate::response::{Limit, LimitedBy, Limits, REACH_SCHEMA, Reach};
 
 /// Whether so much context for so many sequences fits; `None` when the engine refuses it.
@@ -63,6 +63,9 @@ fn search(
 /// # Errors
 /// [`PlanError`] when the engine does not know the model.
 pub fn max_context(question: &Question<'_>) -> Result<Option<Limit>, PlanError> {
+    if question.effective.engine == Engine::Vllm {
+        return Ok(question.plan()?.vllm.and_then(|answer| answer.limits.max_context));
+    }
     let cap = question.model.spec.max_context;
     if cap == 0 {
         return Ok(None);
@@ -80,6 +83,9 @@ pub fn max_context(question: &Question<'_>) -> Result<Option<Limit>, PlanError> 
 /// # Errors
 /// [`PlanError`] when the engine does not know the model.
 pub fn max_sequences(question: &Question<'_>) -> Result<Option<Limit>, PlanError> {
+    if question.effective.engine == Engine::Vllm {
+        return Ok(question.plan()?.vllm.and_then(|answer| answer.limits.max_sequences));
+    }
     let compiled = question.compile()?;
     let context = question.effective.deployment.context;
     search(MAX_SEQUENCES, LimitedBy::Engine, |sequences| fits(&compiled, &question.effective.devices, context, sequences))

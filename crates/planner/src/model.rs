@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use plimsoll_ingest::Ingested;
 use plimsoll_math::engine::llama_cpp::conversion::leaves_out_prediction_layers;
+use plimsoll_math::engine::vllm::facts::Checkpoint;
 use plimsoll_math::spec::{FeedForward, LmHead, ModelSpec};
 use plimsoll_math::tensor::{Component, Place, TensorTable};
 use plimsoll_math::units::{Params, mul};
@@ -38,6 +39,8 @@ pub struct Model {
     pub quantization: Option<String>,
     /// A file type that the model's name asked for (`org/name:Q4_K_M`), used where the request names none.
     pub asked_quant: Option<String>,
+    /// What an engine that loads the checkpoint itself reads beyond the architecture.
+    pub checkpoint: Checkpoint,
     /// What was unusual.
     pub notes: Vec<String>,
     /// The tensors of a published checkpoint as its files store them, where the headers were read. [`Model::tensors`] are
@@ -65,6 +68,7 @@ impl Model {
             tensors: ingested.tensors,
             quantization: ingested.quantization,
             asked_quant: None,
+            checkpoint: ingested.checkpoint,
             notes: ingested.notes,
             published: None,
             basis,

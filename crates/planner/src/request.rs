@@ -6,6 +6,7 @@ use alloc::string::{String, ToString};
 use plimsoll_math::deployment::{ContextRequest, Deployment, FlashAttention, Share, SplitMode};
 use plimsoll_math::device::Device;
 use plimsoll_math::engine::llama_cpp::Build;
+use plimsoll_math::engine::vllm;
 use plimsoll_math::format::StorageFormat;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,7 @@ use crate::size::quoted;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
-    /// `llama.cpp`, `llama.cpp@BUILD` or `ideal`.
+    /// `llama.cpp`, `llama.cpp@BUILD`, `vllm` or `ideal`.
     pub engine: Option<String>,
     /// Tokens per sequence.
     pub context: Option<u64>,
@@ -79,6 +80,28 @@ pub struct Options {
     pub fit_margin: Option<u64>,
     /// The least context per stream that the engine may choose; 4096 when left out.
     pub fit_context: Option<u64>,
+    /// Ranks that split every matrix.
+    pub tensor_parallel: Option<u64>,
+    /// Ranks that split the layers.
+    pub pipeline_parallel: Option<u64>,
+    /// Replicas that split the sequences.
+    pub data_parallel: Option<u64>,
+    /// Whether whole experts are spread over the ranks.
+    pub expert_parallel: Option<bool>,
+    /// Ranks that split a sequence's cache.
+    pub context_parallel: Option<u64>,
+    /// Share of every device's memory for weights, work and cache, in millionths.
+    pub memory_utilization: Option<u64>,
+    /// Bytes of the cache on every device.
+    pub kv_memory: Option<u64>,
+    /// Tokens of a step.
+    pub max_batched_tokens: Option<u64>,
+    /// Sequences that the engine runs at a time.
+    pub max_sequences: Option<u64>,
+    /// Tokens of a cache block.
+    pub block_size: Option<u64>,
+    /// Whether prefixes are cached.
+    pub prefix_caching: Option<bool>,
     /// Whether an unknown architecture may be taken for a generic decoder.
     pub assume_generic: Option<bool>,
     /// Leaves out the search for the limits reachable on the device, which takes longer than the answer itself.
@@ -91,6 +114,8 @@ pub struct Options {
 pub enum Engine {
     /// llama.cpp, a build.
     LlamaCpp(Build),
+    /// vLLM, the version that is followed.
+    Vllm,
     /// The textbook: no rounding, no buffers.
     Ideal,
 }
@@ -104,13 +129,20 @@ impl Engine {
         if text == "ideal" {
             return Ok(Self::Ideal);
         }
+        if text == "vllm" || text.strip_prefix("vllm@") == Some(vllm::VERSION_NUMBER) {
+            return Ok(Self::Vllm);
+        }
         if text.starts_with("llama.cpp")
             && let Ok(build) = Build::parse(text)
         {
             return Ok(Self::LlamaCpp(build));
         }
         let builds: alloc::vec::Vec<String> = Build::ALL.iter().map(|build| build.engine().to_string()).collect();
-        Err(PlanError::request("engine", quoted(text), format!("llama.cpp, {} or ideal", builds.join(", "))))
+        Err(PlanError::request(
+            "engine",
+            quoted(text),
+            format!("llama.cpp, {}, vllm, vllm@{} or ideal", builds.join(", "), vllm::VERSION_NUMBER),
+        ))
     }
 
     /// The engine's name.
@@ -118,6 +150,7 @@ impl Engine {
     pub const fn name(self) -> &'static str {
         match self {
             Self::LlamaCpp(_) => "llama.cpp",
+            Self::Vllm => "vllm",
             Self::Ideal => "ideal",
         }
     }
@@ -127,6 +160,7 @@ impl Engine {
     pub const fn version(self) -> &'static str {
         match self {
             Self::LlamaCpp(build) => build.tag(),
+            Self::Vllm => vllm::VERSION_NUMBER,
             Self::Ideal => "1",
         }
     }
@@ -182,7 +216,12 @@ impl Options {
     /// [`PlanError`] for a value that cannot be.
     pub fn effective(&self) -> Result<Effective, PlanError> {
         let engine = Engine::parse(self.engine.as_deref().unwrap_or("llama.cpp"))?;
-        let (devices, note) = self.devices()?;
+        let (mut devices, note) = self.devices()?;
+        if engine == Engine::Vllm {
+            devices = crate::vllm::ranks(self, devices)?;
+        } else if let [first, ..] = crate::vllm::options_set(self).as_slice() {
+            return Err(PlanError::request(first, "a value", format!("none with {}: it is an option of vllm", engine.name())));
+        }
         let Some(device) = devices.first().cloned() else {
             return Err(PlanError::request("device", "nothing", "a device"));
         };
@@ -202,6 +241,11 @@ impl Options {
         };
         if self.kv_type.is_some() && (self.kv_type_k.is_some() || self.kv_type_v.is_some()) {
             return Err(PlanError::request("kv_type", "a value beside kv_type_k or kv_type_v", "one or the other"));
+        }
+        if engine == Engine::Vllm {
+            let mut deployment = Deployment::new(context, device.backend);
+            deployment.sequences = one_or_more("sequences", self.sequences, 1)?;
+            return Ok(Effective { engine, deployment, device, devices, notes: note.into_iter().collect() });
         }
         let mut deployment = self.placed(context, &devices)?;
         // The server's own default (`-np -1`) is four slots that share one cache.

@@ -22,6 +22,8 @@ pub const INSPECT_SCHEMA: &str = "plimsoll.inspect/1";
 pub const EXPLAIN_SCHEMA: &str = "plimsoll.explain/1";
 /// Schema name of [`Reach`].
 pub const REACH_SCHEMA: &str = "plimsoll.reach/1";
+/// Schema name of [`Export`].
+pub const EXPORT_SCHEMA: &str = "plimsoll.export/1";
 /// Schema name of [`Devices`].
 pub const DEVICES_SCHEMA: &str = "plimsoll.devices/1";
 
@@ -108,6 +110,42 @@ pub struct DeploymentBrief {
     pub kv_offload: bool,
     /// Whether products of large batches are done on a device although their weights are on the host.
     pub op_offload: bool,
+    /// What vLLM is asked for, where it is the engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vllm: Option<VllmBrief>,
+}
+
+/// vLLM's own values, defaults included.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VllmBrief {
+    /// Ranks that split every matrix.
+    pub tensor_parallel: u64,
+    /// Ranks that split the layers.
+    pub pipeline_parallel: u64,
+    /// Replicas that split the sequences.
+    pub data_parallel: u64,
+    /// Whether whole experts are spread over the ranks.
+    pub expert_parallel: bool,
+    /// Ranks that split a sequence's cache.
+    pub context_parallel: u64,
+    /// Share of every device's memory in millionths; null where the cache's bytes are given.
+    pub memory_utilization: Option<u64>,
+    /// The same share of what is free once the driver has set itself up, in millionths.
+    pub memory_utilization_of_free: Option<u64>,
+    /// Bytes of the cache on every device, where they are given.
+    pub kv_memory: Option<Bytes>,
+    /// Tokens of a step.
+    pub max_batched_tokens: u64,
+    /// Sequences that the engine runs at a time.
+    pub max_sequences: u64,
+    /// Tokens of a cache block.
+    pub block_size: u64,
+    /// How cached keys and values are stored.
+    pub kv_cache_dtype: String,
+    /// Whether prefixes are cached.
+    pub prefix_caching: bool,
+    /// Attention backends.
+    pub attention_backends: Vec<String>,
 }
 
 /// One device and what is on it.
@@ -170,8 +208,55 @@ pub struct CacheBrief {
     pub blocks: Option<u64>,
     /// Tokens in a block.
     pub block_tokens: Option<u64>,
-    /// Sequences of full length that fit at once, thousandths.
-    pub max_concurrency: Option<u64>,
+    /// Sequences of full length that fit at once.
+    pub max_concurrency: Option<Concurrency>,
+    /// Tokens that the engine reports as the cache's size: the longest sequence times how many fit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Bytes of a block on the fullest rank.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_bytes: Option<Bytes>,
+    /// Layers that share a table of blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Vec<CacheGroup>>,
+}
+
+/// How many sequences of full length fit at once: a finite number.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Concurrency(f64);
+
+impl Eq for Concurrency {}
+
+impl Concurrency {
+    /// `blocks` over `per_request`, as the engine divides; `None` where a request takes no blocks.
+    #[must_use]
+    pub fn of(blocks: u64, per_request: u64) -> Option<Self> {
+        let blocks = f64::from(u32::try_from(blocks).ok()?);
+        let per_request = f64::from(u32::try_from(per_request).ok()?);
+        (per_request > 0.0).then_some(Self(blocks / per_request))
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+/// Layers that share a table of blocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheGroup {
+    /// The engine's kind of cache.
+    pub kind: String,
+    /// Layers.
+    pub layers: u64,
+    /// Tokens of a block.
+    pub block_tokens: u64,
+    /// Bytes of a page of one layer, or of all its layers where they differ.
+    pub page_bytes: Bytes,
+    /// Blocks of one sequence of full length.
+    pub blocks_per_sequence: u64,
 }
 
 /// A change that would make it fit.
@@ -309,6 +394,17 @@ pub struct Explain {
     pub host: HostUse,
     /// What was assumed or unusual.
     pub notes: Vec<String>,
+}
+
+/// Answer of `export`: the engine's own command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// [`EXPORT_SCHEMA`].
+    pub schema: String,
+    /// The engine.
+    pub engine: EngineBrief,
+    /// The program and its arguments, each as one.
+    pub command: Vec<String>,
 }
 
 /// Answer of `max-context` and `max-sequences`.

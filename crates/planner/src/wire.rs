@@ -127,6 +127,14 @@ pub fn explain(request: &str) -> Result<String, String> {
     answer(request, crate::fit::explain)
 }
 
+/// `export`: the engine's own command line.
+///
+/// # Errors
+/// JSON `{"error": {"code", "message", "hint"}}`.
+pub fn export(request: &str) -> Result<String, String> {
+    answer(request, crate::fit::export)
+}
+
 /// `inspect`: what is in the model.
 ///
 /// # Errors

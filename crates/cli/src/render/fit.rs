@@ -194,7 +194,18 @@ pub(crate) fn fit(answer: &Fit) -> String {
             lines.extend(wrap(&text, width, "  "));
         }
     }
-    if let Some(text) = textbook(answer) {
+    if let (Some(blocks), Some(tokens)) = (answer.cache.blocks, answer.cache.block_tokens) {
+        lines.push(String::new());
+        lines.push(paint(BOLD, "Cache on every rank"));
+        let mut parts = vec![format!("{} blocks of {tokens} tokens", grouped(blocks))];
+        parts.extend(answer.cache.tokens.map(|tokens| format!("{} tokens as the engine counts them", grouped(tokens))));
+        parts.extend(answer.cache.max_concurrency.map(|many| format!("{:.2} sequences of this length at once", many.get())));
+        parts.push(format!("{} a token", short(answer.cache.bytes_per_token.get())));
+        lines.extend(flow(parts.into_iter(), " · ", width, "  "));
+    }
+    // A pool that is filled on purpose is no textbook figure.
+    let textbook = if answer.deployment.vllm.is_some() { None } else { textbook(answer) };
+    if let Some(text) = textbook {
         lines.push(String::new());
         lines.push(paint(BOLD, "Textbook"));
         lines.extend(wrap(&text, width, "  "));
@@ -228,8 +239,13 @@ pub(crate) fn fit(answer: &Fit) -> String {
         lines.push(paint(BOLD, "Run"));
         lines.extend(command(&answer.command, width, "  "));
         lines.push(paint(BOLD, "Verify"));
-        let text = "add -lv 4: the server logs every buffer size (model, KV, RS, compute, output) as it allocates it";
-        lines.extend(wrap(text, width, "  "));
+        let text = if answer.deployment.vllm.is_some() {
+            "the log says \"GPU KV cache size\" and \"Maximum concurrency\", the metric vllm:cache_config_info the blocks"
+                .to_owned()
+        } else {
+            "add -lv 4: the server logs every buffer size (model, KV, RS, compute, output) as it allocates it".to_owned()
+        };
+        lines.extend(wrap(&text, width, "  "));
     }
     if !answer.notes.is_empty() {
         lines.push(String::new());

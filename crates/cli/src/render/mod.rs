@@ -16,6 +16,13 @@ pub(crate) use inspect::inspect;
 
 use text::{BAD, BOLD, DIM, GOOD, columns, command, cut, flow, headline, left, paint, right, width, wrap};
 
+/// The engine's own command line, to paste.
+pub(crate) fn export(answer: &plimsoll::planner::response::Export) -> String {
+    let mut text = command(&answer.command, width(), "").join("\n");
+    text.push('\n');
+    text
+}
+
 /// One sign for how sure a figure is.
 fn mark(certainty: &Certainty) -> &'static str {
     match certainty {

@@ -5,6 +5,7 @@
 //! share a table of blocks and what a block weighs ([`groups`]), how many blocks fit and how many requests they serve
 //! ([`plan`]), and the bytes of the weights on every rank ([`weights`]).
 
+pub mod allocate;
 pub mod backend;
 pub mod cache_spec;
 pub mod facts;

@@ -7,7 +7,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::VERSION;
-use super::cache_spec::{RequestShape, gcd};
+use super::cache_spec::{RequestShape, gcd, lcm};
 use super::groups::{Group, LayerCache, PoolLayout, block_bytes, groups};
 use super::options::Knobs;
 use crate::error::MathError;
@@ -149,14 +149,23 @@ impl CachePlan {
     /// [`MathError::Overflow`].
     pub fn bytes_per_token(&self, stage: u64) -> Result<u64, MathError> {
         let block = usize::try_from(stage).ok().and_then(|stage| self.block_bytes.get(stage)).copied().unwrap_or(0);
-        let mut sum = 0;
+        // Every group of full attention takes a block of the widest group for its own number of tokens.
+        let mut covers = Vec::new();
         for group in &self.groups {
             if let Some(spec) = group.specs.iter().find(|spec| spec.kind.keeps_everything()) {
                 let ranks = if spec.context_sharded { self.request.context_parallel.max(1) } else { 1 };
-                sum = add(sum, block.div_ceil(mul(spec.block_tokens, ranks)?.max(1)))?;
+                covers.push(mul(spec.block_tokens, ranks)?.max(1));
             }
         }
-        Ok(sum)
+        let mut common = 1;
+        for tokens in &covers {
+            common = lcm(common, *tokens)?;
+        }
+        let mut blocks = 0;
+        for tokens in &covers {
+            blocks = add(blocks, common / tokens)?;
+        }
+        Ok(mul(block, blocks)?.div_ceil(common))
     }
 
     /// The longest request that `memory` bytes hold on every stage (`_auto_fit_max_model_len`), 0 for none.
@@ -248,6 +257,16 @@ impl CachePlan {
         }
         Bytes::new(mul(blocks, self.block_bytes.iter().copied().max().unwrap_or(0))?)?;
         Ok(Capacity { blocks, blocks_per_request: self.blocks_per_request(&request)?, max_tokens: request.max_tokens })
+    }
+
+    /// Blocks in `memory` bytes of every stage, whether or not a request fits.
+    #[must_use]
+    pub fn blocks_in(&self, memory: &[u64], knobs: &Knobs) -> u64 {
+        if let Some(blocks) = knobs.blocks_override {
+            return blocks;
+        }
+        let blocks = memory.iter().zip(&self.block_bytes).filter_map(|(bytes, block)| bytes.checked_div(*block));
+        blocks.min().unwrap_or(1)
     }
 
     fn longest_on(&self, stage: u64, bytes: u64, most: u64) -> Result<u64, MathError> {

@@ -309,7 +309,7 @@ impl<'a> Rules<'a> {
             Split::KvHeads => {
                 let whole = if is_vector { n_in } else { n_out };
                 let heads = self.kv_heads(tensor);
-                let part = mul(whole.checked_div(heads).unwrap_or(whole), (heads / ranks).max(1))?;
+                let part = mul(whole.checked_div(heads).unwrap_or(whole), self.kv_share(heads)?)?;
                 (n_in, n_out) = outputs(n_in, n_out, part, whole);
             }
             Split::ExpertBias { outputs } => {
@@ -332,7 +332,7 @@ impl<'a> Rules<'a> {
             Split::Fused => {
                 let whole = if is_vector { n_in } else { n_out };
                 let (queries, keys, heads) = self.fused(tensor, whole);
-                let kv = mul(keys.checked_div(heads).unwrap_or(0), (heads / ranks).max(1))?;
+                let kv = mul(keys.checked_div(heads).unwrap_or(0), self.kv_share(heads)?)?;
                 let part = add(divide(queries, ranks, name)?, kv)?;
                 (n_in, n_out) = outputs(n_in, n_out, part, whole);
             }
@@ -375,6 +375,15 @@ impl<'a> Rules<'a> {
         } else {
             part
         })
+    }
+
+    /// Key-value heads of a rank: a share of them, or one of them on several ranks.
+    fn kv_share(&self, heads: u64) -> Result<u64, MathError> {
+        if heads >= self.ranks {
+            divide(heads, self.ranks, "key-value heads by tensor parallel size")
+        } else {
+            divide(self.ranks, heads, "tensor parallel size by key-value heads, which are replicated").map(|_| 1)
+        }
     }
 
     fn kv_heads(&self, tensor: &Tensor) -> u64 {

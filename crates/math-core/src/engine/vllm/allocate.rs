@@ -1,0 +1,285 @@
+//! What every rank allocates: weights, the pool of blocks, and what a step needs beside them.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::VERSION;
+use super::facts::Checkpoint;
+use super::layers::{Settled, cache_plan};
+use super::options::{Knobs, MaxLength};
+use super::plan::{CachePlan, Capacity};
+use super::weights::{RankWeights, weights};
+use crate::allocation::{Allocation, Certainty, PlaceAllocation, Term, TermKind};
+use crate::error::MathError;
+use crate::spec::{FeedForward, Mixer, ModelSpec};
+use crate::tensor::TensorTable;
+use crate::units::{Bytes, add, mul};
+
+/// What may be used of every GPU for weights, work and cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum Budget {
+    /// A share of the GPU's memory in millionths (`--gpu-memory-utilization`), rounded up to a byte.
+    Utilization {
+        /// Millionths.
+        millionths: u64,
+    },
+    /// So many bytes for the cache alone (`--kv-cache-memory-bytes`).
+    Cache {
+        /// Bytes.
+        bytes: u64,
+    },
+}
+
+/// The engine's default share (`vllm/config/cache.py:gpu_memory_utilization`).
+pub const DEFAULT_UTILIZATION: u64 = 920_000;
+
+/// Everything known about a deployment.
+#[derive(Debug, Clone)]
+pub struct Allocated {
+    /// Terms, rank by rank: stage by stage, the ranks of a stage one after the other, replicas after that.
+    pub allocation: Allocation,
+    /// The cache.
+    pub plan: CachePlan,
+    /// What the engine settled on.
+    pub settled: Settled,
+    /// Blocks and what they serve; the reason where the engine would not start.
+    pub capacity: Result<Capacity, MathError>,
+    /// Bytes missing on the fullest rank, where it would not start.
+    pub short_by: Option<u64>,
+    /// Weights of the first rank of every stage.
+    pub weights: Vec<RankWeights>,
+}
+
+/// Bytes that work needs on a rank, at least and at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Work {
+    low: u64,
+    high: u64,
+}
+
+/// Plans all ranks.
+///
+/// # Errors
+/// [`MathError::Refused`] for what the engine refuses whatever the memory, [`MathError::Unsupported`] for what is not
+/// followed.
+pub fn allocate(
+    spec: &ModelSpec,
+    table: &TensorTable,
+    checkpoint: &Checkpoint,
+    knobs: &Knobs,
+    budget: Budget,
+) -> Result<Allocated, MathError> {
+    let (plan, settled) = cache_plan(spec, checkpoint, knobs)?;
+    let ranks = weights(spec, table, checkpoint, knobs)?;
+    let work = work(spec, knobs, &settled)?;
+    let mut least = Vec::new();
+    let mut most = Vec::new();
+    for rank in &ranks {
+        let (low, high) = match budget {
+            Budget::Cache { bytes } => (bytes, bytes),
+            Budget::Utilization { millionths } => {
+                let requested = mul(knobs.gpu.memory, millionths)?.div_ceil(1_000_000);
+                let left = requested.saturating_sub(rank.bytes());
+                (left.saturating_sub(work.high), left.saturating_sub(work.low))
+            }
+        };
+        least.push(low);
+        most.push(high);
+    }
+    let fit_length = matches!(knobs.max_length, MaxLength::Fit);
+    let capacity = plan.capacity(&least, knobs, fit_length);
+    let blocks_low = plan.blocks_in(&least, knobs);
+    let blocks_high = plan.blocks_in(&most, knobs);
+    let mut short_by = None;
+    if capacity.is_err() {
+        let mut short = 0;
+        for (stage, bytes) in (0_u64..).zip(&least) {
+            let block = plan.block_bytes.get(usize::try_from(stage).unwrap_or(usize::MAX)).copied().unwrap_or(0);
+            let needed = add(plan.request_bytes(&plan.request, stage)?, block)?;
+            short = short.max(needed.saturating_sub(*bytes));
+        }
+        short_by = Some(short.max(1));
+    }
+    let mut allocation = Allocation::default();
+    for _replica in 0..knobs.parallelism.data.max(1) {
+        for (stage, rank) in (0_u64..).zip(&ranks) {
+            let terms = terms(spec, knobs, &plan, budget, rank, work, (blocks_low, blocks_high), stage)?;
+            for _rank in 0..knobs.parallelism.tensor.max(1) {
+                allocation.devices.push(PlaceAllocation { terms: terms.clone() });
+            }
+        }
+    }
+    Ok(Allocated { allocation, plan, settled, capacity, short_by, weights: ranks })
+}
+
+#[expect(clippy::too_many_arguments, reason = "one rank's numbers, once")]
+fn terms(
+    spec: &ModelSpec,
+    knobs: &Knobs,
+    plan: &CachePlan,
+    budget: Budget,
+    rank: &RankWeights,
+    work: Work,
+    (blocks_low, blocks_high): (u64, u64),
+    stage: u64,
+) -> Result<Vec<Term>, MathError> {
+    let mut children = Vec::new();
+    for (format, bytes) in &rank.by_type {
+        children.push(Term {
+            component: TermKind::Weights,
+            label: format!("stored as {}", format.name()),
+            bytes: Bytes::new(*bytes)?,
+            certainty: Certainty::Exact,
+            formula: format!("{bytes} B"),
+            source: source("model_executor/layers"),
+            children: Vec::new(),
+        });
+    }
+    let mut terms = vec![Term {
+        component: TermKind::Weights,
+        label: "weights".to_string(),
+        bytes: Bytes::new(rank.bytes())?,
+        certainty: Certainty::Exact,
+        formula: format!("this rank's part of every matrix{}", replication(spec, knobs)),
+        source: source("model_executor/layers/linear.py, vocab_parallel_embedding.py, fused_moe"),
+        children,
+    }];
+    let block = plan.block_bytes.get(usize::try_from(stage).unwrap_or(usize::MAX)).copied().unwrap_or(0);
+    if block > 0 {
+        let exact = blocks_low == blocks_high;
+        let bytes = Bytes::new(mul(block, blocks_low)?)?;
+        terms.push(Term {
+            component: TermKind::KvCache,
+            label: "pool of cache blocks".to_string(),
+            bytes,
+            certainty: if exact {
+                Certainty::Exact
+            } else {
+                Certainty::Bounded { low: bytes, high: Bytes::new(mul(block, blocks_high)?)? }
+            },
+            formula: format!("{blocks_low} blocks x {block} B{}", replicated_keys(spec, knobs)),
+            source: source("v1/core/kv_cache_planning.py:get_kv_cache_configs"),
+            children: Vec::new(),
+        });
+    }
+    let label = match budget {
+        Budget::Cache { .. } => "activations, graphs and tables",
+        Budget::Utilization { .. } => "activations, graphs and tables, inside the utilization",
+    };
+    terms.push(Term {
+        component: TermKind::Compute,
+        label: label.to_string(),
+        bytes: Bytes::new(work.high)?,
+        certainty: Certainty::Bounded { low: Bytes::new(work.low)?, high: Bytes::new(work.high)? },
+        formula: "at least one layer's widest buffers and the logits, at most all buffers of a layer, captured graphs and \
+                  rotary tables"
+            .to_string(),
+        source: source("v1/worker/gpu_worker.py:determine_available_memory measures it on the device"),
+        children: Vec::new(),
+    });
+    terms.push(Term {
+        component: TermKind::DriverContext,
+        label: "CUDA context, cuBLAS and NCCL".to_string(),
+        bytes: Bytes::new(mul(if knobs.parallelism.tensor > 1 { 1536 } else { 768 }, 1 << 20)?)?,
+        certainty: Certainty::Bounded {
+            low: Bytes::new(mul(300, 1 << 20)?)?,
+            high: Bytes::new(mul(if knobs.parallelism.tensor > 1 { 1536 } else { 768 }, 1 << 20)?)?,
+        },
+        formula: "taken before the engine looks at free memory, outside the utilization".to_string(),
+        source: source("v1/worker/gpu_worker.py:init_device takes its snapshot after them"),
+        children: Vec::new(),
+    });
+    Ok(terms)
+}
+
+fn source(path: &str) -> String {
+    format!("{VERSION}: vllm/{path}")
+}
+
+fn kv_heads(spec: &ModelSpec) -> Option<u64> {
+    spec.layers.iter().find_map(|layer| match &layer.mixer {
+        Mixer::Attention(attention) => Some(attention.n_kv_heads),
+        Mixer::Parallel(parallel) => Some(parallel.attention.n_kv_heads),
+        _ => None,
+    })
+}
+
+/// Key and value projections that several ranks hold, in words.
+fn replication(spec: &ModelSpec, knobs: &Knobs) -> String {
+    let tensor = knobs.parallelism.tensor.max(1);
+    match kv_heads(spec) {
+        Some(heads) if heads > 0 && heads < tensor => {
+            format!("; key and value projections replicated {}x: {heads} KV heads on {tensor} ranks", tensor / heads)
+        }
+        _ => String::new(),
+    }
+}
+
+/// Caches that several ranks hold, in words.
+fn replicated_keys(spec: &ModelSpec, knobs: &Knobs) -> String {
+    let tensor = knobs.parallelism.tensor.max(1);
+    let latent = spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Mla(_) | Mixer::CompressedAttention(_)));
+    if latent && tensor > 1 {
+        return format!("; latents replicated {tensor}x: one latent on {tensor} ranks");
+    }
+    match kv_heads(spec) {
+        Some(heads) if heads > 0 && heads < tensor => {
+            format!("; kv replicated {}x: {heads} KV heads on {tensor} ranks", tensor / heads)
+        }
+        _ => String::new(),
+    }
+}
+
+/// What a step needs beside weights and cache, between two bounds that follow from the largest buffers.
+fn work(spec: &ModelSpec, knobs: &Knobs, settled: &Settled) -> Result<Work, MathError> {
+    const MIB: u64 = 1 << 20;
+    let tensor = knobs.parallelism.tensor.max(1);
+    let tokens = settled.max_batched_tokens;
+    let element = settled.dtype.block_bytes();
+    let mut widest = 0;
+    let mut all = 0;
+    let mut rotary = 0;
+    for layer in &spec.layers {
+        let hidden = match &layer.feed_forward {
+            FeedForward::Dense(dense) => mul(3, dense.d_ff)? / tensor,
+            FeedForward::Moe(moe) => {
+                let per_expert = add(mul(3, moe.d_ff_expert)? / tensor, spec.d_model)?;
+                add(
+                    mul(moe.n_experts_per_token, per_expert)?,
+                    moe.shared.as_ref().map_or(0, |dense| dense.d_ff.saturating_mul(3)),
+                )?
+            }
+            FeedForward::ChannelMix { .. } | FeedForward::None => 0,
+        };
+        let attention = match &layer.mixer {
+            Mixer::Attention(attention) => {
+                rotary = rotary.max(attention.k_head_dim);
+                mul(add(attention.n_heads, mul(2, attention.n_kv_heads)?)?, attention.k_head_dim)? / tensor
+            }
+            Mixer::Mla(mla) => {
+                rotary = rotary.max(mla.qk_rope_head_dim);
+                mul(mul(2, mla.n_heads)?, add(add(mla.qk_nope_head_dim, mla.qk_rope_head_dim)?, mla.v_head_dim)?)? / tensor
+            }
+            Mixer::Mamba1(mamba) => mul(4, mamba.d_inner)? / tensor,
+            Mixer::Mamba2(mamba) => mul(4, mamba.d_inner)? / tensor,
+            Mixer::GatedDeltaNet(net) => mul(6, mul(net.n_v_heads, net.v_head_dim)?)? / tensor,
+            _ => mul(6, spec.d_model)? / tensor,
+        };
+        widest = widest.max(hidden.max(attention));
+        all = all.max(add(add(hidden, attention)?, mul(6, spec.d_model)?)?);
+    }
+    let vocabulary = spec.embedding.n_vocab.div_ceil(tensor);
+    let logits = mul(settled.max_sequences, spec.embedding.n_vocab)?;
+    let low = mul(mul(tokens, widest)?, element)?.max(mul(mul(settled.max_sequences, vocabulary)?, element)?);
+    let tables = mul(mul(spec.max_context, rotary)?, mul(2, element)?)?;
+    let mut high = add(mul(mul(tokens, all)?, mul(2, element)?)?, mul(logits, 12)?)?;
+    // Captured graphs, persistent inputs, workspaces; and a multimodal profile where there are towers.
+    high = add(add(high, tables)?, mul(2048, MIB)?)?;
+    if !spec.towers.is_empty() {
+        high = add(high, mul(2048, MIB)?)?;
+    }
+    Ok(Work { low, high })
+}

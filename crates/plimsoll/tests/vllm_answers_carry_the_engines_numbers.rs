@@ -1,0 +1,97 @@
+//! The planner's answer for vLLM on the recorded questions: blocks, groups and concurrency in the pool that was given,
+//! the refusals, and the laws of sharding.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test stops at the first surprise")]
+
+use std::collections::BTreeMap;
+
+use plimsoll_math::engine::vllm::quantization::WeightScheme;
+use plimsoll_math::engine::vllm::weights::weights;
+use plimsoll_planner::{Basis, Model, Options};
+use serde_json::{Value, json};
+
+#[path = "support/vllm.rs"]
+mod vllm;
+
+#[test]
+fn fit_tells_blocks_groups_and_concurrency() {
+    let configs = vllm::configs();
+    let mut models = BTreeMap::new();
+    let mut compared = 0;
+    // Rows that need no option the planner lacks, and whose weights are followed.
+    let rows = vllm::rows();
+    let plain = rows.iter().filter(|row| {
+        row.get("expected").is_some()
+            && row["gpu"] == "H100"
+            && row["usage_context"] == "OPENAI_API_SERVER"
+            && row["engine_args"].as_object().unwrap().is_empty()
+            && row["max_model_len_arg"] != -1
+    });
+    for row in plain.step_by(5) {
+        let key = vllm::config(row, &configs).to_string();
+        let model = models.entry(key).or_insert_with(|| Model::new(None, vllm::model(row, &configs), Basis::Config));
+        if model.checkpoint.scheme == Some(WeightScheme::Unknown) {
+            continue;
+        }
+        let number = |key: &str| row[key].as_u64();
+        for plan in row["expected"]["plans"].as_array().unwrap() {
+            let options = Options {
+                engine: Some("vllm".to_string()),
+                device: Some("H100 SXM".to_string()),
+                context: number("max_model_len_arg"),
+                tensor_parallel: number("tp"),
+                pipeline_parallel: number("pp"),
+                context_parallel: number("dcp"),
+                expert_parallel: row["enable_expert_parallel"].as_bool(),
+                block_size: number("block_size_arg"),
+                kv_type: row["kv_cache_dtype_arg"].as_str().map(ToString::to_string),
+                kv_memory: plan["available_kv_bytes"].as_u64(),
+                skip_limits: Some(true),
+                ..Options::default()
+            };
+            let fit = plimsoll_planner::fit(model, &options).unwrap_or_else(|error| panic!("{}: {error}", row["model"]));
+            let cache = serde_json::to_value(&fit.cache).unwrap();
+            assert_eq!(cache["blocks"], plan["num_blocks"], "{} tp{} {}", row["model"], row["tp"], row["kv_cache_dtype_arg"]);
+            assert_eq!(cache["tokens"], plan["kv_cache_size_tokens"], "{}", row["model"]);
+            assert_eq!(cache["block_tokens"], row["expected"]["block_size"], "{}", row["model"]);
+            let pages: Vec<&Value> = cache["groups"].as_array().unwrap().iter().map(|group| &group["page_bytes"]).collect();
+            let theirs: Vec<&Value> =
+                row["expected"]["groups"].as_array().unwrap().iter().map(|group| &group["spec"]["page_size_bytes"]).collect();
+            assert_eq!(json!(pages), json!(theirs), "{}", row["model"]);
+            if plan["num_blocks"].is_null() {
+                assert!(fit.notes.iter().any(|note| note.starts_with("vllm would not start: ")), "{:?}", fit.notes);
+            }
+            compared += 1;
+        }
+    }
+    assert!(compared > 500, "{compared} plans compared");
+}
+
+#[test]
+fn ranks_together_hold_at_least_the_model_and_one_rank_holds_exactly_it() {
+    let configs = vllm::configs();
+    let mut tried = 0;
+    for name in configs.keys().filter(|name| !name.contains("hf_quant")) {
+        let row = json!({"config": name, "config_overrides": null, "gpu": "H100", "tp": 1, "pp": 1, "dcp": 1,
+                         "enable_expert_parallel": false, "usage_context": "OPENAI_API_SERVER", "max_model_len_arg": null,
+                         "kv_cache_dtype_arg": "auto", "block_size_arg": null, "engine_args": {}});
+        let model = vllm::model(&row, &configs);
+        let total = |tensor: u64, pipeline: u64| -> Option<(u64, u64)> {
+            let mut knobs = vllm::knobs(&row);
+            knobs.parallelism.tensor = tensor;
+            knobs.parallelism.pipeline = pipeline;
+            let ranks = weights(&model.spec, &model.tensors, &model.checkpoint, &knobs).ok()?;
+            let sum: u64 = ranks.iter().map(|rank| rank.bytes() * tensor).sum();
+            let most = ranks.iter().map(|rank| rank.bytes()).max()?;
+            Some((sum, most))
+        };
+        let Some((whole, _)) = total(1, 1) else { continue };
+        for (tensor, pipeline) in [(2, 1), (4, 1), (8, 1), (1, 2), (2, 2)] {
+            let Some((sum, most)) = total(tensor, pipeline) else { continue };
+            assert!(sum >= whole, "{name}: {tensor} x {pipeline} ranks hold {sum} B together, the model is {whole} B");
+            assert!(most <= whole, "{name}: one of {tensor} x {pipeline} ranks holds {most} B of {whole} B");
+            tried += 1;
+        }
+    }
+    assert!(tried > 300, "{tried} shardings");
+}
