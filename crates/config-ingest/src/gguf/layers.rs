@@ -368,7 +368,7 @@ impl Builder<'_> {
             fused_gate_up: fused,
             expert_bias: tensors.bias("ffn_down_exps"),
             router_bias: tensors.bias("ffn_gate_inp"),
-            correction_bias: tensors.bias("exp_probs_b").then_some(Counts::Buffer),
+            correction_bias: (tensors.bias("exp_probs_b") || tensors.has("exp_probs_b")).then_some(Counts::Buffer),
             n_router_rows: router.map_or(Some(0), |shape| Some(n_out(shape)).filter(|rows| *rows != n_experts)),
             latent: Some(width).filter(|width| *width != self.hparams.d_model),
             shared: self::dense(tensors, "_shexp"),

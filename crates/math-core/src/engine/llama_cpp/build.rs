@@ -185,6 +185,17 @@ impl Build {
         }
     }
 
+    /// Before b12032, what Mistral 4's experts hand to their last matrix was multiplied in full precision, which CUDA's
+    /// kernels do not do: the product and its matrices moved, in a graph that is not followed here
+    /// (`llama-graph.cpp:build_moe_ffn`, `ggml_prec_set_src`).
+    #[must_use]
+    pub fn multiplies_expert_inputs_in_full(self, arch: &str) -> bool {
+        match self {
+            Self::V0_5_0 | Self::C0c1e57098 => arch == "mistral4",
+            Self::B12032 => false,
+        }
+    }
+
     /// b12032 pads keys and values of a batch that attends to itself to whole blocks of 256, like those of a cache
     /// (`llama-graph.cpp:build_attn_inp_no_cache`).
     #[must_use]

@@ -60,6 +60,8 @@ pub(super) fn build(
         caches: *caches,
         window,
         per_layer: None,
+        deepstack: None,
+        n_layers: spec.layers.len(),
     };
     let steps = parts.layers(spec.layers.iter(), |index| index < SPARSE_LAYERS);
     for step in &steps {

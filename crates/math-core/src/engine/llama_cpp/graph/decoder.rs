@@ -7,7 +7,7 @@ use super::op::Op;
 use super::ops::Node;
 use super::parts::{Attend, CacheInputs, NormKind, Parts};
 use super::per_layer::{self, PerLayer};
-use super::rows::{Row, Scaled, Together, routing};
+use super::rows::{Beside, Row, Scaled, Together, routing};
 use super::selector::SelectorCache;
 use crate::error::MathError;
 use crate::spec::{
@@ -44,7 +44,7 @@ pub(super) fn build(
 ) -> Result<bool, MathError> {
     let mixes = |layer: &Layer| match &layer.mixer {
         Mixer::Attention(attention) => {
-            attention.gate == OutputGate::None
+            (attention.gate == OutputGate::None || row.gates_attention && matches!(attention.gate, OutputGate::Own { .. }))
                 && attention.indexer.is_none()
                 && (row.norms_values || matches!(attention.kv_source, KvSource::Own | KvSource::NotCached))
                 && (row.norms_values || !matches!(attention.layout, QkvLayout::QueryOnly | QkvLayout::ValueIsKey))
@@ -56,7 +56,7 @@ pub(super) fn build(
     };
     let feeds = |layer: &Layer| match &layer.feed_forward {
         FeedForward::Dense(_) => true,
-        FeedForward::Moe(moe) => (row.norms_values || moe.beside.is_none()) && moe.latent.is_none(),
+        FeedForward::Moe(moe) => moe.latent.is_none(),
         FeedForward::ChannelMix { .. } | FeedForward::None => false,
     };
     let fits = |layer: &Layer| {
@@ -65,7 +65,9 @@ pub(super) fn build(
             && (row.parallel.is_some()
                 || row.norms_after
                 || row.norms_sums
+                || row.bare_norms
                 || has_norm(layer, "ffn_norm").is_some()
+                || has_norm(layer, "attn_output_norm").is_some()
                 || has_norm(layer, "post_attention_norm").is_some())
             && layer.cross_attention.is_none()
             && (extras_are_known(layer)
@@ -85,7 +87,8 @@ pub(super) fn build(
         parts.graph.expand(rows)?;
         found = Some(rows);
     }
-    let mut current = embed(parts, spec, row, positions)?;
+    let embedded = embed(parts, spec, row, positions)?;
+    let mut current = embedded;
     let (full, sliding) = attended(parts, spec, caches, window)?;
     let factors = spec.embedding.extra.iter().find(|weight| weight.name.starts_with("rope_f"));
     let factors = factors.map(|weight| weight.shape.row()).or(parts.rope_factors());
@@ -120,7 +123,10 @@ pub(super) fn build(
     }
     let late = row.chooses_late && parts.setting.rows_after_layers;
     let last = spec.layers.len().saturating_sub(1);
-    let steps = parts.layers(spec.layers.iter(), |index| !row.rotates(index));
+    let n_deep = usize::try_from(spec.operations.n_deepstack_layers).unwrap_or(usize::MAX);
+    let steps = parts.layers(spec.layers.iter(), |index| {
+        (!row.rotates(index), index < n_deep, row.unrotated_first_of > 0 && index.is_multiple_of(4))
+    });
     let mut trunk = Trunk {
         row,
         positions,
@@ -134,6 +140,8 @@ pub(super) fn build(
         operations: spec.operations,
         window,
         per_layer: own_embeddings,
+        deepstack: (spec.operations.n_deepstack_layers > 0).then_some(embedded),
+        n_layers: spec.layers.len(),
     };
     for step in &steps {
         let Some(layer) = spec.layers.get(step.layer) else { continue };
@@ -150,7 +158,9 @@ pub(super) fn build(
         }
     }
     let norm_bias = spec.head.norm.as_ref().is_some_and(|norm| norm.bias);
-    if spec.head.norm.is_some() {
+    if row.bare_norms {
+        current = parts.bare_norm(current, row.norm)?;
+    } else if spec.head.norm.is_some() {
         current = parts.norm(current, row.norm, norm_bias, false)?;
     }
     parts.graph.output(current)?;
@@ -158,7 +168,7 @@ pub(super) fn build(
         current = parts.graph.get_rows(current, rows)?;
         parts.graph.output(current)?;
     }
-    if spec.head.lm_head == LmHead::None {
+    if spec.head.lm_head == LmHead::None || row.embeds_batches {
         parts.graph.expand(current)?;
         return Ok(true);
     }
@@ -192,7 +202,7 @@ pub(super) fn embed(parts: &mut Parts, spec: &ModelSpec, row: &Row, positions: N
     if learned > 0 && row.adds_to_positions && parts.setting.tables_first {
         added = Some(look_up(parts, spec.d_model, learned, positions)?);
     }
-    let mut current = parts.embed(spec.d_model, spec.embedding.n_vocab)?;
+    let mut current = parts.embed_deep(spec.d_model, spec.embedding.n_vocab, spec.operations.n_deepstack_layers)?;
     if row.scales_embedding {
         current = parts.scale_embedded(current)?;
     }
@@ -266,7 +276,9 @@ pub(super) fn extras_are_known(layer: &Layer) -> bool {
                 "attn_res_score.weight",
                 "ffn_res_score.weight",
             ];
+            // The last of all: the same correction of choices as ever, named without its suffix.
             weight.component == Component::AttnIndexer
+                || weight.name == "exp_probs_b"
                 || norms.contains(&weight.name.as_str())
                 || latent.contains(&weight.name.as_str())
         }
@@ -308,6 +320,9 @@ pub(super) struct Trunk<'a> {
     pub(super) operations: Operations,
     pub(super) window: HasWindow<'a>,
     pub(super) per_layer: Option<PerLayer>,
+    /// Embedded tokens with the features of an image encoder's deeper layers beside them.
+    pub(super) deepstack: Option<Node>,
+    pub(super) n_layers: usize,
 }
 
 pub(super) fn has_norm(layer: &Layer, name: &str) -> Option<bool> {
@@ -330,9 +345,12 @@ impl Trunk<'_> {
         let mut normed = input;
         if let Some(bias) = has_norm(layer, "attn_norm") {
             normed = parts.norm(input, row.norm, bias, true)?;
+        } else if row.bare_norms {
+            normed = parts.bare_norm(input, row.norm)?;
         }
+        let together = row.parallel.filter(|_| !row.parallel_where_told || self.operations.parallel_residual != Some(false));
         let mut attended = normed;
-        if row.parallel.is_some()
+        if together.is_some()
             && let Some(bias) = has_norm(layer, "attn_norm_2")
         {
             attended = parts.norm(input, row.norm, bias, true)?;
@@ -345,15 +363,27 @@ impl Trunk<'_> {
             }
             _ => return Ok(input),
         };
+        let mut logits = match &layer.feed_forward {
+            FeedForward::Moe(moe) if row.routes_input => Some(parts.linear(input, moe.n_experts)?),
+            _ => None,
+        };
         let mut residual = input;
+        let mut sandwiched = false;
+        if row.norms_before_rows
+            && let Some(bias) = has_norm(layer, "post_attention_norm")
+        {
+            mixed = parts.norm(mixed, row.norm, bias, true)?;
+            sandwiched = true;
+        }
         if chooses {
             mixed = parts.graph.get_rows(mixed, self.rows)?;
             residual = parts.graph.get_rows(residual, self.rows)?;
+            logits = logits.map(|logits| parts.graph.get_rows(logits, self.rows)).transpose()?;
         }
         if row.norms_sums {
             return self.norm_sums(parts, layer, d_model, mixed, residual);
         }
-        if let Some(together) = row.parallel {
+        if let Some(together) = together {
             if let Some(bias) = has_norm(layer, "ffn_norm") {
                 normed = parts.norm(residual, row.norm, bias, true)?;
             } else if chooses {
@@ -369,32 +399,65 @@ impl Trunk<'_> {
             return parts.graph.sum(two, last);
         }
         let sandwich = row.norms_after || has_norm(layer, "ffn_norm").is_some();
-        if sandwich && let Some(bias) = has_norm(layer, "post_attention_norm") {
+        let own_ffn_norm = has_norm(layer, "ffn_norm").is_some();
+        let after = has_norm(layer, "post_attention_norm")
+            .or_else(|| if own_ffn_norm { has_norm(layer, "attn_output_norm") } else { None });
+        if sandwich
+            && !sandwiched
+            && let Some(bias) = after
+        {
             mixed = parts.norm(mixed, row.norm, bias, true)?;
         }
         if row.scales_residual {
             mixed = parts.scale(mixed)?;
         }
-        let joined = parts.graph.sum(mixed, residual)?;
+        let joined = if row.residual_leads { parts.graph.sum(residual, mixed)? } else { parts.graph.sum(mixed, residual)? };
         // A layer without `ffn_norm` names the norm before its feed-forward `post_attention_norm`.
         let before =
             has_norm(layer, "ffn_norm").or_else(|| if row.norms_after { None } else { has_norm(layer, "post_attention_norm") });
+        let before = before.or_else(|| has_norm(layer, "attn_output_norm"));
         let normed = match before {
             Some(bias) => parts.norm(joined, row.norm, bias, true)?,
+            None if row.bare_norms => parts.bare_norm(joined, row.norm)?,
             None => joined,
         };
         let mut fed = match &layer.feed_forward {
-            FeedForward::Moe(Moe { beside: Some(dense), .. }) => self.beside_experts(parts, layer, dense, [joined, normed])?,
+            FeedForward::Moe(Moe { beside: Some(dense), .. }) if row.beside == Beside::Normed => {
+                self.beside_experts(parts, layer, dense, [joined, normed])?
+            }
+            FeedForward::Moe(Moe { beside: Some(dense), .. }) if row.beside == Beside::Averaged => {
+                let routed = self.feed_forward(parts, layer, d_model, normed)?;
+                let side = parts.feed_forward(normed, dense, d_model, row.activation)?;
+                let both = parts.graph.sum(side, routed)?;
+                parts.scale(both)?
+            }
+            FeedForward::Moe(Moe { beside: Some(dense), .. }) if row.beside == Beside::PastAttention => {
+                let side = parts.feed_forward(normed, dense, d_model, row.activation)?;
+                let side = parts.graph.sum(side, joined)?;
+                let past = parts.norm(residual, row.norm, false, true)?;
+                let routed = self.feed_forward(parts, layer, d_model, past)?;
+                return parts.graph.sum(routed, side);
+            }
+            FeedForward::Moe(_) if row.ignores_experts => parts.unary(normed)?,
+            FeedForward::Moe(moe) if let Some(logits) = logits => {
+                parts.experts_by(normed, logits, moe, routing(row, moe, self.operations), row.activation, false)?
+            }
             _ => self.feed_forward(parts, layer, d_model, normed)?,
         };
-        if let Some(bias) = has_norm(layer, "post_ffw_norm") {
-            fed = parts.norm(fed, row.norm, bias, false)?;
+        if let Some(bias) = has_norm(layer, "post_ffw_norm").or_else(|| has_norm(layer, "layer_output_norm")) {
+            fed = parts.norm(fed, row.norm, bias, row.pins_last_norm)?;
         }
         if row.scales_residual {
             fed = parts.scale(fed)?;
         }
         let (first, second) = if row.residual_first { (joined, fed) } else { (fed, joined) };
         let mut out = parts.graph.sum(first, second)?;
+        let n_deep = usize::try_from(self.operations.n_deepstack_layers).unwrap_or(usize::MAX);
+        if let Some(embedded) = self.deepstack.filter(|_| index < n_deep) {
+            let ([width, tokens, ..], [_, stride, ..]) = (parts.graph.dims(embedded)?, parts.graph.strides(embedded)?);
+            let features = parts.graph.view_2d(embedded, width, tokens, stride)?;
+            out = parts.graph.sum(out, features)?;
+        }
         if let Some(per_layer) = self.per_layer {
             let added = parts.embed_layer(out, per_layer, chooses.then_some(self.rows))?;
             out = parts.graph.sum(out, added)?;
@@ -511,7 +574,12 @@ impl Trunk<'_> {
         }
         let windowed = (self.window)(attention);
         let factors = if row.factors_on_full_layers && windowed { None } else { self.factors };
-        let rotates = self.operations.rotates.unwrap_or_else(|| row.rotates(index));
+        let deep_enough = row.rotates_at_depth == 0 || row.rotates_at_depth == self.n_layers;
+        let number = u64::try_from(index).unwrap_or(u64::MAX);
+        let first = row.unrotated_first_of > 0 && self.sliding.is_some() && number.is_multiple_of(row.unrotated_first_of);
+        let by_row =
+            !first && row.rotates(index) && deep_enough && (windowed || self.sliding.is_none() || !row.rotates_windows_only);
+        let rotates = self.operations.rotates.unwrap_or(by_row);
         if rotates {
             let factors = factors.map(|width| parts.shared_vector(width)).transpose()?;
             q = parts.graph.rope(q, self.positions, factors)?;
@@ -552,6 +620,18 @@ impl Trunk<'_> {
             let flat = parts.graph.cont(gate, dims)?;
             let gate = parts.unary(flat)?;
             attended = parts.graph.product(attended, gate)?;
+        }
+        if let OutputGate::Own { width } = attention.gate {
+            let gate = parts.linear(x, width)?;
+            let gate = parts.unary(gate)?;
+            attended = if width == attention.n_heads {
+                let by_head = parts.graph.reshape(attended, [attention.v_head_dim, width, tokens, 1])?;
+                let gate = parts.graph.reshape(gate, [1, width, tokens, 1])?;
+                let gated = parts.graph.product(by_head, gate)?;
+                parts.graph.reshape(gated, [mul(attention.v_head_dim, width)?, tokens, 1, 1])?
+            } else {
+                parts.graph.product(attended, gate)?
+            };
         }
         parts.linear_bias(attended, d_model, attention.bias.o)
     }

@@ -206,7 +206,13 @@ pub(super) fn build(
         parts.graph.expand(current)?;
     }
     let states = parts.state_inputs()?;
-    let (full, sliding) = attended(parts, spec, caches, window)?;
+    let (mut full, mut sliding) = attended(parts, spec, caches, window)?;
+    if let (Some(sliding), false) = (&mut sliding, parts.setting.cached_rotations) {
+        // Hybrids with windows rotate nothing where rotations are inputs (`build_inp_mem_hybrid_iswa`).
+        for inputs in [&mut full, sliding] {
+            (inputs.k_rotation, inputs.v_rotation) = (None, None);
+        }
+    }
     let decays = match decay_heads(spec) {
         0 => None,
         heads => Some(parts.decay_inputs(heads)?),
@@ -227,6 +233,8 @@ pub(super) fn build(
         operations: spec.operations,
         window,
         per_layer: None,
+        deepstack: None,
+        n_layers: spec.layers.len(),
     };
     let last = spec.layers.len().saturating_sub(1);
     let late = row.chooses_late && parts.setting.rows_after_layers;

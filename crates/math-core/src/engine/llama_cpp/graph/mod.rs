@@ -200,7 +200,8 @@ impl<'a> Recipe<'a> {
         let (row, hybrid) = (rows::row(facts.arch), hybrid::row(facts.arch));
         let known = row.is_some() || hybrid.is_some() || facts.compresses_tokens();
         let served = !places.backends.contains(&Backend::Metal) && !deployment.embeddings && !deployment.load_mtp;
-        if !known || !served || !facts.build.graphs_are_known() {
+        let moves = places.backends.len() > 1 && facts.build.multiplies_expert_inputs_in_full(facts.arch);
+        if !known || !served || moves || !facts.build.graphs_are_known() {
             return Ok(None);
         }
         // RWKV has many matrices of one shape, and hands more than one tensor from layer to layer: which are fetched, and what
@@ -288,7 +289,7 @@ impl<'a> Recipe<'a> {
         depth: &mut Depth,
     ) -> Result<Option<(Parts, Machine<'_>)>, MathError> {
         let Self { spec, deployment, facts, .. } = *self;
-        let batch_only = !facts.has_memory();
+        let batch_only = !facts.has_memory() || self.row.is_some_and(|row| row.embeds_batches);
         let mut caches = Caches { batch_only, window_cells: None, v_widths: [0; 2], rotations: [[0; 2]; 2], selector: None };
         let mut compressed = CompressedCaches::default();
         let mut widest = 0;

@@ -11,7 +11,7 @@ use super::places::Places;
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::{Dense, Layer, Moe};
-use crate::units::{mul, round_up};
+use crate::units::{add, mul, round_up};
 
 /// One graph to be reserved: its tokens and sequences, and where things are.
 #[derive(Debug, Clone, Copy)]
@@ -351,28 +351,50 @@ impl Parts {
 
     /// Token embeddings (`build_inp_embd`); the input for embeddings is there whether it is used or not.
     pub(super) fn embed(&mut self, width: u64, vocabulary: u64) -> Result<Node, MathError> {
-        let tokens = self.graph.input(StorageFormat::I32, [self.setting.tokens, 1, 1, 1])?;
+        self.embed_deep(width, vocabulary, 0)
+    }
+    /// Token embeddings with room behind them for what an image encoder's `n_deep` deeper layers add.
+    pub(super) fn embed_deep(&mut self, width: u64, vocabulary: u64, n_deep: u64) -> Result<Node, MathError> {
+        let all_tokens = self.setting.tokens;
+        let tokens = self.graph.input(StorageFormat::I32, [all_tokens, 1, 1, 1])?;
         self.tokens = tokens;
-        let direct = self.graph.input(Self::F32, [width, self.setting.tokens, 1, 1])?;
+        let whole = [add(width, mul(width, n_deep)?)?, all_tokens, 1, 1];
+        let direct = self.graph.input(Self::F32, whole)?;
         let table = self.host_weight(width, vocabulary)?;
         let rows = self.graph.get_rows(table, tokens)?;
         self.graph.expand(rows)?;
+        let pad = |parts: &mut Self, rows: Node| -> Result<Node, MathError> {
+            if n_deep == 0 { Ok(rows) } else { parts.graph.result(Op::Pad, Self::F32, whole, &[rows]) }
+        };
+        let first = |parts: &mut Self, padded: Node| -> Result<Node, MathError> {
+            if n_deep == 0 {
+                return Ok(padded);
+            }
+            let [_, stride, ..] = parts.graph.strides(padded)?;
+            let view = parts.graph.view_2d(padded, width, all_tokens, stride)?;
+            parts.graph.expand(view)?;
+            Ok(view)
+        };
+        let padded = pad(self, rows)?;
         if !self.setting.mixed_inputs {
+            self.graph.expand(padded)?;
             self.graph.expand(direct)?;
-            return Ok(rows);
+            return first(self, padded);
         }
         // The branch for mixed batches is reserved too, with inputs of its own: embedded tokens are written over a copy of
         // the embeddings, and nothing reads the result.
         let mixed_tokens = self.graph.input(StorageFormat::I32, [self.setting.tokens, 1, 1, 1])?;
         let mixed_rows = self.graph.get_rows(table, mixed_tokens)?;
         self.graph.expand(mixed_rows)?;
+        self.graph.expand(padded)?;
         self.graph.expand(direct)?;
-        let slots = self.row_numbers(self.setting.tokens)?;
-        let mixed_direct = self.graph.input(Self::F32, [width, self.setting.tokens, 1, 1])?;
+        let slots = self.row_numbers(all_tokens)?;
+        let mixed_direct = self.graph.input(Self::F32, whole)?;
         let copy = self.graph.apply(Op::Cont, mixed_direct, &[])?;
-        let mixed = self.graph.set_rows(copy, mixed_rows, slots)?;
+        let mixed_padded = pad(self, mixed_rows)?;
+        let mixed = self.graph.set_rows(copy, mixed_padded, slots)?;
         self.graph.expand(mixed)?;
-        Ok(rows)
+        first(self, padded)
     }
     /// Scales embedded tokens and leaves embeddings that come from outside as they are.
     pub(super) fn scale_embedded(&mut self, x: Node) -> Result<Node, MathError> {

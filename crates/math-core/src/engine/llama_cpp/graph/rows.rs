@@ -30,6 +30,32 @@ pub(super) struct Row {
     pub(super) norms_sums: bool,
     /// A layer's sum names the residual before the feed-forward's result: the former's memory is tried first.
     pub(super) residual_first: bool,
+    /// Only layers with a window rotate queries and keys, where there are any.
+    pub(super) rotates_windows_only: bool,
+    /// Only models of this many layers rotate queries and keys, 0 for all.
+    pub(super) rotates_at_depth: usize,
+    /// Norms have no weights (OLMo).
+    pub(super) bare_norms: bool,
+    /// The norm of attention's output comes before rows are chosen.
+    pub(super) norms_before_rows: bool,
+    /// Attention's output is the second operand where it joins the residual.
+    pub(super) residual_leads: bool,
+    /// Whether halves run in parallel is said by the model.
+    pub(super) parallel_where_told: bool,
+    /// Attention is among the tokens of the batch, and nothing but the last hidden state is computed.
+    pub(super) embeds_batches: bool,
+    /// Of so many layers the first rotates nothing, where there are windows; 0 for none.
+    pub(super) unrotated_first_of: u64,
+    /// The norm of the feed-forward's output belongs to the layer (`build_norm` with its number).
+    pub(super) pins_last_norm: bool,
+    /// A dense feed-forward beside the experts.
+    pub(super) beside: Beside,
+    /// The router reads the layer's input.
+    pub(super) routes_input: bool,
+    /// Experts that the file holds have no part in the graph (Refact).
+    pub(super) ignores_experts: bool,
+    /// Attention's output has a gate of its own.
+    pub(super) gates_attention: bool,
     /// Values are normed without weights.
     pub(super) norms_values: bool,
     /// Only layers that see everything have factors of rotary frequencies.
@@ -58,6 +84,19 @@ pub(super) struct Row {
     pub(super) divides_gate: bool,
     /// How experts are chosen.
     pub(super) routing: Routing,
+}
+
+/// What becomes of a dense feed-forward beside experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beside {
+    /// Nothing: layers with experts have no part for it.
+    Ignored,
+    /// Both read norms of their own (Gemma 4).
+    Normed,
+    /// Both read the same, and their sum is scaled (Grok).
+    Averaged,
+    /// Experts read the layer's input, past attention (Arctic).
+    PastAttention,
 }
 
 /// What builds an architecture's graph.
@@ -108,6 +147,9 @@ pub(super) const SOFTMAX: Routing = Routing {
     groups_kept: 0,
 };
 
+/// As the model says.
+const TOLD: Routing = Routing { asks: Asks::NormAndScale, ..SOFTMAX };
+
 pub(super) const PLAIN: Row = Row {
     archs: &[],
     built_by: BuiltBy::Layers,
@@ -122,6 +164,19 @@ pub(super) const PLAIN: Row = Row {
     parallel: None,
     norms_sums: false,
     residual_first: false,
+    rotates_windows_only: false,
+    rotates_at_depth: 0,
+    bare_norms: false,
+    norms_before_rows: false,
+    residual_leads: false,
+    parallel_where_told: false,
+    embeds_batches: false,
+    unrotated_first_of: 0,
+    pins_last_norm: false,
+    beside: Beside::Ignored,
+    routes_input: false,
+    ignores_experts: false,
+    gates_attention: false,
     norms_values: false,
     factors_on_full_layers: false,
     caps_where_told: false,
@@ -197,12 +252,66 @@ const ROWS: &[Row] = &[
     Row { archs: &["gemma3n"], built_by: BuiltBy::AltUp, scales_embedding: true, norms_values: true, caps_logits: true, ..PLAIN },
     Row {
         archs: &["gemma4"],
+        beside: Beside::Normed,
         scales_embedding: true,
         norms_values: true,
         factors_on_full_layers: true,
         caps_where_told: true,
         norms_before_choosing: true,
         chooses_late: true,
+        ..PLAIN
+    },
+    Row {
+        archs: &["cohere2"],
+        norm: NormKind::Layer,
+        parallel: Some(Together::ResidualFirst),
+        rotates_windows_only: true,
+        scales_logits: true,
+        ..PLAIN
+    },
+    Row { archs: &["exaone-moe"], rotates_windows_only: true, routing: TOLD, ..PLAIN },
+    Row { archs: &["qwen3vl", "qwen3vlmoe"], positions_per_token: 4, ..PLAIN },
+    Row {
+        archs: &["gptneox"],
+        norm: NormKind::Layer,
+        parallel: Some(Together::ResidualFirst),
+        parallel_where_told: true,
+        ..PLAIN
+    },
+    Row { archs: &["olmo"], norm: NormKind::Layer, bare_norms: true, ..PLAIN },
+    Row { archs: &["smallthinker"], unrotated_first_of: 4, routes_input: true, ..PLAIN },
+    Row { archs: &["plamo3"], pins_last_norm: true, ..PLAIN },
+    Row {
+        archs: &["grok"],
+        scales_embedding: true,
+        caps_scores: true,
+        scales_logits: true,
+        caps_where_told: true,
+        pins_last_norm: true,
+        beside: Beside::Averaged,
+        ..PLAIN
+    },
+    Row { archs: &["arctic"], beside: Beside::PastAttention, ..PLAIN },
+    Row { archs: &["dbrx"], norm: NormKind::Layer, ..PLAIN },
+    Row { archs: &["apertus", "rnd1"], ..PLAIN },
+    Row { archs: &["refact"], no_rope_every: 1, ignores_experts: true, ..PLAIN },
+    Row { archs: &["baichuan"], rotates_at_depth: 32, ..PLAIN },
+    Row { archs: &["bailingmoe2"], routing: TOLD, ..PLAIN },
+    Row { archs: &["llada-moe"], routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
+    Row { archs: &["llama-embed"], embeds_batches: true, ..PLAIN },
+    Row { archs: &["openelm"], residual_leads: true, ..PLAIN },
+    Row { archs: &["plamo"], parallel: Some(Together::ResidualLast), ..PLAIN },
+    Row { archs: &["hy_v3"], norms_before_choosing: true, chooses_late: true, routing: TOLD, ..PLAIN },
+    Row { archs: &["step35"], gates_attention: true, chooses_late: true, routing: TOLD, factors_on_full_layers: true, ..PLAIN },
+    Row { archs: &["laguna"], gates_attention: true, routing: TOLD, ..PLAIN },
+    Row {
+        archs: &["afmoe"],
+        pins_last_norm: true,
+        gates_attention: true,
+        scales_embedding: true,
+        no_rope_every: 4,
+        norms_before_rows: true,
+        routing: TOLD,
         ..PLAIN
     },
     Row { archs: &["olmo2", "exaone4"], norms_after: true, ..PLAIN },
@@ -245,6 +354,8 @@ const ROWS: &[Row] = &[
 
 impl Row {
     /// Whether a layer rotates queries and keys.
+    ///
+    /// Windows aside: see [`Row::rotates_windows_only`].
     pub(super) fn rotates(&self, index: usize) -> bool {
         let number = u64::try_from(index).unwrap_or(u64::MAX).saturating_add(1);
         self.no_rope_every == 0 || !number.is_multiple_of(self.no_rope_every)
