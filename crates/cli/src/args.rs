@@ -219,6 +219,25 @@ pub(crate) struct Question {
     #[arg(long, help_heading = "Where")]
     no_op_offload: bool,
 
+    /// Convert with the model's multi-token-prediction layers
+    #[arg(long, conflicts_with = "no_mtp", help_heading = "What runs")]
+    mtp: bool,
+    /// Convert without the model's multi-token-prediction layers
+    #[arg(long, help_heading = "What runs")]
+    no_mtp: bool,
+    /// Draft N tokens with the model's own prediction layers, in a context of their own
+    #[arg(long, value_name = "N", conflicts_with = "no_mtp", help_heading = "What runs")]
+    draft_mtp: Option<u64>,
+    /// Run as an embedding server
+    #[arg(long, help_heading = "What runs")]
+    embeddings: bool,
+    /// Limit of the server's prompt cache in host memory; 8GiB when left out
+    #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "What runs")]
+    cache_ram: Option<u64>,
+    /// Checkpoints that the server keeps of a slot at most; 32 when left out
+    #[arg(long, value_name = "N", help_heading = "What runs")]
+    context_checkpoints: Option<u64>,
+
     /// Take what llama-server itself would choose (--fit) for what is left open: context, layers, shares, overrides.
     /// Without --sequences that is for its four slots of one cache
     #[arg(long, help_heading = "Where")]
@@ -329,6 +348,15 @@ impl Question {
             block_size: self.block_size,
             prefix_caching: self.no_prefix_caching.then_some(false),
             assume_generic: Some(self.source.assume_generic),
+            prediction_layers: match (self.mtp, self.no_mtp) {
+                (true, _) => Some(true),
+                (_, true) => Some(false),
+                (false, false) => None,
+            },
+            draft_mtp: self.draft_mtp,
+            embeddings: self.embeddings.then_some(true),
+            cache_ram: self.cache_ram,
+            context_checkpoints: self.context_checkpoints,
             like_engine: self.like_engine.then_some(true),
             fit_margin: self.fit_margin,
             fit_context: self.fit_context,

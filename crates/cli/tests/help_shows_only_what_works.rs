@@ -148,6 +148,44 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
             "/like_engine/total_context",
             value!(1024),
         ),
+        (
+            "--mtp",
+            vec!["fit", "@models/deepseek-v3", "--device", "h200x8", "--quant", "Q4_K_M", "--context", "4k", "--mtp"],
+            "/deployment/prediction_layers",
+            value!(true),
+        ),
+        (
+            "--no-mtp",
+            {
+                let mut all = vec!["fit", "@truth/llama.cpp/configs/Qwen3.5-27B.config.json", "--device", "4090"];
+                all.extend(["--quant", "Q4_K_M", "--context", "4k", "--no-mtp"]);
+                all
+            },
+            "/deployment/prediction_layers",
+            value!(false),
+        ),
+        (
+            "--draft-mtp",
+            {
+                let mut all = vec!["fit", "@truth/llama.cpp/configs/Qwen3.5-27B.config.json", "--device", "4090"];
+                all.extend(["--quant", "Q4_K_M", "--context", "4k", "--draft-mtp", "2"]);
+                all
+            },
+            "/host/terms/1/component",
+            value!("draft"),
+        ),
+        ("--embeddings", llama(&["--embeddings"]), "/deployment/embeddings", value!(true)),
+        ("--cache-ram", llama(&["--cache-ram", "1GiB"]), "/host/limits/0/bytes", value!(1_073_741_824_u64)),
+        (
+            "--context-checkpoints",
+            {
+                let mut all = vec!["fit", "@models/gemma-3-27b", "--device", "4090", "--quant", "Q4_K_M", "--context", "8k"];
+                all.extend(["--cache-ram", "0", "--context-checkpoints", "4"]);
+                all
+            },
+            "/host/limits/0/label",
+            value!("context checkpoints"),
+        ),
         ("--memory", llama(&["--memory", "24GiB"]), "/devices/0/usable", value!(25_769_803_776_u64)),
         ("--assume-generic", llama(&["--assume-generic"]), "/model/architecture", value!("LlamaForCausalLM")),
         ("--json", llama(&[]), "/schema", value!("plimsoll.fit/1")),

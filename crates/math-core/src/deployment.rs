@@ -194,6 +194,8 @@ pub struct Deployment {
     pub mmap: bool,
     /// Whether multi-token-prediction layers are loaded.
     pub load_mtp: bool,
+    /// Whether these layers draft tokens in a context of their own.
+    pub draft_context: bool,
     /// Rows of logits per sequence beyond the last token's (drafted tokens).
     pub draft_tokens: u64,
     /// Whether the engine runs as an embedding server.
@@ -241,6 +243,7 @@ impl Deployment {
             repack: true,
             mmap: false,
             load_mtp: false,
+            draft_context: false,
             draft_tokens: 0,
             embeddings: false,
             logits_for_all: false,

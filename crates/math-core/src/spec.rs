@@ -741,6 +741,9 @@ pub struct ModelSpec {
     pub towers: Vec<Tower>,
     /// Multi-token-prediction layers.
     pub mtp: Vec<MtpLayer>,
+    /// Whether llama.cpp's converter leaves them out of its files unless told otherwise.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub mtp_is_left_out: bool,
     /// Whether the model generates token by token.
     pub causal: bool,
     /// What it computes beyond the products with its weights.

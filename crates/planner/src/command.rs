@@ -86,6 +86,16 @@ pub fn command(question: &Question<'_>, planned: &Planned) -> Vec<String> {
     if deployment.embeddings {
         option("--embeddings", "");
     }
+    if deployment.draft_context {
+        option("--spec-type", "draft-mtp");
+        option("--spec-draft-n-max", &deployment.draft_tokens.to_string());
+    }
+    if question.effective.cache_ram != 8 << 30 {
+        option("--cache-ram", &question.effective.cache_ram.div_ceil(1 << 20).to_string());
+    }
+    if question.effective.context_checkpoints != 32 {
+        option("--ctx-checkpoints", &question.effective.context_checkpoints.to_string());
+    }
     option("-fit", "off");
     out
 }

@@ -1,5 +1,6 @@
 //! One door to every engine policy: facts and a deployment in, an allocation out.
 
+use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
@@ -15,6 +16,7 @@ use plimsoll_math::engine::llama_cpp::layout::Layout;
 use plimsoll_math::engine::llama_cpp::quantize::file_tensors;
 use plimsoll_math::engine::llama_cpp::{Build, FileType, LoaderFacts};
 use plimsoll_math::error::MathError;
+use plimsoll_math::spec::ModelSpec;
 use plimsoll_math::tensor::{Counts, Place, TensorTable};
 use plimsoll_math::units::{Bytes, mul};
 
@@ -52,6 +54,8 @@ pub struct Planned {
     pub cache_bytes_per_token: u64,
     /// What only vLLM knows.
     pub vllm: Option<Box<crate::vllm::Answer>>,
+    /// Bytes of one checkpoint of a sequence, 0 where the server makes none.
+    pub checkpoint_bytes: u64,
 }
 
 /// A model, how it is stored, and what is asked: everything an engine policy needs.
@@ -77,7 +81,7 @@ impl<'a> Question<'a> {
     /// [`PlanError`] for options that cannot be.
     pub fn new(model: &'a Model, options: &Options) -> Result<Self, PlanError> {
         let mut effective = options.effective()?;
-        if model.is_embedder() && matches!(effective.engine, Engine::LlamaCpp(_)) {
+        if model.is_embedder() && !effective.deployment.embeddings && matches!(effective.engine, Engine::LlamaCpp(_)) {
             effective.notes.push(format!(
                 "planned as llama-server starts without --embeddings; with it, the output buffer holds {} B more per sequence",
                 model.spec.d_model.saturating_mul(4)
@@ -102,6 +106,13 @@ impl<'a> Question<'a> {
             crate::vllm::check(model, options)?;
             question.options.quant = None;
             return Ok(question);
+        }
+        if question.effective.deployment.draft_context && question.converted().mtp.is_empty() {
+            return Err(PlanError::request(
+                "draft_mtp",
+                "a model without multi-token-prediction layers",
+                "one with such layers, converted with them",
+            ));
         }
         let wanted = options.quant.as_deref().or(model.asked_quant.as_deref());
         match (model.basis, wanted) {
@@ -152,7 +163,7 @@ impl<'a> Question<'a> {
         };
         // Towers are converted into a file of their own (llama.cpp: conversion, mmproj).
         let mut table = TensorTable { tensors: self.model.tensors.tensors.clone() };
-        let spec = self.model.converted();
+        let spec = self.converted();
         let predicts = !spec.mtp.is_empty();
         table
             .tensors
@@ -185,6 +196,11 @@ impl<'a> Question<'a> {
     #[must_use]
     pub fn stored_as(&self) -> Option<String> {
         self.quant.clone().or_else(|| self.model.quantization.clone())
+    }
+
+    /// The architecture as the file holds it.
+    pub(crate) fn converted(&self) -> Cow<'a, ModelSpec> {
+        self.model.converted_with(self.effective.prediction_layers)
     }
 
     /// The tensors as stored.
@@ -220,9 +236,9 @@ impl<'a> Question<'a> {
 
     fn plan_llama_cpp(&self, build: Build) -> Result<Planned, PlanError> {
         let deployment = &self.effective.deployment;
-        let mut allocated = allocate(&self.model.converted(), &self.tensors, deployment, build)?;
+        let mut allocated = allocate(&self.converted(), &self.tensors, deployment, build)?;
         let resolved = allocated.resolved;
-        let layout = Layout::of(&self.model.converted(), deployment)?;
+        let layout = Layout::of(&self.converted(), deployment)?;
         // The driver sets up those devices that the engine works with.
         let devices = (0_u8..).zip(allocated.allocation.devices.iter_mut().zip(&deployment.devices));
         for (_, (place, device)) in devices.filter(|(index, _)| layout.used().contains(index)) {
@@ -239,6 +255,7 @@ impl<'a> Question<'a> {
             },
             cache_bytes_per_token: allocated.cache_bytes_per_token,
             vllm: None,
+            checkpoint_bytes: allocated.checkpoint_bytes,
         })
     }
 
@@ -269,12 +286,13 @@ impl<'a> Question<'a> {
             },
             cache_bytes_per_token: ideal::cache_bytes_per_token(spec, deployment)?,
             vllm: None,
+            checkpoint_bytes: 0,
         })
     }
 
     /// Whether one device, or the processor, does everything.
     fn is_in_one_place(&self) -> Result<bool, PlanError> {
-        Ok(Layout::of(&self.model.converted(), &self.effective.deployment)?.only_place().is_some())
+        Ok(Layout::of(&self.converted(), &self.effective.deployment)?.only_place().is_some())
     }
 
     /// Whether a part of the model's work stays on the host by choice although there are devices.
@@ -285,7 +303,7 @@ impl<'a> Question<'a> {
         let deployment = &self.effective.deployment;
         match self.effective.engine {
             Engine::LlamaCpp(_) if !self.model.generic => {
-                Ok(crate::place::stays_on_host(&Layout::of(&self.model.converted(), deployment)?, deployment))
+                Ok(crate::place::stays_on_host(&Layout::of(&self.converted(), deployment)?, deployment))
             }
             _ => Ok(false),
         }
@@ -297,10 +315,12 @@ impl<'a> Question<'a> {
     /// [`PlanError::Math`] for what no context or number of sequences could cure.
     pub fn compile(&self) -> Result<Compiled<'a>, PlanError> {
         match self.effective.engine {
-            Engine::LlamaCpp(build) if !self.model.generic && self.is_in_one_place()? => {
+            Engine::LlamaCpp(build)
+                if !self.model.generic && !self.effective.deployment.draft_context && self.is_in_one_place()? =>
+            {
                 let deployment = &self.effective.deployment;
                 Ok(Compiled::LlamaCpp {
-                    estimator: Box::new(Estimator::new(&self.model.converted(), &self.tensors, build, deployment)?),
+                    estimator: Box::new(Estimator::new(&self.converted(), &self.tensors, build, deployment)?),
                     question: self.clone(),
                 })
             }

@@ -78,7 +78,7 @@ impl Question<'_> {
             chooses_context: matches!(self.effective.deployment.context, ContextRequest::ModelMaximum),
         };
         let asked = self.effective.deployment.clone();
-        let spec = self.model.converted();
+        let spec = self.converted();
         let choice = choose(&spec, self.tensors(), &asked, build, aim)?;
         let chosen = choice.apply(&asked)?;
         let mut question = self.clone();

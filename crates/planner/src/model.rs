@@ -5,7 +5,6 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use plimsoll_ingest::Ingested;
-use plimsoll_math::engine::llama_cpp::conversion::leaves_out_prediction_layers;
 use plimsoll_math::engine::vllm::facts::Checkpoint;
 use plimsoll_math::spec::{FeedForward, LmHead, ModelSpec};
 use plimsoll_math::tensor::{Component, Place, TensorTable};
@@ -80,12 +79,18 @@ impl Model {
     /// The architecture as a converted file holds it: without prediction layers where the converter leaves them out.
     #[must_use]
     pub fn converted(&self) -> Cow<'_, ModelSpec> {
-        let arch = self.spec.llama_cpp_arch.as_deref().unwrap_or_default();
-        let drops = self.basis != Basis::Gguf && leaves_out_prediction_layers(arch, &self.spec.architecture);
-        if drops && !self.spec.mtp.is_empty() {
-            return Cow::Owned(ModelSpec { mtp: Vec::new(), ..self.spec.clone() });
+        self.converted_with(None)
+    }
+
+    /// The same with or without prediction layers as asked; by the converter's own habit where nothing is asked. A file
+    /// that is converted already stays as it is.
+    #[must_use]
+    pub fn converted_with(&self, prediction_layers: Option<bool>) -> Cow<'_, ModelSpec> {
+        let keeps = self.basis == Basis::Gguf || prediction_layers.unwrap_or(!self.spec.mtp_is_left_out);
+        if keeps || self.spec.mtp.is_empty() {
+            return Cow::Borrowed(&self.spec);
         }
-        Cow::Borrowed(&self.spec)
+        Cow::Owned(ModelSpec { mtp: Vec::new(), ..self.spec.clone() })
     }
 
     /// Whether the model yields embeddings or classes instead of tokens.

@@ -112,6 +112,11 @@ impl Options {
             ("override_tensor", self.override_tensor.is_some()),
             ("kv_offload", self.kv_offload == Some(false)),
             ("op_offload", self.op_offload == Some(false)),
+            ("draft_mtp", self.draft_mtp.is_some()),
+            ("embeddings", self.embeddings == Some(true)),
+            ("cache_ram", self.cache_ram.is_some()),
+            ("context_checkpoints", self.context_checkpoints.is_some()),
+            ("like_engine", self.like_engine == Some(true)),
         ];
         set.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect()
     }

@@ -47,6 +47,17 @@ pub struct Options {
     pub repack: Option<bool>,
     /// Whether weights are mapped from the file.
     pub mmap: Option<bool>,
+    /// Whether the converted file holds the model's multi-token-prediction layers (`--mtp` and `--no-mtp` of the converter);
+    /// by the converter's habit when left out.
+    pub prediction_layers: Option<bool>,
+    /// Drafts so many tokens with the model's own prediction layers (`--spec-type draft-mtp`).
+    pub draft_mtp: Option<u64>,
+    /// Whether the engine runs as an embedding server.
+    pub embeddings: Option<bool>,
+    /// The limit of the server's prompt cache in host memory, bytes; 8 GiB when left out, 0 for none.
+    pub cache_ram: Option<u64>,
+    /// How many checkpoints of a slot the server keeps at most; 32 when left out.
+    pub context_checkpoints: Option<u64>,
     /// The device's name, with a count for several of one kind: `RTX 4090`, `RTX 4090x2`.
     pub device: Option<String>,
     /// More devices, after `device`, in the engine's order.
@@ -177,6 +188,12 @@ pub struct Effective {
     pub device: Device,
     /// All devices.
     pub devices: alloc::vec::Vec<Device>,
+    /// Whether the converted file holds prediction layers; by the converter's habit when left out.
+    pub prediction_layers: Option<bool>,
+    /// The limit of the server's prompt cache, bytes.
+    pub cache_ram: u64,
+    /// How many checkpoints of a slot the server keeps at most.
+    pub context_checkpoints: u64,
     /// What had to be assumed, one sentence each.
     pub notes: alloc::vec::Vec<String>,
 }
@@ -245,7 +262,16 @@ impl Options {
         if engine == Engine::Vllm {
             let mut deployment = Deployment::new(context, device.backend);
             deployment.sequences = one_or_more("sequences", self.sequences, 1)?;
-            return Ok(Effective { engine, deployment, device, devices, notes: note.into_iter().collect() });
+            return Ok(Effective {
+                prediction_layers: None,
+                cache_ram: 0,
+                context_checkpoints: 0,
+                engine,
+                deployment,
+                device,
+                devices,
+                notes: note.into_iter().collect(),
+            });
         }
         let mut deployment = self.placed(context, &devices)?;
         // The server's own default (`-np -1`) is four slots that share one cache.
@@ -260,6 +286,24 @@ impl Options {
         deployment.swa_full = self.swa_full.unwrap_or(false);
         deployment.repack = self.repack.unwrap_or(true);
         deployment.mmap = self.mmap.unwrap_or(true);
-        Ok(Effective { engine, deployment, device, devices, notes: note.into_iter().collect() })
+        deployment.embeddings = self.embeddings.unwrap_or(false);
+        if let Some(tokens) = self.draft_mtp {
+            deployment.draft_tokens = one_or_more("draft_mtp", Some(tokens), 1)?;
+            deployment.load_mtp = true;
+            deployment.draft_context = true;
+        }
+        let prediction_layers = self.prediction_layers.or(self.draft_mtp.map(|_| true));
+        let cache_ram = self.cache_ram.unwrap_or(8 << 30);
+        let context_checkpoints = self.context_checkpoints.unwrap_or(32);
+        Ok(Effective {
+            prediction_layers,
+            cache_ram,
+            context_checkpoints,
+            engine,
+            deployment,
+            device,
+            devices,
+            notes: note.into_iter().collect(),
+        })
     }
 }

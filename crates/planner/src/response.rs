@@ -90,6 +90,10 @@ pub struct DeploymentBrief {
     pub backend: String,
     /// Memory that may be used there.
     pub memory: Bytes,
+    /// Whether the file holds multi-token-prediction layers.
+    pub prediction_layers: bool,
+    /// Tokens that these draft, `null` where they do not.
+    pub draft_mtp: Option<u64>,
     /// All devices, in the engine's order.
     pub devices: Vec<String>,
     /// How many layers go to devices, the output counted as one more; `null` for all.
@@ -182,6 +186,9 @@ pub struct HostUse {
     pub used: Bytes,
     /// The terms.
     pub terms: Vec<Term>,
+    /// What the server may keep beside that as it runs, up to these limits; not in `used`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Term>,
 }
 
 /// Sums over devices and host.

@@ -124,6 +124,11 @@ pub fn check(model: &Model, options: &Options) -> Result<(), PlanError> {
         ("kv_type_v", options.kv_type_v.is_some()),
         ("total_context", options.total_context.is_some()),
         ("like_engine", options.like_engine == Some(true)),
+        ("prediction_layers", options.prediction_layers.is_some()),
+        ("draft_mtp", options.draft_mtp.is_some()),
+        ("embeddings", options.embeddings.is_some()),
+        ("cache_ram", options.cache_ram.is_some()),
+        ("context_checkpoints", options.context_checkpoints.is_some()),
     ] {
         if set {
             return Err(PlanError::request(field, "a value", "none with vllm, which has no such option"));
@@ -204,6 +209,7 @@ pub fn plan(question: &Question<'_>) -> Result<Planned, PlanError> {
     }
     let answer = answer(question, &knobs, budget, &allocated, blocks, short_by, notes)?;
     Ok(Planned {
+        checkpoint_bytes: 0,
         resolved: Resolved {
             context_per_sequence: request.max_tokens,
             total_context: blocks.map_or(0, |blocks| {

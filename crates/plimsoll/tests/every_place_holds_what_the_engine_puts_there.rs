@@ -135,11 +135,8 @@ fn through_config(name: &str, quant: &str, build: Build) -> Option<(ModelSpec, T
     let bytes = std::fs::read(fixture(&format!("truth/llama.cpp/configs/{}.config.json", file(name)))).unwrap();
     let ingested = hf::ingest(&bytes, &hf::Options::default()).unwrap();
     let model = plimsoll_planner::Model::new(Some(name), ingested, plimsoll_planner::Basis::Config);
-    let mut spec = model.converted().into_owned();
     // Measured twice: converted with its prediction layer, and without (`--no-mtp`).
-    if name == "Qwen3.5-27B" {
-        spec.mtp.clear();
-    }
+    let spec = model.converted_with((name == "Qwen3.5-27B").then_some(false)).into_owned();
     let mut table = TensorTable { tensors: model.tensors.tensors };
     let predicts = !spec.mtp.is_empty();
     table.tensors.retain(|tensor| tensor.place != Place::Tower && (predicts || tensor.counts != Counts::MultiTokenPrediction));

@@ -181,6 +181,11 @@ pub(crate) fn fit(answer: &Fit) -> String {
         lines.push(paint(BOLD, "host"));
         breakdown(&mut lines, &layout, &answer.host.terms, false);
     }
+    if !answer.host.limits.is_empty() {
+        let text: Vec<String> =
+            answer.host.limits.iter().map(|term| format!("{} up to {}", term.label, short(term.bytes.get()))).collect();
+        lines.extend(wrap(&format!("beside that, as it runs: {}", text.join(", ")), width, "  "));
+    }
     lines.extend(
         flow(["= exact".to_owned(), "≤ at most".to_owned(), "~ measured".to_owned()].into_iter(), "   ", width, "    ")
             .into_iter()

@@ -222,6 +222,7 @@ fn assemble(
         encoder,
         towers: Vec::new(),
         mtp,
+        mtp_is_left_out: false,
         causal: hparams.causal,
         operations: operations(builder)?,
     })

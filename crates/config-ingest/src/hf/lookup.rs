@@ -126,6 +126,7 @@ fn run(
     let reader = Reader { config, root, family: row, class: class.to_owned(), head, tied, shared };
     let mut spec = (row.build)(&reader)?;
     super::operations::read(&reader, &mut spec);
+    spec.mtp_is_left_out = super::converter::leaves_out_prediction_layers(&spec);
     Ok(spec)
 }
 

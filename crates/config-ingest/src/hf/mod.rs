@@ -6,6 +6,7 @@
 
 mod checkpoint;
 pub mod config;
+mod converter;
 mod door;
 pub mod families;
 mod generic;

@@ -485,6 +485,7 @@ pub fn decoder(r: &Reader<'_>, dims: &Dims, layers: Vec<Layer>) -> ModelSpec {
         encoder: None,
         towers: Vec::new(),
         mtp: Vec::new(),
+        mtp_is_left_out: false,
         causal: true,
         operations: plimsoll_math::spec::Operations::default(),
     }

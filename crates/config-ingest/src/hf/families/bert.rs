@@ -252,6 +252,7 @@ pub(super) fn encoder(r: &Reader<'_>, dims: &Dims, style: &Style, mut layers: Ve
         encoder: None,
         towers: Vec::new(),
         mtp: Vec::new(),
+        mtp_is_left_out: false,
         causal: false,
         operations: plimsoll_math::spec::Operations::default(),
     }

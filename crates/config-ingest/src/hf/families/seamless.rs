@@ -121,6 +121,7 @@ fn seamless(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
         encoder: Some(encoder),
         towers: Vec::new(),
         mtp: Vec::new(),
+        mtp_is_left_out: false,
         causal: true,
         operations: plimsoll_math::spec::Operations::default(),
     })

@@ -151,6 +151,7 @@ fn model(r: &Reader<'_>, d_model: u64, max_context: u64, encoder: Encoder, layer
         encoder: Some(encoder),
         towers: Vec::new(),
         mtp: Vec::new(),
+        mtp_is_left_out: false,
         causal: true,
         operations: plimsoll_math::spec::Operations::default(),
     }

@@ -9,6 +9,7 @@ use crate::deployment::{Backend, Deployment, Location};
 use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::cache::{BufferRules, CacheBytes, CachePlan, CellRule};
 use crate::engine::llama_cpp::compute::Bounds;
+use crate::engine::llama_cpp::draft;
 use crate::engine::llama_cpp::loader_facts::LoaderFacts;
 use crate::engine::llama_cpp::memory::{Memory, PlacedMemory, memory_of};
 use crate::engine::llama_cpp::resolve::Resolved;
@@ -30,6 +31,9 @@ pub struct Allocated {
     /// Bytes that one more token of context adds to the caches at the margin, rounded down: sliding windows add
     /// nothing once they are full, compressed caches their share.
     pub cache_bytes_per_token: u64,
+    /// Bytes of what cannot be rolled back of one sequence: windows and recurrent states, which the server keeps copies of
+    /// (context checkpoints). 0 where everything can be.
+    pub checkpoint_bytes: u64,
 }
 
 /// What the engine allocates for `spec`, whose weights lie in `table` as the file stores them.
@@ -56,15 +60,32 @@ pub fn allocate(spec: &ModelSpec, table: &TensorTable, deployment: &Deployment, 
     for (terms, bounds) in devices.iter_mut().zip(&memory.compute.devices) {
         terms.push(compute_term("compute buffer", *bounds, &memory.resolved, build)?);
     }
+    for (place, term) in draft::terms(spec, deployment, &memory.resolved, layout, build)? {
+        slot(&mut devices, &mut host, place).push(term);
+    }
     let label = if devices.is_empty() { "compute buffer" } else { "compute buffer of the host" };
     host.push(compute_term(label, memory.compute.host, &memory.resolved, build)?);
     host.push(output_term(&memory, build)?);
     let cache_bytes_per_token = cache_bytes_per_token(&memory, deployment)?;
+    let checkpoint_bytes = checkpoint_bytes(&memory, deployment)?;
     let allocation = Allocation {
         devices: devices.into_iter().map(|terms| PlaceAllocation { terms }).collect(),
         host: PlaceAllocation { terms: host },
     };
-    Ok(Allocated { resolved: memory.resolved, allocation, cache_bytes_per_token })
+    Ok(Allocated { resolved: memory.resolved, allocation, cache_bytes_per_token, checkpoint_bytes })
+}
+
+/// What a checkpoint of one sequence holds at most (`tools/server/server-context.cpp:create_checkpoint`): its recurrent
+/// states and the cells of its windows.
+fn checkpoint_bytes(memory: &Memory, deployment: &Deployment) -> Result<u64, MathError> {
+    let sequences = memory.resolved.n_seq_max.max(1);
+    let mut bytes = memory.state()? / sequences;
+    for (plan, cache) in memory.plan.caches.iter().zip(&memory.caches) {
+        if matches!(plan.cells, CellRule::Window { .. }) && !deployment.swa_full {
+            bytes = add(bytes, add(cache.k, cache.v)? / cache.streams.max(1))?;
+        }
+    }
+    Ok(bytes)
 }
 
 /// The terms of a place.

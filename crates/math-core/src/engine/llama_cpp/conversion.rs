@@ -29,20 +29,6 @@ const SINGLE_PRECISION: &[&str] = &[
     "indexer.proj",
 ];
 
-/// Whether converted files hold no multi-token-prediction layers although the checkpoint has them.
-///
-/// The converter leaves them out for DeepSeek V2 and V3 and what is converted as these (`conversion/deepseek.py`,
-/// `skip_mtp`; GLM-4.7-Flash overrides it) and for DeepSeek V4 (its first version of the format). For DeepSeek V3.2 it has a
-/// switch, `--no-mtp`; files without them are what we plan with.
-#[must_use]
-pub fn leaves_out_prediction_layers(arch: &str, class: &str) -> bool {
-    match arch {
-        "deepseek2" => class != "Glm4MoeLiteForCausalLM",
-        "deepseek4" | "deepseek32" => true,
-        _ => false,
-    }
-}
-
 /// `table` as the converter writes it with `--outtype bf16`, `f16` or `f32`, without what converters leave out.
 ///
 /// # Errors

@@ -107,10 +107,10 @@ impl Estimator {
         let resolve_facts = ResolveFacts::new(spec, facts, deployment)?;
         let loader = LoaderFacts::of(spec, build)?;
         let layout = Layout::new(loader.n_layers_all, deployment)?;
-        let Some(place) = layout.only_place() else {
+        let Some(place) = layout.only_place().filter(|_| !deployment.draft_context) else {
             return Err(MathError::Unsupported {
                 engine: build.engine().to_string(),
-                mechanism: "a compiled estimate of several places: allocate explains them".to_string(),
+                mechanism: "a compiled estimate of several places or a drafting context: allocate explains them".to_string(),
             });
         };
         let rules = BufferRules::of(layout.backend(place));

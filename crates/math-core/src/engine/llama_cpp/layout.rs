@@ -141,6 +141,12 @@ impl Layout {
         (0_u8..).take(self.devices.len()).map(Location::Device).chain([Location::Host])
     }
 
+    /// The layout of the layers behind the first `count`, those of multi-token prediction.
+    #[must_use]
+    pub fn behind(&self, count: usize) -> Self {
+        Self { layers: self.layers.get(count..).unwrap_or_default().to_vec(), ..self.clone() }
+    }
+
     /// All devices of the deployment, those that hold nothing included. [`Location::Device`] counts them.
     #[must_use]
     pub fn devices(&self) -> &[Accelerator] {
