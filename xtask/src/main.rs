@@ -8,6 +8,7 @@ mod devices;
 mod run;
 mod steps;
 mod truth;
+mod vllm;
 mod wasm;
 
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ Usage: cargo xtask TASK
   devices --check  say whether it is up to date
   conformance      the real engine from the package registry beside us, term by term
                    [--quick] [--record] [--only NAME] [--worst N] [--package VERSION]
+  conformance --engine vllm
+                   vLLM's recorded plans, row by row
   architectures    rewrite docs/architectures.md from the recorded conformance
   architectures --check
                    say whether it is up to date
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         ["accuracy", "--check"] => accuracy::run(true),
         ["devices"] => devices::run(false),
         ["devices", "--check"] => devices::run(true),
+        ["conformance", "--engine", "vllm"] => vllm::run(),
         ["conformance", options @ ..] => conformance::Plan::parse(options).and_then(|plan| conformance::run(&plan)),
         ["architectures"] => conformance::architectures::page_of_record(false),
         ["architectures", "--check"] => conformance::architectures::page_of_record(true),

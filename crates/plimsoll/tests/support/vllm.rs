@@ -11,7 +11,9 @@ use plimsoll_math::format::StorageFormat;
 use serde_json::Value;
 
 fn lines(name: &str) -> Vec<Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/truth/vllm").join(name);
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = here.ancestors().find(|folder| folder.join("fixtures/truth/vllm").is_dir()).unwrap();
+    let path = root.join("fixtures/truth/vllm").join(name);
     let mut text = String::new();
     flate2::read::GzDecoder::new(std::fs::File::open(path).unwrap()).read_to_string(&mut text).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
