@@ -5,6 +5,7 @@
 
 mod args;
 mod host;
+mod progress;
 mod render;
 mod source;
 

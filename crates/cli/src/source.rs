@@ -1,11 +1,16 @@
 //! From MODEL on the command line to facts.
 
+use plimsoll::ingest::hub::Environment;
 use plimsoll::ingest::resolve::{self, Door};
 use plimsoll::planner::{Basis, Model, PlanError};
 
+use crate::progress::Progress;
+
 /// Reads the model, from wherever its name leads: a file, a folder, a hub, Ollama's store.
 pub(crate) fn open(text: &str, assume_generic: bool) -> Result<Model, PlanError> {
-    let options = resolve::Options { assume_generic, ..resolve::Options::default() };
+    let progress = Progress::on_a_terminal();
+    let hub = progress.as_ref().map(|progress| Environment { watch: Some(progress.watch()), ..Environment::from_process() });
+    let options = resolve::Options { assume_generic, hub, ..resolve::Options::default() };
     let opened = resolve::open(text, &options)?;
     let basis = match opened.door {
         Door::Gguf => Basis::Gguf,

@@ -44,6 +44,23 @@ impl Default for Patience {
     }
 }
 
+/// Told of every request when it starts, with 0 bytes, and of what came when it ends: for those who show progress.
+#[derive(Clone)]
+pub struct Watch(Arc<dyn Fn(&str, u64) + Send + Sync>);
+
+impl Watch {
+    /// Calls `heard` with the address and the bytes that it yielded.
+    pub fn new(heard: impl Fn(&str, u64) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(heard))
+    }
+}
+
+impl core::fmt::Debug for Watch {
+    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        formatter.write_str("Watch")
+    }
+}
+
 /// A secret for one host.
 #[derive(Clone)]
 struct Token {
@@ -57,6 +74,7 @@ pub struct Client {
     agent: Agent,
     patience: Patience,
     token: Option<Arc<Token>>,
+    watch: Option<Watch>,
 }
 
 impl core::fmt::Debug for Client {
@@ -128,7 +146,19 @@ impl Client {
             .timeout_connect(Some(patience.connect))
             .timeout_recv_response(Some(patience.read))
             .timeout_per_read(Some(patience.read));
-        Self { agent: config.build().new_agent(), patience, token: None }
+        Self { agent: config.build().new_agent(), patience, token: None, watch: None }
+    }
+
+    /// The same client, which says what it reads.
+    #[must_use]
+    pub fn watched(self, watch: Watch) -> Self {
+        Self { watch: Some(watch), ..self }
+    }
+
+    fn heard(&self, url: &str, bytes: u64) {
+        if let Some(Watch(heard)) = &self.watch {
+            heard(url, bytes);
+        }
     }
 
     /// The same client without a proxy, for servers on this machine.
@@ -152,6 +182,7 @@ impl Client {
     /// # Errors
     /// [`IngestError::Unavailable`] when no answer comes or a redirect must not be followed.
     pub fn get(&self, url: &str, range: Option<(u64, u64)>) -> Result<Reply, IngestError> {
+        self.heard(url, 0);
         let mut pause = self.patience.pause;
         let mut attempt = 0_u32;
         loop {
@@ -367,7 +398,9 @@ impl HttpSource {
         let length = self.known.borrow().length;
         let end = length.map_or(want, |length| want.min(length.saturating_sub(offset)));
         let read = reply.response.into_body().into_reader().take(end.saturating_sub(have)).read_to_end(bytes);
-        let complete = u64::try_from(bytes.len()).unwrap_or(u64::MAX) >= end;
+        let now = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.client.heard(&self.url, now.saturating_sub(have));
+        let complete = now >= end;
         match read {
             _ if complete => Ok(Piece::Complete),
             Ok(_) if length.is_none() => Ok(Piece::Complete),

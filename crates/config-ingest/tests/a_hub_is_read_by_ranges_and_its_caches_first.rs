@@ -40,6 +40,7 @@ fn environment(endpoint: &str, scratch: &Scratch) -> Environment {
             connect: Duration::from_secs(5),
             read: Duration::from_secs(5),
         },
+        watch: None,
     }
 }
 
@@ -450,4 +451,28 @@ fn variables_of_the_hubs_users() {
     assert_eq!(from(&[("HF_HUB_CACHE", "/models")]).hub_cache, Some("/models".into()));
     assert_eq!(from(&[("XDG_CACHE_HOME", "/c")]).hub_cache, Some("/c/huggingface/hub".into()));
     assert!(!format!("{own:?}").contains("hf_a"));
+}
+
+#[test]
+fn a_repository_named_like_the_prefix_is_written_with_it() {
+    let id = plimsoll_ingest::hub::HubId::parse("hf://hf:org/name.gguf").unwrap();
+    assert_eq!(plimsoll_ingest::hub::HubId::parse(&id.to_string()), Ok(id));
+}
+
+#[test]
+fn whoever_watches_hears_of_every_request_and_its_bytes() {
+    use std::sync::{Arc, Mutex};
+    let scratch = Scratch::new();
+    let server = Server::start(hub("org/name", sharded(), None));
+    let heard: Arc<Mutex<Vec<(String, u64)>>> = Arc::default();
+    let ears = Arc::clone(&heard);
+    let mut environment = environment(&server.url, &scratch);
+    environment.watch = Some(plimsoll_ingest::http::Watch::new(move |address, bytes| {
+        ears.lock().unwrap().push((address.to_owned(), bytes));
+    }));
+    check("org/name", &environment).unwrap();
+    let heard = heard.lock().unwrap();
+    let bytes = |name: &str| -> u64 { heard.iter().filter(|(address, _)| address.ends_with(name)).map(|(_, bytes)| bytes).sum() };
+    assert!(bytes("model-00001-of-00002.safetensors") > 0 && bytes("model-00002-of-00002.safetensors") > 0, "{heard:?}");
+    assert!(heard.iter().any(|(address, bytes)| address.contains("/api/models/") && *bytes == 0));
 }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::string::{String, ToString};
 
-use crate::http::Patience;
+use crate::http::{Patience, Watch};
 
 const USUAL_ENDPOINT: &str = "https://huggingface.co";
 
@@ -23,6 +23,8 @@ pub struct Environment {
     pub offline: bool,
     /// How patient to be with the network.
     pub patience: Patience,
+    /// Who is told of the bytes that come over the network.
+    pub watch: Option<Watch>,
 }
 
 impl core::fmt::Debug for Environment {
@@ -76,6 +78,7 @@ impl Environment {
             own_cache: folder("PLIMSOLL_CACHE").or_else(|| caches.map(|caches| caches.join("plimsoll"))),
             offline: truth("HF_HUB_OFFLINE") || truth("TRANSFORMERS_OFFLINE"),
             patience: Patience::default(),
+            watch: None,
         }
     }
 }

@@ -126,6 +126,10 @@ impl HubId {
 
 impl core::fmt::Display for HubId {
     fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        // A repository of this name alone would read as the prefix.
+        if self.repo == "hf" {
+            formatter.write_str("hf://")?;
+        }
         formatter.write_str(&self.repo)?;
         if let Some(revision) = &self.revision {
             write!(formatter, "@{revision}")?;

@@ -101,6 +101,10 @@ impl Link {
         let client = (!environment.offline).then(|| {
             let client = Client::new(environment.patience);
             let client = if local { client.without_proxy() } else { client };
+            let client = match &environment.watch {
+                Some(watch) => client.watched(watch.clone()),
+                None => client,
+            };
             match &environment.token {
                 Some(token) => client.with_token(&environment.endpoint, token),
                 None => client,
