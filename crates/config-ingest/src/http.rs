@@ -44,9 +44,12 @@ impl Default for Patience {
     }
 }
 
+/// Who is told an address and the bytes that it yielded.
+type Heard = dyn Fn(&str, u64) + Send + Sync;
+
 /// Told of every request when it starts, with 0 bytes, and of what came when it ends: for those who show progress.
 #[derive(Clone)]
-pub struct Watch(Arc<dyn Fn(&str, u64) + Send + Sync>);
+pub struct Watch(Arc<Heard>);
 
 impl Watch {
     /// Calls `heard` with the address and the bytes that it yielded.
