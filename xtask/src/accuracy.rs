@@ -32,7 +32,8 @@ pub(crate) fn run(check: bool) -> Result<(), String> {
     println!("== accuracy");
     let engine = engine_tables()?;
     let corpus = corpus_table()?;
-    let page = page(&engine, &corpus);
+    let before = std::fs::read_to_string(root().join(PAGE)).unwrap_or_default();
+    let page = format!("{}\n{}", page(&engine, &corpus), crate::calibrate::section(&before)?);
     let readme = std::fs::read_to_string(root().join("README.md")).map_err(|error| format!("README.md: {error}"))?;
     let (before, rest) = readme.split_once(START).ok_or("README.md: no accuracy section")?;
     let (_, after) = rest.split_once(END).ok_or("README.md: the accuracy section does not end")?;

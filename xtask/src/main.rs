@@ -2,6 +2,7 @@
 
 mod accuracy;
 mod arrow;
+mod calibrate;
 mod conformance;
 mod csv;
 mod devices;
@@ -30,6 +31,7 @@ Usage: cargo xtask TASK
   architectures    rewrite docs/architectures.md from the recorded conformance
   architectures --check
                    say whether it is up to date
+  calibrate        fit the throughput model to fixtures/bench and write its table
   bench            criterion benches, ours beside the registry's peers
   fuzz [SECONDS]   run every fuzz target for SECONDS (default 60)
   deny             licences, sources and duplicate versions of all dependencies
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         ["conformance", options @ ..] => conformance::Plan::parse(options).and_then(|plan| conformance::run(&plan)),
         ["architectures"] => conformance::architectures::page_of_record(false),
         ["architectures", "--check"] => conformance::architectures::page_of_record(true),
+        ["calibrate"] => calibrate::run(),
         ["bench"] => steps::bench(),
         ["fuzz"] => steps::fuzz("60"),
         ["fuzz", seconds] => steps::fuzz(seconds),

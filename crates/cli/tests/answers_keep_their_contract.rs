@@ -33,6 +33,8 @@ fn check(found: &Value, shape: &Value, path: &str) {
                 }
             }
         }
+        // A fraction in the shape stands for any number, a whole one for a count.
+        Value::Number(number) if number.is_f64() => assert!(found.is_f64(), "{path}: {found}"),
         Value::Number(_) => assert!(found.is_u64(), "{path}: {found}"),
         Value::String(_) => assert!(found.is_string(), "{path}: {found}"),
         Value::Bool(_) => assert!(found.is_boolean(), "{path}: {found}"),
@@ -55,7 +57,7 @@ fn fit_shape() -> Value {
         "totals": {"weights": 0, "kv_cache": 0, "recurrent_state": 0, "compute": 0, "output": 0},
         "cache": {"bytes_per_token": 0, "blocks": null, "block_tokens": null, "max_concurrency": null},
         "verdict": {"kind": ""},
-        "throughput": null,
+        "throughput": {"prefill_tokens_per_s": {"expected": 0.5, "low": 0.5, "high": 0.5}, "decode_tokens_per_s": {"expected": 0.5, "low": 0.5, "high": 0.5}},
         "command": [""]
     })
 }

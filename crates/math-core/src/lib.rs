@@ -17,4 +17,5 @@ pub mod quantization;
 pub mod spec;
 pub mod synth;
 pub mod tensor;
+pub mod throughput;
 pub mod units;

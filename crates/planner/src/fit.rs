@@ -369,7 +369,7 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
         },
         verdict,
         like_engine,
-        throughput: None,
+        throughput: crate::speed::throughput(&question, &planned)?,
         command: command(&question, &planned),
         limits: if options.skip_limits == Some(true) { Limits::default() } else { limits::both(&question)? },
         naive: naive(

@@ -22,6 +22,7 @@ pub mod place;
 pub mod request;
 pub mod response;
 pub mod size;
+pub mod speed;
 pub mod vllm;
 pub mod wire;
 

@@ -372,8 +372,8 @@ pub struct Fit {
     /// What the engine itself would choose, where that was asked; everything else here is for that choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub like_engine: Option<LikeEngine>,
-    /// Speed: not predicted yet.
-    pub throughput: Option<()>,
+    /// How fast; null where it is not modelled.
+    pub throughput: Option<crate::speed::Throughput>,
     /// How to run it.
     pub command: Vec<String>,
     /// Limits reachable here.

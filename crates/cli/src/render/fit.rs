@@ -5,6 +5,7 @@ use plimsoll::math::units::Bytes;
 use plimsoll::planner::like::LikeEngine;
 use plimsoll::planner::response::{DeviceUse, Fit, Limit, Verdict};
 use plimsoll::planner::size::{grouped, short};
+use plimsoll::planner::speed::{Rate, Throughput};
 
 use super::bar::{bar, fill};
 use super::text::{BAD, BOLD, DIM, GOOD, MAYBE, columns, command, flow, headline, left, paint, right, width, wrap};
@@ -158,6 +159,40 @@ fn like_engine(choice: &LikeEngine) -> Vec<String> {
     text
 }
 
+/// Three digits, as much as such a figure is good for.
+fn digits(rate: f64) -> String {
+    if rate >= 100.0 {
+        format!("{rate:.0}")
+    } else if rate >= 10.0 {
+        format!("{rate:.1}")
+    } else {
+        format!("{rate:.2}")
+    }
+}
+
+fn rate(rate: &Rate) -> String {
+    format!("{} ({} to {})", digits(rate.expected.get()), digits(rate.low.get()), digits(rate.high.get()))
+}
+
+/// Tokens per second, each with its interval.
+fn speed(throughput: &Throughput, answer: &Fit) -> Vec<String> {
+    let mut out = vec![
+        format!("decode {} tokens/s at the start", rate(&throughput.decode_tokens_per_s)),
+        format!("decode {} tokens/s with a full context", rate(&throughput.decode_tokens_per_s_at_full_context)),
+        format!("prompt {} tokens/s ({} tokens)", rate(&throughput.prefill_tokens_per_s), throughput.prompt),
+    ];
+    if answer.deployment.sequences > 1 {
+        out.push(format!(
+            "all {} sequences {} tokens/s",
+            answer.deployment.sequences,
+            rate(&throughput.aggregate_decode_tokens_per_s)
+        ));
+    }
+    out.push(format!("intervals held {} % of measurements not used to fit them", throughput.interval_percent));
+    out.extend(throughput.assumptions.iter().cloned());
+    out
+}
+
 /// The answer of `fit`.
 pub(crate) fn fit(answer: &Fit) -> String {
     let width = width();
@@ -207,6 +242,13 @@ pub(crate) fn fit(answer: &Fit) -> String {
         parts.extend(answer.cache.max_concurrency.map(|many| format!("{:.2} sequences of this length at once", many.get())));
         parts.push(format!("{} a token", short(answer.cache.bytes_per_token.get())));
         lines.extend(flow(parts.into_iter(), " · ", width, "  "));
+    }
+    if let Some(throughput) = &answer.throughput {
+        lines.push(String::new());
+        lines.push(paint(BOLD, "Speed"));
+        for text in speed(throughput, answer) {
+            lines.extend(wrap(&text, width, "  "));
+        }
     }
     // A pool that is filled on purpose is no textbook figure.
     let textbook = if answer.deployment.vllm.is_some() { None } else { textbook(answer) };

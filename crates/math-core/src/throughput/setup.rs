@@ -1,0 +1,230 @@
+//! Where and with what a model runs.
+
+use alloc::string::String;
+
+use super::float;
+use super::work::Family;
+use crate::device::{Class, Device, Driver};
+
+/// A program that runs models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Runtime {
+    LlamaCpp,
+    Llamafile,
+    Ollama,
+    IkLlamaCpp,
+    Mlx,
+    Vllm,
+    Sglang,
+    TensorRtLlm,
+}
+
+impl Runtime {
+    /// All of them.
+    pub const ALL: [Self; 8] =
+        [Self::LlamaCpp, Self::Llamafile, Self::Ollama, Self::IkLlamaCpp, Self::Mlx, Self::Vllm, Self::Sglang, Self::TensorRtLlm];
+
+    /// The name, as people write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::LlamaCpp => "llama.cpp",
+            Self::Llamafile => "llamafile",
+            Self::Ollama => "ollama",
+            Self::IkLlamaCpp => "ik_llama.cpp",
+            Self::Mlx => "mlx",
+            Self::Vllm => "vllm",
+            Self::Sglang => "sglang",
+            Self::TensorRtLlm => "tensorrt-llm",
+        }
+    }
+}
+
+/// A device as far as speed depends on it.
+#[derive(Debug, Clone)]
+pub struct Speeds {
+    /// Its full name.
+    pub name: String,
+    /// Its architecture; of processors the instruction set.
+    pub architecture: String,
+    /// Its instruction set.
+    pub isa: String,
+    /// What it is sold as.
+    pub class: Class,
+    /// What drives it.
+    pub driver: Driver,
+    /// Bytes per second of memory.
+    pub bandwidth: f64,
+    /// Operations per second in half precision (single precision where there is no faster unit).
+    pub half: f64,
+    /// In brain floating point.
+    pub brain: f64,
+    /// In 8-bit floating point, 0 without.
+    pub float8: f64,
+    /// In 4-bit floating point, 0 without.
+    pub float4: f64,
+    /// In 8-bit integers, 0 without.
+    pub int8: f64,
+    /// Bytes that a program can get.
+    pub usable: f64,
+}
+
+impl Speeds {
+    /// The speeds of a device; `None` where its bandwidth is not known.
+    #[must_use]
+    pub fn of(device: &Device) -> Option<Self> {
+        let speed = device.speed.filter(|speed| speed.memory_mb_per_s > 0)?;
+        let giga = |value: u64| float(value) * 1e9;
+        let single = giga(speed.fp32_gflops);
+        let half = giga(speed.fp16_gflops).max(single);
+        Some(Self {
+            name: device.name.clone(),
+            architecture: if device.driver == Driver::Cpu { device.isa.clone() } else { device.architecture.clone() },
+            isa: device.isa.clone(),
+            class: device.class,
+            driver: device.driver,
+            bandwidth: float(speed.memory_mb_per_s) * 1e6,
+            half,
+            brain: giga(speed.bf16_gflops).max(single),
+            float8: giga(speed.fp8_gflops),
+            float4: giga(speed.fp4_gflops),
+            int8: giga(speed.int8_gops),
+            usable: float(device.usable.bytes.get()),
+        })
+    }
+
+    /// A host of which nothing is known: two channels of DDR5 and a desktop's processor.
+    #[must_use]
+    pub fn usual_host() -> Self {
+        Self {
+            name: String::from("host"),
+            architecture: String::from("avx2"),
+            isa: String::from("avx2"),
+            class: Class::Cpu,
+            driver: Driver::Cpu,
+            bandwidth: 83e9,
+            half: 1.2e12,
+            brain: 1.2e12,
+            float8: 0.0,
+            float4: 0.0,
+            int8: 0.0,
+            usable: 64e9,
+        }
+    }
+
+    /// The peak that a prompt's matrices can reach: llama.cpp multiplies quantized weights in 8-bit integers on CUDA and ROCm
+    /// (ggml-cuda/mmq.cuh), and in the floating-point units elsewhere.
+    #[must_use]
+    pub(super) fn local_peak(&self, driver: Driver, family: Family) -> f64 {
+        match driver {
+            Driver::Cpu => self.brain.min(self.half).max(1.0),
+            Driver::Cuda | Driver::Rocm if family != Family::Half => self.int8.max(self.half),
+            _ => self.half,
+        }
+    }
+
+    /// The peak of a server's matrices, in the weights' own precision.
+    #[must_use]
+    pub(super) fn server_peak(&self, family: Family) -> f64 {
+        match family {
+            Family::Float4 if self.float4 > 0.0 => self.float4,
+            Family::Float4 | Family::Float8 if self.float8 > 0.0 => self.float8,
+            _ => self.brain.max(1.0),
+        }
+    }
+}
+
+/// What stays on the host of a model that is divided between a device and its host.
+#[derive(Debug, Clone)]
+pub struct OnHost {
+    /// The host's processor.
+    pub host: Speeds,
+    /// The share of the routed experts that is there.
+    pub experts: f64,
+    /// The share of everything else that is there.
+    pub rest: f64,
+    /// Layers that have some there: each costs a hop.
+    pub layers: f64,
+}
+
+/// How a server divides a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Parallel {
+    /// Devices that share each attention layer.
+    pub tensor: f64,
+    /// Copies of attention, each with its own requests.
+    pub data: f64,
+    /// Devices that each hold whole experts; 1 shares every expert.
+    pub expert: f64,
+    /// Devices that share each expert.
+    pub expert_tensor: f64,
+}
+
+impl Parallel {
+    /// One device.
+    pub const ONE: Self = Self { tensor: 1.0, data: 1.0, expert: 1.0, expert_tensor: 1.0 };
+}
+
+/// Where and with what a model runs.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The program.
+    pub runtime: Runtime,
+    /// What drives the device; a device may run on another driver than its usual one.
+    pub driver: Driver,
+    /// The device.
+    pub device: Speeds,
+    /// How many of them hold the model's layers one after the other.
+    pub devices: f64,
+    /// Whether the program dates from before 2025.
+    pub dated: bool,
+    /// The program's release, such as `0.18`, where measurements of it may be known; empty for the one to come.
+    pub release: String,
+    /// Whether flash attention was switched off.
+    pub without_flash: bool,
+    /// What stays on the host.
+    pub on_host: Option<OnHost>,
+}
+
+impl Setup {
+    /// One device with everything at its default.
+    #[must_use]
+    pub fn new(runtime: Runtime, device: Speeds) -> Self {
+        Self {
+            runtime,
+            driver: device.driver,
+            device,
+            devices: 1.0,
+            dated: false,
+            release: String::new(),
+            without_flash: false,
+            on_host: None,
+        }
+    }
+}
+
+pub(super) const fn driver_name(driver: Driver) -> &'static str {
+    match driver {
+        Driver::Cuda => "cuda",
+        Driver::Metal => "metal",
+        Driver::Rocm => "rocm",
+        Driver::Vulkan => "vulkan",
+        Driver::Cpu => "cpu",
+    }
+}
+
+pub(super) const fn class_name(class: Class) -> &'static str {
+    match class {
+        Class::Consumer => "consumer",
+        Class::Prosumer => "prosumer",
+        Class::Workstation => "workstation",
+        Class::Laptop => "laptop",
+        Class::Datacenter => "datacenter",
+        Class::Jetson => "jetson",
+        Class::Soc => "soc",
+        Class::Cpu => "cpu",
+        Class::Custom => "custom",
+    }
+}

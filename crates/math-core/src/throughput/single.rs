@@ -1,0 +1,264 @@
+//! Programs for one machine: llama.cpp and its relatives, MLX. One step of decoding, and a prompt.
+
+use super::setup::{Setup, class_name, driver_name};
+use super::terms::{Built, Group, Recorder};
+use super::work::Work;
+use crate::device::Driver;
+
+/// The names that the coefficients of a prediction share.
+struct Names<'a> {
+    runtime: &'static str,
+    driver: &'static str,
+    arch: &'a str,
+    class: &'static str,
+    device: &'a str,
+    family: &'static str,
+    mechanism: &'static str,
+    era: &'static str,
+}
+
+impl<'a> Names<'a> {
+    fn of(work: &Work, setup: &'a Setup) -> Self {
+        Self {
+            runtime: setup.runtime.name(),
+            driver: driver_name(setup.driver),
+            arch: &setup.device.architecture,
+            class: class_name(setup.device.class),
+            device: &setup.device.name,
+            family: work.family.name(),
+            mechanism: work.mechanism.name(),
+            era: if setup.dated { "dated" } else { "recent" },
+        }
+    }
+
+    fn scale_all(&self, built: &mut Built<'_>, what: &str, devices: f64) {
+        built.scale(&[what, "device", self.driver, self.device]);
+        built.scale(&[what, "engine", self.runtime, self.driver, self.era]);
+        built.scale(&[what, "arch", self.runtime, self.driver, self.arch]);
+        built.scale(&[what, "arch", self.runtime, self.arch, self.class]);
+        if devices > 1.0 {
+            built.scale(&[what, "several", self.driver]);
+        }
+    }
+}
+
+/// The share of the weights that does not fit beside what one sequence needs, and is read from the host instead.
+fn overflow(work: &Work, setup: &Setup, tokens: f64) -> f64 {
+    if setup.driver == Driver::Cpu || setup.on_host.is_some() {
+        return 0.0;
+    }
+    let weights = work.all_bytes();
+    let wanted = weights + work.cache_bytes(tokens) + 0.5e9;
+    ((wanted - setup.device.usable * setup.devices) / weights.max(1.0)).clamp(0.0, 1.0)
+}
+
+/// The shares of experts and of the rest that stay on the host.
+fn shares(setup: &Setup) -> (f64, f64) {
+    setup.on_host.as_ref().map_or((0.0, 0.0), |there| (there.experts.clamp(0.0, 1.0), there.rest.clamp(0.0, 1.0)))
+}
+
+/// What a host reads and moves in a second where nothing is known of it: two channels of DDR5, and a PCIe link's share.
+const HOST_READS: f64 = 50e9;
+const HOST_MOVES: f64 = 20e9;
+
+/// One step that gives each of `sequences` sequences a token, after `depth` tokens each.
+///
+/// Weights: everything every token passes, and the experts that the step reaches. Attention: what lies in each window.
+#[must_use]
+pub fn decode<'a>(work: &Work, setup: &Setup, sequences: f64, depth: f64, recorder: Option<&'a mut Recorder>) -> Built<'a> {
+    let mut built = Built::new(recorder);
+    let names = Names::of(work, setup);
+    let (on_host, rest_on_host) = shares(setup);
+    let reached = work.expert_bytes * work.coverage(sequences);
+    let bandwidth = setup.device.bandwidth;
+    let moe = if work.is_moe() { "experts" } else { "dense" };
+
+    let read = work.dense_bytes * (1.0 - rest_on_host) + reached * (1.0 - on_host);
+    built.add(
+        Group::Overlapped,
+        "decode-weights",
+        read / bandwidth,
+        &[
+            &["backend", names.driver],
+            &["engine", names.runtime, names.driver],
+            &["arch", names.driver, names.arch],
+            &["quant", names.driver, names.family],
+            &["quant", names.driver, names.arch, names.family],
+            &["device", names.driver, names.device],
+            &["kind", names.driver, moe],
+            &["kind", names.driver, names.arch, moe],
+        ],
+    );
+    let peak = setup.device.local_peak(setup.driver, work.family);
+    built.add(
+        Group::Overlapped,
+        "decode-linear",
+        2.0 * (work.dense_params * (1.0 - rest_on_host) + work.active_expert_params() * (1.0 - on_host)) * sequences / peak,
+        &[&["arch", names.driver, names.arch], &["quant", names.driver, names.family], &["engine", names.runtime, names.driver]],
+    );
+    let flash = if setup.without_flash { "off" } else { "on" };
+    built.add(
+        Group::Added,
+        "decode-attention",
+        work.cache_bytes(depth) * (1.0 - rest_on_host) * sequences / bandwidth,
+        &[
+            &["backend", names.driver],
+            &["arch", names.driver, names.arch],
+            &["engine", names.runtime],
+            &["mechanism", names.mechanism],
+            &["mechanism", names.mechanism, names.driver],
+            &["flash", flash],
+        ],
+    );
+    if let Some(there) = &setup.on_host {
+        built.add(
+            Group::Added,
+            "host-weights",
+            ((work.dense_bytes + work.cache_bytes(depth) * sequences) * rest_on_host + reached * on_host) / there.host.bandwidth,
+            &[&["device", &there.host.name], &["engine", names.runtime]],
+        );
+        built.add(Group::Added, "host-hop", there.layers * 1.7e-4, &[&["engine", names.runtime]]);
+    }
+    let overflow = overflow(work, setup, depth);
+    built.add(
+        Group::Added,
+        "decode-overflow",
+        (work.dense_bytes + reached) * overflow / HOST_READS,
+        &[&["engine", names.runtime]],
+    );
+    built.add(
+        Group::Added,
+        "decode-launch",
+        work.layers * 60e-6,
+        &[
+            &["backend", names.driver],
+            &["engine", names.runtime, names.driver],
+            &["arch", names.driver, names.arch],
+            &["mechanism", names.mechanism],
+            &["mechanism", names.mechanism, names.driver],
+            &["device", names.driver, names.device],
+            &["kind", moe],
+            &["kind", moe, names.driver],
+        ],
+    );
+    names.scale_all(&mut built, "decode", setup.devices);
+    built
+}
+
+/// A prompt of `tokens` tokens after `depth` earlier ones, in micro-batches of `ubatch`.
+#[must_use]
+pub fn prefill<'a>(
+    work: &Work,
+    setup: &Setup,
+    tokens: f64,
+    depth: f64,
+    ubatch: f64,
+    recorder: Option<&'a mut Recorder>,
+) -> Built<'a> {
+    let mut built = Built::new(recorder);
+    let names = Names::of(work, setup);
+    let (on_host, rest_on_host) = shares(setup);
+    let batches = libm::ceil(tokens / ubatch.max(1.0)).max(1.0);
+    let reached = work.expert_bytes * work.coverage(tokens.min(ubatch));
+    let peak = setup.device.local_peak(setup.driver, work.family);
+    let moe = if work.is_moe() { "experts" } else { "dense" };
+
+    built.add(
+        Group::Overlapped,
+        "prefill-linear",
+        2.0 * (work.dense_params * (1.0 - rest_on_host) + work.active_expert_params() * (1.0 - on_host)) * tokens / peak,
+        &[
+            &["backend", names.driver],
+            &["engine", names.runtime, names.driver],
+            &["arch", names.driver, names.arch],
+            &["quant", names.driver, names.family],
+            &["quant", names.driver, names.arch, names.family],
+            &["device", names.driver, names.device],
+            &["kind", moe],
+            &["kind", moe, names.driver],
+            &["kind", moe, names.driver, names.arch],
+            &["mechanism", names.mechanism],
+        ],
+    );
+    // Every micro-batch reads every weight it reaches.
+    let stream = (work.dense_bytes * (1.0 - rest_on_host) + reached * (1.0 - on_host)) * batches;
+    built.add(
+        Group::Added,
+        "prefill-weights",
+        stream / setup.device.bandwidth,
+        &[&["backend", names.driver], &["arch", names.driver, names.arch], &["kind", moe], &["kind", moe, names.driver]],
+    );
+    let flash = if setup.without_flash { "off" } else { "on" };
+    built.add(
+        Group::Added,
+        "prefill-attention",
+        work.attention_operations(tokens, depth) / setup.device.local_peak(setup.driver, super::Family::Half),
+        &[
+            &["backend", names.driver],
+            &["arch", names.driver, names.arch],
+            &["mechanism", names.mechanism],
+            &["mechanism", names.mechanism, names.driver],
+            &["engine", names.runtime],
+            &["flash", flash],
+            &["flash", flash, names.driver],
+        ],
+    );
+    if let Some(there) = &setup.on_host {
+        // Read from the host's memory and moved, or computed there: whichever the program does, both are paid for.
+        built.add(
+            Group::Added,
+            "prefill-host-weights",
+            (work.dense_bytes * rest_on_host + reached * on_host) * batches / there.host.bandwidth,
+            &[&["engine", names.runtime]],
+        );
+        built.add(
+            Group::Added,
+            "prefill-host-linear",
+            2.0 * (work.dense_params * rest_on_host + work.active_expert_params() * on_host) * tokens / there.host.half,
+            &[&["engine", names.runtime]],
+        );
+    }
+    let overflow = overflow(work, setup, depth + tokens);
+    built.add(
+        Group::Added,
+        "prefill-overflow",
+        (work.dense_bytes + reached) * batches * overflow / HOST_MOVES,
+        &[&["engine", names.runtime]],
+    );
+    built.add(
+        Group::Added,
+        "prefill-launch",
+        work.layers * 60e-6 * batches,
+        &[
+            &["backend", names.driver],
+            &["engine", names.runtime, names.driver],
+            &["arch", names.driver, names.arch],
+            &["mechanism", names.mechanism],
+            &["kind", moe],
+        ],
+    );
+    names.scale_all(&mut built, "prefill", setup.devices);
+    built
+}
+
+/// The most tokens per second that reading the weights once a step allows, on the device and then on the host: a measured row above it
+/// is wrong.
+#[must_use]
+pub fn decode_bound(work: &Work, setup: &Setup, sequences: f64) -> f64 {
+    let (on_host, rest_on_host) = shares(setup);
+    let reached = work.expert_bytes * work.coverage(sequences);
+    let read = work.dense_bytes * (1.0 - rest_on_host) + reached * (1.0 - on_host);
+    let there =
+        setup.on_host.as_ref().map_or(0.0, |there| (work.dense_bytes * rest_on_host + reached * on_host) / there.host.bandwidth);
+    sequences / (read / (setup.device.bandwidth * setup.devices) + there).max(1e-12)
+}
+
+/// The most tokens per second of a prompt that the device's fastest unit allows.
+#[must_use]
+pub fn prefill_bound(work: &Work, setup: &Setup) -> f64 {
+    let device = &setup.device;
+    let fastest = device.half.max(device.int8).max(device.float8).max(device.float4);
+    let (on_host, rest_on_host) = shares(setup);
+    fastest * setup.devices
+        / (2.0 * (work.dense_params * (1.0 - rest_on_host) + work.active_expert_params() * (1.0 - on_host))).max(1.0)
+}
