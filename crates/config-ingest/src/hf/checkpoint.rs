@@ -52,6 +52,7 @@ pub(super) fn read(root: &Config<'_>) -> Result<Checkpoint, IngestError> {
     if model_type.starts_with("gemma4") {
         facts.media_tokens = Some(GEMMA4_CLIP);
     }
+    facts.max_length = max_length(text, model_type)?;
     (facts.scheme, facts.unquantized) = scheme(root, text, model_type)?;
     Ok(facts)
 }
@@ -183,4 +184,27 @@ fn compressed(config: &Config<'_>, model_type: &str) -> Result<WeightScheme, Ing
         (4 | 8, false, _) => WeightScheme::Packed { bits, group: if strategy == "channel" { 0 } else { size } },
         _ => WeightScheme::Unknown,
     })
+}
+
+/// The length that vLLM derives where it is not `max_position_embeddings` (`config/model.py:_get_and_verify_max_len`):
+/// Cohere's `model_max_length`, and positions that are stretched by a plain factor.
+fn max_length(text: &Config<'_>, model_type: &str) -> Result<Option<u64>, IngestError> {
+    if let Some(tokens) = text.u64(&["model_max_length"]).ok().flatten() {
+        return Ok(Some(tokens));
+    }
+    for key in ["rope_scaling", "rope_parameters"] {
+        let Ok(Some(rope)) = text.child(&[key]) else { continue };
+        let kind = rope.str(&["rope_type", "type"]).ok().flatten().unwrap_or_default();
+        if matches!(kind, "linear" | "dynamic") && !model_type.contains("gemma3") {
+            let factor = rope.f64(&["factor"]).ok().flatten().unwrap_or(1.0);
+            let trained = text.u64(&["max_position_embeddings"]).ok().flatten();
+            // Whole factors only: what else there is has no exact length.
+            let whole = (1..=1024_u32).find(|whole| (f64::from(*whole) - factor).abs() < f64::EPSILON);
+            return Ok(whole
+                .filter(|whole| *whole > 1)
+                .zip(trained)
+                .map(|(whole, trained)| trained.saturating_mul(u64::from(whole))));
+        }
+    }
+    Ok(None)
 }

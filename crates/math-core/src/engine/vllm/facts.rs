@@ -23,6 +23,8 @@ pub struct Checkpoint {
     pub ssm_dtype: Option<StorageFormat>,
     /// Whether image tokens see each other in both directions (`is_mm_prefix_lm`).
     pub mm_prefix: bool,
+    /// The longest request the engine derives, where it is not the one the model was trained for.
+    pub max_length: Option<u64>,
     /// Tokens of the largest image or clip, where the model says so ahead of time.
     pub media_tokens: Option<u64>,
 }
@@ -36,6 +38,7 @@ impl Default for Checkpoint {
             cache_dtype: None,
             ssm_dtype: None,
             mm_prefix: false,
+            max_length: None,
             media_tokens: None,
         }
     }

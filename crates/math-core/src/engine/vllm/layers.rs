@@ -122,18 +122,19 @@ pub fn cache_plan(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs) -> R
     let prefix_caching = knobs.prefix_caching.unwrap_or(!attention_free && !encoder_decoder);
     let aligned = has_states && prefix_caching;
     let (batch_default, sequences_default) = knobs.batch_defaults();
+    let trained = checkpoint.max_length.unwrap_or(spec.max_context);
     let max_length = match knobs.max_length {
         MaxLength::Tokens(tokens) => {
-            if spec.max_context > 0 && tokens > spec.max_context {
+            if trained > 0 && tokens > trained {
                 return Err(refused(format!(
                     "User-specified max_model_len ({tokens}) is greater than the derived max_model_len \
                      (max_position_embeddings={} or model_max_length=None in model's config.json).",
-                    spec.max_context
+                    trained
                 )));
             }
             tokens
         }
-        MaxLength::Model | MaxLength::Fit => spec.max_context,
+        MaxLength::Model | MaxLength::Fit => trained,
     };
     let mut max_batched_tokens = knobs.max_batched_tokens.unwrap_or(batch_default);
     if let (None, true, Some(tokens)) = (knobs.max_batched_tokens, checkpoint.mm_prefix, checkpoint.media_tokens) {
