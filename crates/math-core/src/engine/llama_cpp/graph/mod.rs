@@ -15,6 +15,7 @@ mod hyper;
 mod kernels;
 mod latent;
 pub mod length;
+mod metal;
 mod lightning;
 pub mod op;
 pub mod ops;
@@ -199,8 +200,9 @@ impl<'a> Recipe<'a> {
     fn new(spec: &'a ModelSpec, deployment: &'a Deployment, facts: Facts<'a>, places: Places) -> Result<Option<Self>, MathError> {
         let (row, hybrid) = (rows::row(facts.arch), hybrid::row(facts.arch));
         let known = row.is_some() || hybrid.is_some() || facts.compresses_tokens();
-        let served = !places.backends.contains(&Backend::Metal) && !deployment.embeddings && !deployment.load_mtp;
-        let moves = places.backends.len() > 1 && facts.build.multiplies_expert_inputs_in_full(facts.arch);
+        let served = !deployment.embeddings && !deployment.load_mtp;
+        let on_cuda = places.backends.iter().any(|backend| matches!(backend, Backend::Cuda { .. }));
+        let moves = on_cuda && facts.build.multiplies_expert_inputs_in_full(facts.arch);
         if !known || !served || moves || !facts.build.graphs_are_known() {
             return Ok(None);
         }
@@ -368,6 +370,10 @@ impl<'a> Recipe<'a> {
         };
         // A graph that does not say where its layers end says nothing about their devices either.
         if !built || (!places.is_single() && !parts.at_output) {
+            return Ok(None);
+        }
+        // A device that orders operations by what they are has to know them all.
+        if places.backends.contains(&Backend::Metal) && parts.graph.has_unnamed() {
             return Ok(None);
         }
         *depth = parts.depth.clone();

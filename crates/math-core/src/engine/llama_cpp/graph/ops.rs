@@ -135,6 +135,10 @@ impl Builder {
     fn built_mut(&mut self, node: Node) -> Result<&mut Built, MathError> {
         self.built.get_mut(node.index()).ok_or(GONE)
     }
+    /// Whether some operation was not named.
+    pub(super) fn has_unnamed(&self) -> bool {
+        self.built.iter().any(|built| !built.op.is_named())
+    }
     /// The operation of a tensor.
     ///
     /// # Errors

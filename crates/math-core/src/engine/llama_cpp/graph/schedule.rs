@@ -5,6 +5,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::kernels::{extra_bytes, runs};
+use super::metal;
 use super::op::Op;
 use super::ops::{Builder, Built, Home};
 use super::tensors::{Graph, GraphTensor, Mark};
@@ -28,6 +29,9 @@ pub(super) struct Machine<'a> {
 const OFFLOADED_BATCH: u64 = 32;
 
 const GONE: MathError = MathError::Overflow { quantity: "graph" };
+
+/// Sources that a tensor may have (`ggml.h:GGML_MAX_SRC`).
+const MOST_SOURCES: usize = 10;
 
 /// A tensor without a backend.
 const NOWHERE: u8 = u8::MAX;
@@ -293,6 +297,7 @@ impl Scheduler<'_> {
     /// Cuts the graph where the backend changes, with what each part copies in.
     fn split(mut self) -> Result<Graph, MathError> {
         let nodes = core::mem::take(&mut self.nodes);
+        let uses = if self.machine.backends.contains(&Backend::Metal) { self.uses(&nodes)? } else { Vec::new() };
         let backends = self.machine.backends.len();
         let mut copies = Copies { first: vec![u32::MAX; self.built.len().saturating_mul(backends)], backends };
         let mut parts: Vec<Part> = Vec::new();
@@ -337,7 +342,7 @@ impl Scheduler<'_> {
                 }
             }
         }
-        self.finish(&nodes, &parts, &copies)
+        self.finish(&nodes, &parts, &copies, &uses)
     }
 
     /// Whether a node reads a weight that its backend cannot read: a part of its own lets earlier such weights go.
@@ -380,7 +385,7 @@ impl Scheduler<'_> {
     }
 
     /// The scheduler's copy of the graph: what each part copies in comes first, each original kept alive until then.
-    fn finish(mut self, nodes: &[u32], parts: &[Part], copies: &Copies) -> Result<Graph, MathError> {
+    fn finish(mut self, nodes: &[u32], parts: &[Part], copies: &Copies, uses: &[u32]) -> Result<Graph, MathError> {
         let leafs = core::mem::take(&mut self.leafs);
         let mut order: Vec<(u32, u32)> = Vec::with_capacity(nodes.len().saturating_add(16));
         for part in parts {
@@ -396,7 +401,12 @@ impl Scheduler<'_> {
                 }
             }
             let own = nodes.get(part.nodes.clone()).unwrap_or(&[]);
-            order.extend(own.iter().map(|&index| (index, u32::from(self.backend(index)))));
+            if self.kind(part.backend) == Backend::Metal {
+                let ordered = metal::order(&self.graph, &self.built, uses, own);
+                self.push_kept(&ordered, backend, &mut order)?;
+            } else {
+                order.extend(own.iter().map(|&index| (index, u32::from(self.backend(index)))));
+            }
         }
         let mut leading: Vec<(u32, u32)> = Vec::new();
         if self.machine.copies > 1 {
@@ -437,16 +447,47 @@ impl Scheduler<'_> {
         Ok(self.graph)
     }
 
-    /// Marks count nodes of the graph as it was built; what was inserted moves them.
+    /// How often each tensor is read.
+    fn uses(&self, nodes: &[u32]) -> Result<Vec<u32>, MathError> {
+        let mut uses = vec![0_u32; self.built.len()];
+        for &index in nodes {
+            for &source in self.graph.sources(self.tensor(index)?) {
+                if let Some(count) = uses.get_mut(at(source)) {
+                    *count = count.saturating_add(1);
+                }
+            }
+        }
+        Ok(uses)
+    }
+
+    /// Nodes in a device's own order, each followed by readers of what stays until then.
+    fn push_kept(&mut self, ordered: &metal::Ordered, backend: u32, order: &mut Vec<(u32, u32)>) -> Result<(), MathError> {
+        for &index in &ordered.nodes {
+            order.push((index, u32::from(self.backend(index))));
+            let Some((_, kept)) = ordered.kept.iter().find(|(until, _)| *until == index) else { continue };
+            for some in kept.chunks(MOST_SOURCES) {
+                let Some(&first) = some.first() else { continue };
+                let original = self.tensor(first)?;
+                let mut keeper = GraphTensor::new(original.layout, original.bytes);
+                keeper.set_view_of(Some(original.view_of().unwrap_or(first)));
+                let keeper = self.push(keeper, some, first, usize::MAX)?;
+                order.push((keeper, backend));
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks count nodes of the graph as it was built; what was inserted and moved takes them along.
     fn place_marks(&mut self, nodes: &[u32], order: &[(u32, u32)]) {
         let mut position = 0;
         for Mark { node, .. } in &mut self.graph.marks {
             let Some(wanted) = nodes.get(*node) else { continue };
-            while order.get(position).is_some_and(|(index, _)| index != wanted) {
-                position = position.saturating_add(1);
-            }
+            let is_it = |(index, _): &(u32, u32)| index == wanted;
+            let ahead = order.iter().skip(position).position(is_it).map(|ahead| position.saturating_add(ahead));
+            position = ahead.or_else(|| order.iter().position(is_it)).unwrap_or(position);
             *node = position;
         }
+        self.graph.marks.sort_by_key(|mark| mark.node);
     }
 
     /// What devices' buffers add to results of some operations, and to copies of rows in blocks.
