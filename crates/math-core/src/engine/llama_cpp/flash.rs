@@ -247,6 +247,9 @@ pub(crate) fn selectors_run_fused(spec: &ModelSpec, facts: Facts<'_>, deployment
         Backend::Cuda { .. } => spec.layers.iter().all(|layer| {
             selector_of(&layer.mixer).is_none_or(|indexer| reads && indexer.head_dim == 128 && heads.contains(&indexer.n_heads))
         }),
-        Backend::Metal => false,
+        // `ggml-metal-device.m:ggml_metal_device_supports_op`, `GGML_OP_LIGHTNING_INDEXER`.
+        Backend::Metal => spec.layers.iter().all(|layer| {
+            selector_of(&layer.mixer).is_none_or(|indexer| reads && indexer.head_dim == 128 && indexer.n_heads == 64)
+        }),
     }
 }

@@ -110,8 +110,24 @@ fn on_metal(graph: &Graph, built: &[Built], index: usize) -> bool {
     match node.op {
         Op::FlashAttention => attention(graph, built, tensor)
             .is_some_and(|(heads, formats, grouped)| has_kernel(Backend::Metal, heads, formats, grouped)),
+        Op::Cont | Op::Copy => source(graph, tensor, 0).is_none_or(|(index, _)| metal_copies(format(built, index), node.format)),
         Op::GatedDeltaNet => source(graph, tensor, 2).is_some_and(|(_, v)| v.layout.dims[0].is_multiple_of(32)),
         _ => true,
+    }
+}
+
+/// Whether Metal copies from one format to another.
+const fn metal_copies(from: StorageFormat, to: StorageFormat) -> bool {
+    use StorageFormat as F;
+    match from {
+        F::F32 => matches!(
+            to,
+            F::F32 | F::F16 | F::Bf16 | F::Q8_0 | F::Q4_0 | F::Q4_1 | F::Q5_0 | F::Q5_1 | F::Iq4Nl | F::Tq2_0 | F::I32
+        ),
+        F::Bf16 => matches!(to, F::F32 | F::Bf16),
+        F::F16 | F::Q4_0 | F::Q4_1 | F::Q5_0 | F::Q5_1 | F::Q8_0 | F::Tq2_0 => matches!(to, F::F32 | F::F16),
+        F::I32 => matches!(to, F::F32 | F::I32),
+        _ => false,
     }
 }
 

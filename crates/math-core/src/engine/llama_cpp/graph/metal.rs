@@ -8,8 +8,9 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::op::Op;
-use super::ops::Built;
+use super::ops::{Built, Home};
 use super::tensors::{Graph, GraphTensor, Layout};
+use crate::engine::llama_cpp::resolve::CONTEXT_PAD;
 use crate::format::StorageFormat;
 
 /// Operations that one kernel may take (`GGML_METAL_FUSION_MAX`).
@@ -127,7 +128,7 @@ pub(super) struct Ordered {
 
 /// The engine's order of `nodes`. `uses`: how often the whole graph reads each tensor.
 pub(super) fn order(graph: &Graph, built: &[Built], uses: &[u32], nodes: &[u32]) -> Ordered {
-    let run = Run { graph, built, uses, nodes };
+    let run = Run { graph, built, uses, nodes, ranges: ranges(graph, built) };
     let kept = run.kept();
     let groups = run.groups();
     let mut ordered = Vec::with_capacity(nodes.len());
@@ -142,6 +143,36 @@ fn at(index: u32) -> usize {
     usize::try_from(index).unwrap_or(usize::MAX)
 }
 
+/// What stands for the memory that each tensor is in: the tensor whose memory it shows, and for caches the first of their
+/// buffer. The engine compares addresses, and where it only simulates an allocation, as `--fit` does, all caches of a buffer
+/// have the same (`llama-kv-cache.cpp:llama_kv_cache`, `no_alloc`); recurrent state is allocated even then.
+fn ranges(graph: &Graph, built: &[Built]) -> Vec<u32> {
+    let mut caches: Vec<([u64; 2], Home, u32)> = Vec::new();
+    let mut out: Vec<u32> = Vec::with_capacity(graph.tensors.len());
+    for ((number, tensor), built) in (0_u32..).zip(&graph.tensors).zip(built) {
+        let range = match tensor.view_of() {
+            Some(base) => out.get(at(base)).copied().unwrap_or(base),
+            None => {
+                let [_, cells, streams, _] = tensor.layout.dims;
+                if matches!(built.home, Home::Cache(_)) && cells.is_multiple_of(CONTEXT_PAD) {
+                    let key = [cells, streams];
+                    match caches.iter().find(|(known, home, _)| *known == key && *home == built.home) {
+                        Some((.., first)) => *first,
+                        None => {
+                            caches.push((key, built.home, number));
+                            number
+                        }
+                    }
+                } else {
+                    number
+                }
+            }
+        };
+        out.push(range);
+    }
+    out
+}
+
 const NOTHING: Layout = Layout { type_id: u32::MAX, dims: [0; 4], strides: [0; 4] };
 
 struct Run<'a> {
@@ -149,6 +180,7 @@ struct Run<'a> {
     built: &'a [Built],
     uses: &'a [u32],
     nodes: &'a [u32],
+    ranges: Vec<u32>,
 }
 
 impl<'a> Run<'a> {
@@ -178,6 +210,9 @@ impl<'a> Run<'a> {
     }
     fn base(&self, index: u32) -> u32 {
         self.tensor(index).and_then(GraphTensor::view_of).unwrap_or(index)
+    }
+    fn range(&self, index: u32) -> u32 {
+        self.ranges.get(at(index)).copied().unwrap_or(index)
     }
     fn is_f32(&self, index: u32) -> bool {
         self.built.get(at(index)).is_some_and(|built| built.format == StorageFormat::F32)
@@ -522,17 +557,17 @@ impl<'a> Run<'a> {
     fn may_join(&self, others: &Touched, group: &[u32]) -> bool {
         group.iter().all(|node| {
             let outside = self.sources(*node).iter().filter(|source| !group.contains(source));
-            outside.into_iter().all(|source| !others.writes(self.base(*source))) && !others.touches(self.base(*node))
+            outside.into_iter().all(|source| !others.writes(self.range(*source))) && !others.touches(self.range(*node))
         })
     }
     fn touch(&self, set: &mut Touched, group: &[u32]) {
         for node in group {
             for source in self.sources(*node) {
                 if !group.contains(source) {
-                    set.add(self.base(*source), Touched::READ);
+                    set.add(self.range(*source), Touched::READ);
                 }
             }
-            set.add(self.base(*node), Touched::WRITTEN);
+            set.add(self.range(*node), Touched::WRITTEN);
         }
     }
 }
