@@ -419,6 +419,8 @@ impl Trunk {
             keys = parts.graph.concat(keys, more, 2)?;
             let own = match chosen {
                 Some(chosen) => {
+                    let [top, ..] = parts.graph.dims(chosen)?;
+                    parts.most_cells = cells.min(attention.window).saturating_add(top);
                     let zeros = parts.graph.format(inputs.mask)?;
                     parts.mask_with_chosen(inputs.mask, chosen, zeros)?
                 }

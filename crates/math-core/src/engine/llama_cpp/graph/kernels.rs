@@ -145,7 +145,7 @@ pub(super) fn extra_bytes(graph: &Graph, built: &[Built], index: usize, backend:
             }
             Ok(0)
         }
-        Backend::Metal => on_metal_extra(graph, node.op, tensor),
+        Backend::Metal => on_metal_extra(graph, node, tensor),
     }
 }
 
@@ -179,15 +179,15 @@ fn elements(tensor: &GraphTensor) -> Result<u64, MathError> {
 }
 
 /// `ggml-metal-device.m:ggml_backend_metal_buffer_type_get_alloc_size`.
-fn on_metal_extra(graph: &Graph, op: Op, tensor: &GraphTensor) -> Result<u64, MathError> {
-    match op {
+fn on_metal_extra(graph: &Graph, node: &Built, tensor: &GraphTensor) -> Result<u64, MathError> {
+    match node.op {
         Op::MulMatId => {
             let (Some((_, stack)), Some((_, ids))) = (source(graph, tensor, 0), source(graph, tensor, 2)) else { return Ok(0) };
             let (experts, tokens) = (stack.layout.dims[2], ids.layout.dims[1]);
             // Tokens of each expert, their numbers, and scales of partial products.
             add(add(mul(4, experts)?, mul(4, mul(experts, tokens)?)?)?, 8 + 256 * 4)
         }
-        Op::FlashAttention => metal_attention(graph, tensor),
+        Op::FlashAttention => metal_attention(graph, tensor, u64::from(node.most_cells)),
         Op::CumSum | Op::ArgSort => Ok(tensor.bytes),
         Op::TopK => {
             let Some((_, all)) = source(graph, tensor, 0) else { return Ok(0) };
@@ -197,9 +197,27 @@ fn on_metal_extra(graph: &Graph, op: Op, tensor: &GraphTensor) -> Result<u64, Ma
     }
 }
 
+/// Cells that Metal lists for a token.
+const MOST_LISTED: u64 = 4096;
+
+/// Whether Metal's attention works from lists of cells for these widths of heads
+/// (`ggml-metal-ops.cpp:ggml_metal_op_flash_attn_ext_n_kv_max_sparse`).
+const fn lists_cells(k: u64, v: u64) -> bool {
+    matches!(
+        (k, v),
+        (32, 32)
+            | (64, 64)
+            | (96, 96 | 64)
+            | (128, 128)
+            | (192, 128 | 192)
+            | (256 | 320, 256)
+            | (512 | 576, 512)
+    )
+}
+
 /// Padding of the last cells, blocks of the mask, partial results and f16 copies of keys and values
 /// (`ggml-metal-ops.cpp:ggml_metal_op_flash_attn_ext_extra_*`): Metal reserves all of them always.
-fn metal_attention(graph: &Graph, tensor: &GraphTensor) -> Result<u64, MathError> {
+fn metal_attention(graph: &Graph, tensor: &GraphTensor, most_cells: u64) -> Result<u64, MathError> {
     let (Some((_, q)), Some((_, k)), Some((_, v))) =
         (source(graph, tensor, 0), source(graph, tensor, 1), source(graph, tensor, 2))
     else {
@@ -219,15 +237,19 @@ fn metal_attention(graph: &Graph, tensor: &GraphTensor) -> Result<u64, MathError
         (k.layout.strides[1], v.layout.strides[1])
     };
     let mut padded = add(mul(k_row, mul(k_dims[2], k_dims[3])?)?, mul(v_row, mul(v_dims[2], v_dims[3])?)?)?;
-    let mut blocks = 0;
+    let (mut blocks, mut listed) = (0, 0);
     if let Some([cells, rows, m2, m3]) = mask {
         padded = add(padded, mul(2, mul(rows, mul(m2, m3)?)?)?)?;
         let by_vector = tokens < 20 && head.is_multiple_of(32);
         let (queries, width) = if by_vector { (1, 32) } else { (8, 64) };
+        // Lists of the cells that each token reads, where it chooses few enough.
+        if (1..=MOST_LISTED).contains(&most_cells) && lists_cells(k_dims[0], v_dims[0]) {
+            listed = round_up(mul(mul(4, round_up(most_cells, 32)?)?, mul(rows, mul(m2, m3)?)?)?, 16)?;
+        }
         blocks = round_up(mul(mul(cells.div_ceil(width), tokens.div_ceil(queries))?, mul(m2, m3)?)?, 32)?;
     }
     let partial = mul(4, mul(mul(tokens.min(32), mul(heads, streams)?)?, mul(32, add(v_dims[0], 2)?)?)?)?;
     let k_copy = round_up(mul(2, elements(k)?)?, 16)?;
     let v_copy = if shows_keys { 0 } else { round_up(mul(2, elements(v)?)?, 16)? };
-    add(add(mul(64, padded)?, blocks)?, add(partial, add(k_copy, v_copy)?)?)
+    add(add(mul(64, padded)?, add(blocks, listed)?)?, add(partial, add(k_copy, v_copy)?)?)
 }

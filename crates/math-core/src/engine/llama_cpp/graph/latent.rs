@@ -109,6 +109,10 @@ pub(super) fn attention(
     let k = parts.graph.view(cache, [width, 1, cells, streams], strides)?;
     let v = parts.graph.view(k, [rank, 1, cells, streams], strides)?;
     let expand = parts.weight(&[rank, mla.v_head_dim, heads])?;
+    if let Some((_, chosen)) = choice {
+        let [top, ..] = parts.graph.dims(chosen)?;
+        parts.most_cells = top;
+    }
     let attended = parts.attend_views(q, k, v, mask, None, false, Some(expand))?;
     let gated = match mla.gate {
         OutputGate::None | OutputGate::InQuery => attended,

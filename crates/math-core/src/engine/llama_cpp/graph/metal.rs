@@ -143,8 +143,8 @@ fn at(index: u32) -> usize {
     usize::try_from(index).unwrap_or(usize::MAX)
 }
 
-/// What stands for the memory that each tensor is in: the tensor whose memory it shows, and for caches the first of their
-/// buffer. The engine compares addresses, and where it only simulates an allocation, as `--fit` does, all caches of a buffer
+/// What stands for the memory that each tensor is in: the tensor whose memory it shows, and for weights and caches the first
+/// of their buffer. The engine compares addresses, and where it only simulates an allocation, as `--fit` does, all of a buffer
 /// have the same (`llama-kv-cache.cpp:llama_kv_cache`, `no_alloc`); recurrent state is allocated even then.
 fn ranges(graph: &Graph, built: &[Built]) -> Vec<u32> {
     let mut caches: Vec<([u64; 2], Home, u32)> = Vec::new();
@@ -154,8 +154,12 @@ fn ranges(graph: &Graph, built: &[Built]) -> Vec<u32> {
             Some(base) => out.get(at(base)).copied().unwrap_or(base),
             None => {
                 let [_, cells, streams, _] = tensor.layout.dims;
-                if matches!(built.home, Home::Cache(_)) && cells.is_multiple_of(CONTEXT_PAD) {
-                    let key = [cells, streams];
+                let shared = match built.home {
+                    Home::Weight(_) => Some([0; 2]),
+                    Home::Cache(_) if cells.is_multiple_of(CONTEXT_PAD) => Some([cells, streams]),
+                    Home::Cache(_) | Home::Graph => None,
+                };
+                if let Some(key) = shared {
                     match caches.iter().find(|(known, home, _)| *known == key && *home == built.home) {
                         Some((.., first)) => *first,
                         None => {

@@ -40,13 +40,15 @@ pub(super) struct Built {
     pub(super) pinned: Option<u8>,
     /// Whether only the processor knows how to read it.
     pub(super) repacked: bool,
+    /// How many cells attention reads for a token at most, where it chooses; 0 where it reads all.
+    pub(super) most_cells: u32,
     visited: bool,
 }
 
 impl Built {
     /// A tensor that is not computed.
     pub(super) const fn none(format: StorageFormat) -> Self {
-        Self { op: Op::None, home: Home::Graph, format, pinned: None, repacked: false, visited: true }
+        Self { op: Op::None, home: Home::Graph, format, pinned: None, repacked: false, most_cells: 0, visited: true }
     }
 }
 
@@ -123,7 +125,7 @@ impl Builder {
         for source in sources {
             self.graph.push_source(source.0);
         }
-        self.built.push(Built { op, home: Home::Graph, format, pinned: None, repacked: false, visited: false });
+        self.built.push(Built { op, home: Home::Graph, format, pinned: None, repacked: false, most_cells: 0, visited: false });
         Ok(Node(number))
     }
     fn tensor(&self, node: Node) -> Result<&GraphTensor, MathError> {
@@ -209,6 +211,14 @@ impl Builder {
         self.built_mut(node)?.home = Home::Weight(backend_number(backend)?);
         self.tensor_mut(node)?.is_external = true;
         Ok(node)
+    }
+    /// Says how many cells attention reads for a token at most; 0 for all (`ggml.c:ggml_flash_attn_ext_set_n_kv_max`).
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`] for a tensor of another graph.
+    pub fn limit_cells(&mut self, node: Node, most: u64) -> Result<(), MathError> {
+        self.built_mut(node)?.most_cells = u32::try_from(most).map_err(|_| GONE)?;
+        Ok(())
     }
     /// Says that a weight is in a layout of the processor's own.
     ///

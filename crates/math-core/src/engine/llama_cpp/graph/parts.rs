@@ -110,6 +110,8 @@ pub(super) struct Parts {
     taken: [Vec<bool>; 2],
     /// Weights that layers have in common, one for each backend.
     shared: Vec<(u64, usize, Node)>,
+    /// How many cells the next attention reads for a token at most, where it chooses; 0 where it reads all.
+    pub(super) most_cells: u64,
     /// Fused operations that the engine wants on their layer's device, and the device.
     pub(super) fused: Vec<(Node, usize)>,
     /// Whether the end of the layers was announced.
@@ -195,6 +197,7 @@ impl Parts {
             layer: None,
             taken: [Vec::new(), Vec::new()],
             shared: Vec::new(),
+            most_cells: 0,
             fused: Vec::new(),
             at_output: false,
         }
@@ -623,6 +626,7 @@ impl Parts {
             let k = self.as_f16(k)?;
             let v = self.as_f16(v)?;
             let attended = self.graph.flash_attention(q, k, v, Some(mask), sinks)?;
+            self.graph.limit_cells(attended, core::mem::take(&mut self.most_cells))?;
             self.fused.push((attended, self.setting.device));
             let mut current = attended;
             if let Some(matrices) = expand_values {
