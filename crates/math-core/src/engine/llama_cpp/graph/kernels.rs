@@ -203,16 +203,7 @@ const MOST_LISTED: u64 = 4096;
 /// Whether Metal's attention works from lists of cells for these widths of heads
 /// (`ggml-metal-ops.cpp:ggml_metal_op_flash_attn_ext_n_kv_max_sparse`).
 const fn lists_cells(k: u64, v: u64) -> bool {
-    matches!(
-        (k, v),
-        (32, 32)
-            | (64, 64)
-            | (96, 96 | 64)
-            | (128, 128)
-            | (192, 128 | 192)
-            | (256 | 320, 256)
-            | (512 | 576, 512)
-    )
+    matches!((k, v), (32, 32) | (64, 64) | (96, 96 | 64) | (128, 128) | (192, 128 | 192) | (256 | 320, 256) | (512 | 576, 512))
 }
 
 /// Padding of the last cells, blocks of the mask, partial results and f16 copies of keys and values

@@ -39,18 +39,7 @@ const PATTERNS: &[&[Op]] = &[
     &[Op::GatedDeltaNet, Op::Copy],
     &[Op::SoftMax, Op::Reshape, Op::ArgSort, Op::View, Op::GetRows],
     &[Op::SoftMax, Op::Reshape, Op::ArgSort, Op::View, Op::GetRows, Op::Scale],
-    &[
-        Op::SoftMax,
-        Op::Reshape,
-        Op::ArgSort,
-        Op::View,
-        Op::GetRows,
-        Op::Reshape,
-        Op::SumRows,
-        Op::Clamp,
-        Op::Div,
-        Op::Reshape,
-    ],
+    &[Op::SoftMax, Op::Reshape, Op::ArgSort, Op::View, Op::GetRows, Op::Reshape, Op::SumRows, Op::Clamp, Op::Div, Op::Reshape],
     &[
         Op::SoftMax,
         Op::Reshape,
@@ -68,20 +57,7 @@ const PATTERNS: &[&[Op]] = &[
     &[Op::Mul, Op::View, Op::View, Op::View, Op::Add, Op::Add],
     &[Op::Mul, Op::View, Op::View, Op::View, Op::View, Op::Add, Op::Add, Op::Add],
     &[Op::Mul, Op::View, Op::View, Op::View, Op::View, Op::View, Op::Add, Op::Add, Op::Add, Op::Add],
-    &[
-        Op::Mul,
-        Op::View,
-        Op::View,
-        Op::View,
-        Op::View,
-        Op::View,
-        Op::View,
-        Op::Add,
-        Op::Add,
-        Op::Add,
-        Op::Add,
-        Op::Add,
-    ],
+    &[Op::Mul, Op::View, Op::View, Op::View, Op::View, Op::View, Op::View, Op::Add, Op::Add, Op::Add, Op::Add, Op::Add],
     &[
         Op::Mul,
         Op::View,
@@ -153,6 +129,11 @@ fn ranges(graph: &Graph, built: &[Built]) -> Vec<u32> {
         let range = match tensor.view_of() {
             Some(base) => out.get(at(base)).copied().unwrap_or(base),
             None => {
+                if tensor.is_external && tensor.bytes == 0 {
+                    // Memory of no size overlaps nothing.
+                    out.push(u32::MAX);
+                    continue;
+                }
                 let [_, cells, streams, _] = tensor.layout.dims;
                 let shared = match built.home {
                     Home::Weight(_) => Some([0; 2]),
