@@ -119,7 +119,7 @@ fn check(spec: &ModelSpec, table: &TensorTable, build: Build, deployment: &Deplo
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_compiled_estimate_equals_the_explanation(

@@ -98,14 +98,15 @@ const PATTERNS: &[&[Op]] = &[
 /// A run of nodes on the device, in the order in which they are computed.
 pub(super) struct Ordered {
     pub(super) nodes: Vec<u32>,
-    /// Tensors that stay until a node is computed.
+    /// Tensors that stay until a node is computed, in the order of those nodes' numbers.
     pub(super) kept: Vec<(u32, Vec<u32>)>,
 }
 
 /// The engine's order of `nodes`. `uses`: how often the whole graph reads each tensor.
 pub(super) fn order(graph: &Graph, built: &[Built], uses: &[u32], nodes: &[u32]) -> Ordered {
     let run = Run { graph, built, uses, nodes, ranges: ranges(graph, built) };
-    let kept = run.kept();
+    let mut kept = run.kept();
+    kept.sort_unstable_by_key(|(until, _)| *until);
     let groups = run.groups();
     let mut ordered = Vec::with_capacity(nodes.len());
     for group in run.reordered(&groups) {

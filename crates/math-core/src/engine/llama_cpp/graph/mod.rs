@@ -44,7 +44,7 @@ use super::loader_facts::LoaderFacts;
 use super::resolve::{ResolveFacts, Resolved, resolve_with};
 use crate::deployment::{Backend, Deployment, FlashAttention};
 use crate::error::MathError;
-use crate::spec::{Attention, ModelSpec};
+use crate::spec::{Attention, Mixer, ModelSpec};
 use crate::tensor::TensorTable;
 use crate::units::mul;
 use compressed::{CompressedCache, CompressedCaches};
@@ -209,6 +209,10 @@ impl<'a> Recipe<'a> {
         // RWKV has many matrices of one shape, and hands more than one tensor from layer to layer: which are fetched, and what
         // crosses between devices, is not known.
         if !places.is_single() && row.is_some_and(|row| row.built_by == BuiltBy::Rwkv) {
+            return Ok(None);
+        }
+        // A norm that is computed once for each half of a layer reads one weight twice, and a copy of it stays between.
+        if !places.is_single() && spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Parallel(_))) {
             return Ok(None);
         }
         let asked = ResolveFacts::new(spec, facts, deployment)?;

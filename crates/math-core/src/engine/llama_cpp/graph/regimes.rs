@@ -23,7 +23,7 @@ use crate::units::{add, mul};
 const MOST_CELLS: u64 = 1 << 27;
 
 /// How many ranges are looked for before the rest is left to replays.
-const MOST_REGIMES: usize = 64;
+const MOST_REGIMES: usize = 24;
 
 /// Contexts from `from` to `to` cells per sequence, and the buffers in between.
 #[derive(Debug, Clone, Copy)]
@@ -67,10 +67,11 @@ impl Regimes {
         let Some(recipe) = Recipe::new(spec, deployment, facts, Places::single(deployment.backend()))? else { return Ok(None) };
         let mut out = Self { sequences, list: Vec::new() };
         let mut from = CONTEXT_PAD;
+        let mut depths = Vec::new();
         while from <= MOST_CELLS && out.list.len() < MOST_REGIMES {
             // A context that the engine refuses is no range; neither is one beyond its counters.
             let (Ok(here), Ok(next)) = (at(from), at(add(from, CONTEXT_PAD)?)) else { break };
-            let Some(regime) = regime(&recipe, plans, &here, &next, &at)? else { return Ok(None) };
+            let Some(regime) = regime(&recipe, plans, [&here, &next], &at, &mut depths)? else { return Ok(None) };
             from = add(regime.to, CONTEXT_PAD)?;
             out.list.push(regime);
         }
@@ -99,9 +100,9 @@ fn chosen_cells(spec: &ModelSpec) -> impl Iterator<Item = u64> + '_ {
 fn regime(
     recipe: &Recipe<'_>,
     plans: &[CachePlan],
-    here: &Resolved,
-    next: &Resolved,
+    [here, next]: [&Resolved; 2],
     at: &dyn Fn(u64) -> Result<Resolved, MathError>,
+    depths: &mut Vec<Depth>,
 ) -> Result<Option<Regime>, MathError> {
     let deployment = recipe.deployment;
     let mut steps = Steps::default();
@@ -132,7 +133,8 @@ fn regime(
     let (mut device, mut host) = (Length::ZERO, Length::ZERO);
     let mut lines: Vec<(Growing, Depth)> = Vec::new();
     for (reserve, later) in Reserve::all(here, recipe.facts).into_iter().zip(Reserve::all(next, recipe.facts)) {
-        let mut depth = Depth::default();
+        // As deep as it took for the range before.
+        let mut depth = depths.get(lines.len()).cloned().unwrap_or_default();
         let lengths = loop {
             let mut same = depth.clone();
             let Some(now) = recipe.graph(here, plans, reserve, &mut depth)? else { return Ok(None) };
@@ -143,6 +145,11 @@ fn regime(
             let shown = depth.clone();
             if depth.settle(&replayed.snapshots) {
                 steps = own;
+                if let Some(known) = depths.get_mut(lines.len()) {
+                    *known = depth.clone();
+                } else {
+                    depths.push(depth.clone());
+                }
                 lines.push((growing, shown));
                 break replayed.bytes;
             }

@@ -464,7 +464,8 @@ impl Scheduler<'_> {
     fn push_kept(&mut self, ordered: &metal::Ordered, backend: u32, order: &mut Vec<(u32, u32)>) -> Result<(), MathError> {
         for &index in &ordered.nodes {
             order.push((index, u32::from(self.backend(index))));
-            let Some((_, kept)) = ordered.kept.iter().find(|(until, _)| *until == index) else { continue };
+            let found = ordered.kept.binary_search_by_key(&index, |(until, _)| *until);
+            let Some((_, kept)) = found.ok().and_then(|found| ordered.kept.get(found)) else { continue };
             for some in kept.chunks(MOST_SOURCES) {
                 let Some(&first) = some.first() else { continue };
                 let original = self.tensor(first)?;
