@@ -3,6 +3,7 @@
 mod accuracy;
 mod arrow;
 mod calibrate;
+mod compare;
 mod conformance;
 mod csv;
 mod devices;
@@ -32,6 +33,7 @@ Usage: cargo xtask TASK
   architectures --check
                    say whether it is up to date
   calibrate        fit the throughput model to fixtures/bench and write its table
+  compare          rewrite docs/compare.md: the peers from the registries beside us [--python PATH]
   bench            criterion benches, ours beside the registry's peers
   fuzz [SECONDS]   run every fuzz target for SECONDS (default 60)
   deny             licences, sources and duplicate versions of all dependencies
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         ["architectures"] => conformance::architectures::page_of_record(false),
         ["architectures", "--check"] => conformance::architectures::page_of_record(true),
         ["calibrate"] => calibrate::run(),
+        ["compare", options @ ..] => compare::run(options),
         ["bench"] => steps::bench(),
         ["fuzz"] => steps::fuzz("60"),
         ["fuzz", seconds] => steps::fuzz(seconds),

@@ -48,6 +48,21 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
+    /// The engine's defaults for one sequence.
+    pub(crate) const fn plain() -> Self {
+        Self {
+            context: 4096,
+            sequences: 1,
+            unified: false,
+            swa_full: false,
+            ubatch: 512,
+            keys: "f16",
+            values: "f16",
+            flash: "auto",
+            repack: true,
+        }
+    }
+
     /// As the checker reads it.
     pub(crate) fn line(&self) -> String {
         let mut out = String::new();
@@ -124,17 +139,7 @@ fn nth<T: Copy>(all: &[T], index: u64) -> Option<T> {
 /// `count` settings for a model: the engine's defaults, the server's defaults, and a part of the whole grid that is
 /// another for each model and the same in every run.
 pub(crate) fn settings(model: &str, count: usize) -> Vec<Setting> {
-    let plain = Setting {
-        context: 4096,
-        sequences: 1,
-        unified: false,
-        swa_full: false,
-        ubatch: 512,
-        keys: "f16",
-        values: "f16",
-        flash: "auto",
-        repack: true,
-    };
+    let plain = Setting::plain();
     let mut all = vec![plain.clone(), Setting { context: 16_384, sequences: 4, unified: true, ..plain }];
     let mut draw = 0_u64;
     while all.len() < count && draw < 1000 {

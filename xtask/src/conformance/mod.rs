@@ -8,6 +8,7 @@ mod gguf;
 mod grid;
 mod install;
 mod known;
+pub(crate) mod peers_of_the_engine;
 mod record;
 mod report;
 mod score;

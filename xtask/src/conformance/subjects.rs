@@ -49,6 +49,11 @@ impl Subject {
         Ok(Self { name, origin, architecture, bytes })
     }
 
+    /// A real model.
+    pub(crate) fn real(name: String, bytes: Vec<u8>) -> Result<Self, String> {
+        Self::new(name, Origin::Real, bytes)
+    }
+
     /// A number that changes with the header.
     pub(crate) fn fingerprint(&self) -> u64 {
         hash(&self.bytes)
