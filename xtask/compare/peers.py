@@ -19,7 +19,7 @@ from contextlib import redirect_stdout
 
 CONTEXT = int(sys.argv[1])
 # A peer that takes longer has no answer for that model.
-LIMIT_SECONDS = 120
+LIMIT_SECONDS = 45
 warnings.filterwarnings("ignore")
 
 

@@ -265,16 +265,19 @@ const ABOUT: &str = "\
 - **Engine**: llama.cpp itself, allocation switched off: weights, caches, recurrent state, output and compute buffers of its release, as the
   conformance run reads them. The time is that of loading the file and planning the context.
 - **Plimsoll** answers the same question, from the header of the same file, or from the `config.json` and the name of the file type.
-  The time is that of one `fit`, in a build for tests, without starting a process; from a config it includes reading it.
-- **node-llama-cpp, V2** runs the same engine's simulation in process. It leaves out the output buffer and the rows that the engine's real
-  reservation adds, and it needs the whole file with the engine's libraries.
+  Where a compute buffer is bounded, the figure is the upper bound. The time is that of one `fit`, in a build for tests, without starting
+  a process; from a config it includes reading it.
+- **node-llama-cpp, V2** runs the same engine's simulation in process, and is true for node-llama-cpp's own contexts: those reserve logits
+  for every row of a micro-batch, the library's default, where the server keeps one row per sequence. It leaves out the output buffer, and
+  it needs the file and the engine's libraries.
 - **node-llama-cpp, closed formula** (deprecated there) calculates weights and cache from the header and adds a rough figure for the graph.
 - **hf-mem** adds the tensors of the file and, asked with `--experimental`, a cache of every layer's keys and values at full context; it has no
-  compute buffers, and does not claim to.
+  compute buffers and no recurrent state, and does not claim to.
 - **llmfit** multiplies parameters of its own catalogue with a bits-per-weight figure and adds cache and half a gigabyte. It reads neither
   config nor header. Its gigabytes are taken as 2^30 B, as in its own cache formula; its weights count 10^9 B to the gigabyte.
 - **accelerate estimate-memory** answers another question: the weights of the model class at one number type for all of them (`int4` here, the
-  nearest to Q4_K_M), without a cache or an engine.
+  nearest to Q4_K_M), without a cache or an engine. It builds the model class; `none` where that took more than 45 s or 12 GiB, or where
+  a package of the model class is missing.
 
 hf-mem and accelerate look models up on a hub. Here they got the same files from this machine: hf-mem through a transport that answers from
 a folder, accelerate through its look-up answered with the folder (`xtask/compare/peers.py`). Catalogues of crates have no other reader of GGUF
