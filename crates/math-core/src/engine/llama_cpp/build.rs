@@ -82,6 +82,16 @@ impl Build {
         }
     }
 
+    /// v0.5.0 rotates Ling 3 in pairs whatever the file says; since then by sections, four positions a token, where the
+    /// file has them (`llama-model.cpp:llama_model_rope_type`, `LLM_ARCH_BAILINGMOE3`).
+    #[must_use]
+    pub fn rotates_in_sections(self, arch: &str) -> bool {
+        match self {
+            Self::V0_5_0 => arch != "bailingmoe3",
+            Self::C0c1e57098 | Self::B12032 => true,
+        }
+    }
+
     /// b12032 keeps the Hadamard matrices that rotate quantised keys and values in a buffer of each cache
     /// (`llama-kv-cache.cpp:llama_kv_cache`); before, they were inputs of every graph.
     #[must_use]

@@ -217,7 +217,7 @@ pub(super) fn build(
         0 => None,
         heads => Some(parts.decay_inputs(heads)?),
     };
-    let sectioned = row.sections_allowed && spec.operations.sectioned_positions == Some(true);
+    let sectioned = row.sections_allowed && parts.setting.sections && spec.operations.sectioned_positions == Some(true);
     let positions = parts.positions(if sectioned { 4 } else { hybrid.positions })?;
     let rows = parts.output_rows()?;
     let trunk = Trunk {

@@ -356,6 +356,7 @@ impl<'a> Recipe<'a> {
             fused_indexer: selectors_run_fused(spec, facts, deployment),
             fused_top_k_mask: facts.build.masks_chosen_cells_at_once(),
             shares_selector_mask: facts.build.masks_chosen_cells_at_once(),
+            sections: facts.build.rotates_in_sections(facts.arch),
             limits_experts: facts.build.limits_expert_activations(facts.arch),
         };
         let window = |attention: &Attention| {

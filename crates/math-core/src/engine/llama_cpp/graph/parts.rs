@@ -73,6 +73,8 @@ pub(super) struct Setting {
     pub(super) shares_selector_mask: bool,
     /// Whether the inputs of experts' last matrices are scaled into f16's range (`build.rs:limits_expert_activations`).
     pub(super) limits_experts: bool,
+    /// The build rotates by sections where the file has them.
+    pub(super) sections: bool,
 }
 
 /// What attention over one cache reads besides the cache.
