@@ -46,6 +46,7 @@ pub struct Layout {
     kv_offload: bool,
     op_offload: bool,
     pipelined: bool,
+    projected: bool,
     overrides: Vec<(Pattern, Location)>,
 }
 
@@ -121,6 +122,7 @@ impl Layout {
             kv_offload: deployment.kv_offload,
             op_offload: deployment.op_offload,
             pipelined,
+            projected: false,
             overrides,
         })
     }
@@ -234,6 +236,20 @@ impl Layout {
     #[must_use]
     pub const fn pipeline_copies(&self) -> u64 {
         if self.pipelined { PIPELINE_COPIES } else { 1 }
+    }
+
+    /// The same layout as the engine measures it without allocating: it forgets which norms were pinned to their layer's
+    /// device before it splits the graph, and so projects more for the later devices than it then takes
+    /// (`llama-context.cpp:graph_reserve`, `ggml-backend.cpp:ggml_backend_sched_reserve_size`).
+    #[must_use]
+    pub fn as_projected(self) -> Self {
+        Self { projected: true, ..self }
+    }
+
+    /// Whether this is the engine's projection and not what it allocates.
+    #[must_use]
+    pub const fn is_projected(&self) -> bool {
+        self.projected
     }
 
     /// Whether products of large batches are done on a device although the weights are on the host.

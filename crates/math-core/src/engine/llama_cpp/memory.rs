@@ -164,7 +164,7 @@ impl Memory {
 /// As [`memory_of`], and [`MathError::Unsupported`] where several places share the work, whose compute buffers depend on
 /// single tensors.
 pub fn memory(spec: &ModelSpec, deployment: &Deployment, build: Build) -> Result<Memory, MathError> {
-    measure(spec, None, deployment, build)
+    measure(spec, None, deployment, build, false)
 }
 
 /// The memory of a context.
@@ -173,15 +173,31 @@ pub fn memory(spec: &ModelSpec, deployment: &Deployment, build: Build) -> Result
 /// As [`crate::engine::llama_cpp::resolve()`], and [`MathError::Refused`] for combinations the engine does not start
 /// with.
 pub fn memory_of(spec: &ModelSpec, table: &TensorTable, deployment: &Deployment, build: Build) -> Result<Memory, MathError> {
-    measure(spec, Some(table), deployment, build)
+    measure(spec, Some(table), deployment, build, false)
 }
 
-fn measure(spec: &ModelSpec, table: Option<&TensorTable>, deployment: &Deployment, build: Build) -> Result<Memory, MathError> {
+/// The memory of a context as the engine projects it before it allocates: what `--fit` decides by. It differs from
+/// [`memory_of`] in the compute buffers of several devices.
+///
+/// # Errors
+/// As [`memory_of`].
+pub fn projected(spec: &ModelSpec, table: &TensorTable, deployment: &Deployment, build: Build) -> Result<Memory, MathError> {
+    measure(spec, Some(table), deployment, build, true)
+}
+
+fn measure(
+    spec: &ModelSpec,
+    table: Option<&TensorTable>,
+    deployment: &Deployment,
+    build: Build,
+    projected: bool,
+) -> Result<Memory, MathError> {
     let facts = Facts::new(spec, build)?;
     let asked = ResolveFacts::new(spec, facts, deployment)?;
     let resolved = resolve_with(&asked, deployment, deployment.context, deployment.sequences)?;
     refuse::check(spec, facts, deployment, &resolved)?;
     let layout = Layout::of(spec, deployment)?;
+    let layout = if projected { layout.as_projected() } else { layout };
     let plan = MemoryPlan::new(spec, facts, deployment, &layout, asked.transposes_values(deployment))?;
     let (caches, recurrent, compressors) = plan.bytes(&resolved, deployment, &layout)?;
     let output = mul(4, mul(resolved.n_seq_max, plan.output_row)?)?;

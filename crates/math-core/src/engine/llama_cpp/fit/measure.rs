@@ -8,7 +8,7 @@ use super::Choice;
 use crate::deployment::{Deployment, Location};
 use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::loader_facts::LoaderFacts;
-use crate::engine::llama_cpp::memory::memory_of;
+use crate::engine::llama_cpp::memory::projected;
 use crate::engine::llama_cpp::weights::weight_buffers;
 use crate::error::MathError;
 use crate::spec::ModelSpec;
@@ -81,7 +81,7 @@ impl<'a> Measuring<'a> {
     pub(super) fn measure(&mut self, choice: &Choice) -> Result<Measured, MathError> {
         let deployment = Deployment { mmap: false, ..choice.apply(self.deployment)? };
         self.count = self.count.saturating_add(1);
-        let memory = memory_of(self.spec, self.table, &deployment, self.build)?;
+        let memory = projected(self.spec, self.table, &deployment, self.build)?;
         let mut measured = Measured { devices: Vec::new(), host: Taken::default() };
         let computes = memory.compute.devices.iter();
         for (bounds, place) in computes.zip(memory.layout.places()) {

@@ -343,7 +343,7 @@ impl<'a> Recipe<'a> {
             device: 0,
             cache_device: 0,
             host: 0,
-            pins_norms: places.everything_on_devices || reserve.tokens < FEW_TOKENS,
+            pins_norms: !places.forgets_pins && (places.everything_on_devices || reserve.tokens < FEW_TOKENS),
             rows_after_layers: facts.build.chooses_rows_after_layers(),
             flat_delta: facts.build.delta_output_is_flat(),
             mixed_inputs: facts.build.mixes_tokens_and_embeddings(facts.arch),

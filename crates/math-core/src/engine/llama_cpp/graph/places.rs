@@ -76,6 +76,8 @@ pub(super) struct Places {
     pub(super) rope_factors: Option<u64>,
     /// Norms are kept on their layer's device whatever the batch.
     pub(super) everything_on_devices: bool,
+    /// The engine projects without allocating, and forgets that norms are kept.
+    pub(super) forgets_pins: bool,
     /// Attention goes where its cache is.
     pub(super) attention_follows_cache: bool,
     pub(super) offloads_operations: bool,
@@ -99,6 +101,7 @@ impl Places {
             others: Vec::new(),
             rope_factors: None,
             everything_on_devices: true,
+            forgets_pins: false,
             attention_follows_cache: false,
             offloads_operations: true,
             copies: 1,
@@ -182,6 +185,7 @@ impl Places {
             others,
             rope_factors,
             everything_on_devices: layout.output() != Location::Host && !layers.iter().any(|layer| layer.backend == host),
+            forgets_pins: layout.is_projected(),
             attention_follows_cache: !layout.offloads_caches(),
             offloads_operations: layout.offloads_operations(),
             copies: usize::try_from(layout.pipeline_copies()).unwrap_or(1),
