@@ -85,7 +85,17 @@ pub(super) fn build(root: Config<'_>, shared: &Shared) -> Result<ModelSpec, Inge
         };
     };
     let head = class.map_or(HeadKind::LanguageModel, HeadKind::of_class);
-    run(row, root.clone(), root, shared, class.unwrap_or_default(), head, None)
+    let mut spec = run(row, root.clone(), root, shared, class.unwrap_or_default(), head, None)?;
+    // A language model's class over the config of a multimodal one builds the language model alone.
+    if let (Some(class), Some(by_class)) = (class, class_row)
+        && row.is_wrapper
+        && !by_class.is_wrapper
+        && !spec.towers.is_empty()
+    {
+        shared.note(format!("$.architectures[0]: {class} is the language model alone; towers are left out"));
+        spec.towers.clear();
+    }
+    Ok(spec)
 }
 
 /// The language model inside a wrapper.
