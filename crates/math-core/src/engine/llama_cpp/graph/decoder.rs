@@ -197,7 +197,14 @@ const KNOWN: &[&str] = &[
 
 /// Embedded tokens with everything that is added to them before the first layer.
 pub(super) fn embed(parts: &mut Parts, spec: &ModelSpec, row: &Row, positions: Node) -> Result<Node, MathError> {
-    let learned = spec.embedding.n_positions;
+    // A source that knows no such tables lists them among the embedding's other tensors.
+    let listed = |name: &str| spec.embedding.extra.iter().find(|weight| weight.name == name);
+    let rows = |known: u64, name: &str| {
+        let [_, rows, ..] = listed(name).map_or([0; 4], |weight| weight.shape.0);
+        if known > 0 { known } else { rows }
+    };
+    let learned = rows(spec.embedding.n_positions, "position_embd.weight");
+    let types = rows(spec.embedding.n_token_types, "token_types.weight");
     let mut added = None;
     if learned > 0 && row.adds_to_positions && parts.setting.tables_first {
         added = Some(look_up(parts, spec.d_model, learned, positions)?);
@@ -206,9 +213,9 @@ pub(super) fn embed(parts: &mut Parts, spec: &ModelSpec, row: &Row, positions: N
     if row.scales_embedding {
         current = parts.scale_embedded(current)?;
     }
-    if spec.embedding.n_token_types > 0 {
+    if types > 0 {
         // Every token is of the first type.
-        let types = parts.host_weight(spec.d_model, spec.embedding.n_token_types)?;
+        let types = parts.host_weight(spec.d_model, types)?;
         let first = parts.graph.view_1d(types, spec.d_model)?;
         current = parts.graph.sum(current, first)?;
     }
@@ -220,8 +227,12 @@ pub(super) fn embed(parts: &mut Parts, spec: &ModelSpec, row: &Row, positions: N
         let (first, second) = if row.adds_to_positions { (looked_up, current) } else { (current, looked_up) };
         current = parts.graph.sum(first, second)?;
     }
-    if let Some(norm) = &spec.embedding.norm {
-        current = parts.norm(current, row.norm, norm.bias, true)?;
+    let norm = match &spec.embedding.norm {
+        Some(norm) => Some(norm.bias),
+        None => listed("token_embd_norm.weight").map(|_| listed("token_embd_norm.bias").is_some()),
+    };
+    if let Some(bias) = norm {
+        current = parts.norm(current, row.norm, bias, true)?;
     }
     Ok(current)
 }
