@@ -88,7 +88,7 @@ impl Build {
     pub fn rotates_in_sections(self, arch: &str) -> bool {
         match self {
             Self::V0_5_0 => arch != "bailingmoe3",
-            Self::V0_5_0 | Self::C0c1e57098 | Self::B12032 => true,
+            Self::C0c1e57098 | Self::B12032 => true,
         }
     }
 
