@@ -121,6 +121,13 @@ fn on_every_recorded_row() {
         .map(|(kind, (right, all, exact))| format!("{kind}: {right} of {all} equal, {exact} decided by exact figures"))
         .collect();
     eprintln!("{}\n{}", wrong.join("\n"), text.join("\n"));
-    let (right, all, _) = kinds["one device, context alone"];
-    assert!(right * 100 >= all * 95, "{right} of {all}");
+    // Those that differ are decided by bounds (hybrids whose fused attention lands elsewhere), or by a projection of the
+    // engine's that leaves out two of three graphs (MiniMax-01 with several sequences).
+    let equal: u32 = kinds.values().map(|(right, ..)| right).sum();
+    let rows: u32 = kinds.values().map(|(_, all, _)| all).sum();
+    assert!(rows >= 546 && equal * 100 >= rows * 98, "{equal} of {rows}: {text:?}\n{}", wrong.join("\n"));
+    for kind in ["one device, context alone", "several devices, context alone"] {
+        let (right, all, _) = kinds[kind];
+        assert_eq!(right, all, "{kind}");
+    }
 }
