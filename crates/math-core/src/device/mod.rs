@@ -252,7 +252,7 @@ impl Device {
     /// ```
     /// use plimsoll_math::device::Device;
     /// assert_eq!(Device::named("rtx-4090").unwrap().name, "NVIDIA GeForce RTX 4090");
-    /// assert!(Device::named("H100").unwrap_err().to_string().contains("NVIDIA H100 SXM"));
+    /// assert!(Device::named("A100").unwrap_err().to_string().contains("NVIDIA A100 80GB SXM"));
     /// ```
     pub fn named(text: &str) -> Result<Self, MathError> {
         let found = names::find(text)?;

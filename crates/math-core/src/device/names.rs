@@ -138,6 +138,15 @@ fn closest(wanted: &Words) -> (Vec<&'static Row>, bool) {
     (found.into_iter().map(|(_, row)| row).collect(), false)
 }
 
+/// Short names that everybody says for one of several devices, and the one they mean. All others are asked back.
+const USUAL: &[(&str, &str)] = &[("H100", "NVIDIA H100 SXM"), ("M3 Max", "Apple M3 Max (40c)")];
+
+fn usual(wanted: &Words, several: &[&'static Row]) -> Option<&'static Row> {
+    let telling = |words: &Words| Words(words.0.iter().filter(|word| !BRANDS.contains(&word.as_str())).cloned().collect());
+    let (_, name) = USUAL.iter().find(|(short, _)| Words::of(short) == telling(wanted))?;
+    several.iter().copied().find(|row| row.name == *name)
+}
+
 /// The row that `text` names.
 ///
 /// # Errors
@@ -155,6 +164,7 @@ pub(super) fn find(text: &str) -> Result<Found, MathError> {
     match rows.as_slice() {
         [row] => return Ok(Found { row, size_gib: None }),
         [] => {}
+        several if let Some(row) = usual(&wanted, several) => return Ok(Found { row, size_gib: None }),
         several => return Err(ambiguous(text, several.iter().map(|row| row.name.to_string()).collect())),
     }
     // A machine is sold with several sizes of memory, and a name may end with one.
@@ -307,6 +317,8 @@ mod tests {
         check("H200", "NVIDIA H200 SXM");
         check("7900 xtx", "AMD Radeon RX 7900 XTX");
         check("m3-max-40c", "Apple M3 Max (40c)");
+        check("M3 Max", "Apple M3 Max (40c)");
+        check("nvidia h100", "NVIDIA H100 SXM");
         check("metal", "Apple M3 Max (40c)");
         check("M3 Max 64GB", "Apple M3 Max (40c) 64 GB");
         check("m3 max (36 GiB)", "Apple M3 Max (30c) 36 GB");
@@ -326,8 +338,7 @@ mod tests {
 
     #[test]
     fn what_names_several_lists_them() {
-        several("M3 Max", &["Apple M3 Max (30c)", "Apple M3 Max (40c)"]);
-        several("H100", &["NVIDIA H100 PCIe", "NVIDIA H100 SXM", "NVIDIA H100 NVL"]);
+        several("M2 Ultra", &["Apple M2 Ultra (60c)", "Apple M2 Ultra (76c)"]);
         several("4060 Ti", &["NVIDIA GeForce RTX 4060 Ti 8GB", "NVIDIA GeForce RTX 4060 Ti 16GB"]);
         several("a100 80gb", &["NVIDIA A100 80GB PCIe", "NVIDIA A100 80GB SXM"]);
     }
