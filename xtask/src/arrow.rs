@@ -13,7 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("plimsoll-planner", &["plimsoll-math", "plimsoll-ingest"]),
     ("plimsoll", &["plimsoll-math", "plimsoll-ingest", "plimsoll-planner"]),
     ("plimsoll-cli", &["plimsoll"]),
-    ("xtask", &["plimsoll"]),
+    ("xtask", &["plimsoll", "plimsoll-math", "plimsoll-ingest"]),
 ];
 
 /// What the ground floor may use from outside, features included.

@@ -54,7 +54,7 @@ fn wrong_usage() {
     check(&["fit"], 64, "MODEL");
     check(&["fit", MODEL], 64, "device");
     check(&["fit", MODEL, "--device", "RTX 4091"], 64, "RTX 4090");
-    check(&["fit", MODEL, "--device", "M3 Max"], 64, "several");
+    check(&["fit", MODEL, "--device", "M2 Ultra"], 64, "several");
     check(&["fit", MODEL, "--device", "4090", "--context", "many"], 64, "32k");
     check(&["fit", MODEL, "--device", "4090", "--context", "0"], 64, "context");
     check(&["fit", MODEL, "--device", "4090", "--sequences", "0"], 64, "1 or more");

@@ -164,7 +164,7 @@ fn layer_tensors(out: &mut Builder, layer: &Layer, d_model: u64) -> Result<(), M
         if let Some(cross) = &layer.cross_attention {
             attention_tensors(out, "cross_attn", cross, d_model)?;
         }
-        feed_forward_tensors(out, &layer.feed_forward, d_model)?;
+        feed_forward_tensors(out, layer, d_model)?;
     } else if let Mixer::Parallel(parallel) = &layer.mixer {
         mixer_tensors(out, &parallel.state, d_model)?;
     }
@@ -396,10 +396,14 @@ fn dense_tensors(out: &mut Builder, dense: &Dense, d_model: u64, suffix: &str, c
     Ok(())
 }
 
-fn feed_forward_tensors(out: &mut Builder, feed_forward: &FeedForward, d_model: u64) -> Result<(), MathError> {
-    match feed_forward {
+fn feed_forward_tensors(out: &mut Builder, layer: &Layer, d_model: u64) -> Result<(), MathError> {
+    match &layer.feed_forward {
         FeedForward::Dense(dense) => dense_tensors(out, dense, d_model, "", Component::Mlp),
-        FeedForward::Moe(moe) => moe_tensors(out, moe, d_model),
+        FeedForward::Moe(moe) => {
+            // Hunyuan 3 names the correction without a suffix, and its own name is among the layer's other tensors.
+            let named_apart = layer.extra.iter().any(|weight| weight.name == "exp_probs_b");
+            moe_tensors(out, moe, d_model, named_apart)
+        }
         FeedForward::ChannelMix { weights } => {
             out.weights(weights);
             Ok(())
@@ -408,13 +412,13 @@ fn feed_forward_tensors(out: &mut Builder, feed_forward: &FeedForward, d_model: 
     }
 }
 
-fn moe_tensors(out: &mut Builder, moe: &Moe, d_model: u64) -> Result<(), MathError> {
+fn moe_tensors(out: &mut Builder, moe: &Moe, d_model: u64, correction_named_apart: bool) -> Result<(), MathError> {
     let rows = moe.n_router_rows.unwrap_or(moe.n_experts);
     // No rows: the router is no plain matrix, its tensors are listed in `extra`.
     if rows > 0 {
         out.linear("ffn_gate_inp", Component::Router, d_model, rows, moe.router_bias);
     }
-    if let Some(counts) = moe.correction_bias {
+    if let Some(counts) = moe.correction_bias.filter(|_| !correction_named_apart) {
         out.push("exp_probs_b.bias", Component::Router, Shape::vector(rows), counts);
     }
     let width = moe.latent.unwrap_or(d_model);

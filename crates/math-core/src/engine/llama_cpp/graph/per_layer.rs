@@ -6,12 +6,16 @@ use super::ops::Node;
 use super::parts::{NormKind, Parts};
 use crate::error::MathError;
 use crate::format::StorageFormat;
-use crate::spec::{Layer, ModelSpec, Weight};
+use crate::spec::{FeedForward, Layer, ModelSpec, Weight};
 use crate::units::mul;
 
 /// A tensor of a layer that no mechanism describes.
 pub(super) fn extra<'a>(layer: &'a Layer, name: &str) -> Option<&'a Weight> {
-    layer.extra.iter().find(|weight| weight.name == name)
+    let of_experts: &[Weight] = match &layer.feed_forward {
+        FeedForward::Moe(moe) => &moe.extra,
+        FeedForward::Dense(_) | FeedForward::ChannelMix { .. } | FeedForward::None => &[],
+    };
+    layer.extra.iter().chain(of_experts).find(|weight| weight.name == name)
 }
 
 /// Elements of one layer's embedding; `None` for models without them.

@@ -142,14 +142,12 @@ impl Scheduler<'_> {
 
     /// What memory, flags and weights say (`ggml_backend_sched_backend_id_from_cur`).
     fn assign_given(&mut self) -> Result<(), MathError> {
-        for list in [core::mem::take(&mut self.leafs), core::mem::take(&mut self.nodes)] {
-            for &index in &list {
-                let backend = self.given(index)?;
-                self.set(index, backend);
-            }
-            // Leafs first, then nodes: both lists go back where they came from.
-            if self.leafs.is_empty() { self.leafs = list } else { self.nodes = list }
+        let (leafs, nodes) = (core::mem::take(&mut self.leafs), core::mem::take(&mut self.nodes));
+        for &index in leafs.iter().chain(&nodes) {
+            let backend = self.given(index)?;
+            self.set(index, backend);
         }
+        (self.leafs, self.nodes) = (leafs, nodes);
         Ok(())
     }
 
