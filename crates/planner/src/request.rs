@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 use plimsoll_math::deployment::{ContextRequest, Deployment, FlashAttention, Share, SplitMode};
 use plimsoll_math::device::Device;

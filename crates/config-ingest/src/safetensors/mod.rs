@@ -11,6 +11,7 @@ mod index;
 mod layout;
 mod names;
 
+#[cfg(feature = "std")]
 pub(crate) use checkpoint::pickles;
 pub use checkpoint::{Checkpoint, Context, Shard, StoredTensor};
 pub use dtype::Dtype;
