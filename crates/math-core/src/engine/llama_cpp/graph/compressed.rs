@@ -3,8 +3,9 @@
 
 use alloc::vec::Vec;
 
+use super::experts::{Activation, Asks, Routing};
 use super::ops::Node;
-use super::parts::{Activation, Asks, NormKind, Parts, Routing, Setting};
+use super::parts::{NormKind, Parts, Setting};
 use super::rows::{PLAIN, Row, SOFTMAX, routing};
 use super::selector::Scored;
 use crate::engine::llama_cpp::cache::{CSA_RATIO, HCA_RATIO};

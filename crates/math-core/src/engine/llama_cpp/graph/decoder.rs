@@ -2,10 +2,11 @@
 
 use alloc::vec::Vec;
 
+use super::attention::{Attend, CacheInputs};
 use super::latent::{self, Sparse, keys_only};
 use super::op::Op;
 use super::ops::Node;
-use super::parts::{Attend, CacheInputs, NormKind, Parts};
+use super::parts::{NormKind, Parts};
 use super::per_layer::{self, PerLayer};
 use super::rows::{Beside, Row, Scaled, Together, routing};
 use super::selector::SelectorCache;

@@ -1,9 +1,10 @@
 //! T5 (`src/models/t5.cpp`): a decoder that reads an encoder's output, or the encoder alone. Scores carry a learned bias per
 //! relative position, which no flash attention has.
 
+use super::attention::{Attend, CacheInputs};
 use super::decoder::{Caches, attended, has_norm};
 use super::ops::Node;
-use super::parts::{Attend, CacheInputs, Parts};
+use super::parts::Parts;
 use super::rows::Row;
 use crate::error::MathError;
 use crate::format::StorageFormat;

@@ -3,10 +3,11 @@
 
 use super::decoder::{Caches, HasWindow, Trunk, attended, extras_are_known, has_norm, has_weight, ssm_shape};
 use super::delta::{KimiDecay, KimiForm};
+use super::experts::{Activation, Asks, Routing};
 use super::latent;
 use super::lightning::DecayInputs;
 use super::ops::Node;
-use super::parts::{Activation, Asks, Parts, Routing};
+use super::parts::Parts;
 use super::recurrent::StateInputs;
 use super::rows::{PLAIN, Row, SOFTMAX};
 use crate::error::MathError;

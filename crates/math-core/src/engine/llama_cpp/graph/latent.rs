@@ -1,7 +1,8 @@
 //! Attention whose cache holds a latent (`src/models/deepseek2.cpp`, `llm_graph_context::build_attn` with keys only).
 
+use super::attention::CacheInputs;
 use super::ops::Node;
-use super::parts::{CacheInputs, NormKind, Parts, Setting};
+use super::parts::{NormKind, Parts, Setting};
 use super::selector::SelectorInputs;
 use crate::engine::llama_cpp::facts::attention_of;
 use crate::error::MathError;

@@ -5,11 +5,13 @@
 //! order of the architecture (`decoder`), split among backends (`schedule`) and replayed ([`replay`](mod@replay)).
 
 mod altup;
+mod attention;
 mod compressed;
 mod decoder;
 mod delta;
 mod depth;
 mod encoder_decoder;
+mod experts;
 mod hybrid;
 mod hyper;
 mod kernels;

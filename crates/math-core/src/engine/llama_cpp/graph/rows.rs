@@ -1,6 +1,7 @@
 //! One row of facts per architecture for what a model's mechanisms do not say about its graph (`src/models/*.cpp`).
 
-use super::parts::{Activation, Asks, NormKind, Routing};
+use super::experts::{Activation, Asks, Routing};
+use super::parts::NormKind;
 use crate::spec::{Moe, Operations};
 
 /// What an architecture's graph does where its mechanisms leave a choice.

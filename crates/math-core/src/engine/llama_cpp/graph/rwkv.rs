@@ -2,9 +2,10 @@
 //! channel mix or a plain feed-forward.
 
 use super::decoder::{embed, has_norm};
+use super::experts::Activation;
 use super::op::Op;
 use super::ops::Node;
-use super::parts::{Activation, NormKind, Parts};
+use super::parts::{NormKind, Parts};
 use super::recurrent::StateInputs;
 use super::rows::Row;
 use crate::error::MathError;

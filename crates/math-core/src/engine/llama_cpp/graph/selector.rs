@@ -1,9 +1,10 @@
 //! Sparse attention by a lightning indexer (`src/models/deepseek32.cpp`): every token scores the cached tokens with a few
 //! small heads, and attention sees the best of them through its mask.
 
+use super::attention::CacheInputs;
 use super::op::Op;
 use super::ops::Node;
-use super::parts::{CacheInputs, NormKind, Parts, Setting};
+use super::parts::{NormKind, Parts, Setting};
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::Indexer;
