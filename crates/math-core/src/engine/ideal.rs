@@ -9,7 +9,7 @@ use crate::deployment::{Backend, ContextRequest, Deployment};
 use crate::engine::llama_cpp::recurrent::state_elements;
 use crate::error::MathError;
 use crate::format::StorageFormat;
-use crate::spec::{Attention, Indexer, KvSource, Mixer, ModelSpec};
+use crate::spec::{Attends, Attention, Indexer, KvSource, Mixer, ModelSpec};
 use crate::tensor::{Counts, TensorTable};
 use crate::units::{Bytes, add, mul};
 
@@ -55,33 +55,24 @@ fn selector_cache(indexer: Option<&Indexer>, ratio: u64) -> Option<LayerCache> {
 /// [`MathError::Overflow`].
 pub fn layer_caches(mixer: &Mixer) -> Result<Vec<LayerCache>, MathError> {
     let mut out = Vec::new();
-    match mixer {
-        Mixer::Attention(attention) => {
+    match mixer.attends() {
+        Attends::Heads(attention) => {
             out.extend(own_cache(attention)?);
             out.extend(selector_cache(attention.indexer.as_ref(), 1));
         }
-        Mixer::Parallel(parallel) => out.extend(own_cache(&parallel.attention)?),
-        Mixer::Mla(mla) => {
+        Attends::Latent(mla) => {
             let k = add(mla.kv_lora_rank, mla.qk_rope_head_dim)?;
             out.push(LayerCache { k, v: 0, window: mla.window.tokens(), ratio: 1 });
             out.extend(selector_cache(mla.indexer.as_ref(), 1));
         }
-        Mixer::CompressedAttention(attention) => {
+        Attends::Compressed(attention) => {
             out.push(LayerCache { k: attention.head_dim, v: 0, window: Some(attention.window), ratio: 1 });
             if attention.ratio > 0 {
                 out.push(LayerCache { k: attention.head_dim, v: 0, window: None, ratio: attention.ratio });
                 out.extend(selector_cache(attention.indexer.as_ref(), attention.ratio));
             }
         }
-        Mixer::Mamba1(_)
-        | Mixer::Mamba2(_)
-        | Mixer::GatedDeltaNet(_)
-        | Mixer::KimiDelta(_)
-        | Mixer::LightningAttention(_)
-        | Mixer::Rwkv(_)
-        | Mixer::ShortConv(_)
-        | Mixer::Rglru(_)
-        | Mixer::None => {}
+        Attends::Never => {}
     }
     Ok(out)
 }

@@ -7,12 +7,12 @@ use alloc::vec::Vec;
 
 use crate::deployment::{Backend, Deployment, Location};
 use crate::engine::llama_cpp::build::Build;
-use crate::engine::llama_cpp::facts::{Facts, attention_of, cached_layers};
+use crate::engine::llama_cpp::facts::{Facts, cached_layers};
 use crate::engine::llama_cpp::layout::Layout;
 use crate::engine::llama_cpp::resolve::{CONTEXT_PAD, Resolved};
 use crate::error::MathError;
 use crate::format::StorageFormat;
-use crate::spec::{KvSource, Layer, Mixer, ModelSpec};
+use crate::spec::{Attends, KvSource, Layer, Mixer, ModelSpec};
 use crate::units::{add, mul, round_up};
 
 /// How many cells a cache has.
@@ -224,7 +224,7 @@ struct Cached {
 /// widths are padded to this (`llama-kv-cache.cpp`, TAG_V_CACHE_VARIABLE).
 fn widest_values(spec: &ModelSpec) -> Result<u64, MathError> {
     spec.layers.iter().chain(spec.mtp.iter().map(|mtp| &mtp.layer)).try_fold(0_u64, |widest, layer| {
-        let own = attention_of(&layer.mixer).map_or(Ok(0), |attention| mul(attention.n_kv_heads, attention.v_head_dim))?;
+        let own = layer.mixer.attention().map_or(Ok(0), |attention| mul(attention.n_kv_heads, attention.v_head_dim))?;
         Ok(widest.max(own))
     })
 }
@@ -233,8 +233,8 @@ fn cached(layer: &Layer, facts: Facts<'_>, transposed: Option<u64>, place: Locat
     let own_indexer = |indexer: Option<&crate::spec::Indexer>| -> Result<Option<u64>, MathError> {
         indexer.filter(|indexer| indexer.own).map(|indexer| mul(indexer.head_dim, facts.indexer_rows())).transpose()
     };
-    Ok(match &layer.mixer {
-        Mixer::Mla(mla) if mla.expanded => {
+    Ok(match layer.mixer.attends() {
+        Attends::Latent(mla) if mla.expanded => {
             let k_head = add(mla.qk_nope_head_dim, mla.qk_rope_head_dim)?;
             let v_dim = mul(mla.n_heads, mla.v_head_dim)?;
             Some(Cached {
@@ -247,7 +247,7 @@ fn cached(layer: &Layer, facts: Facts<'_>, transposed: Option<u64>, place: Locat
                 place,
             })
         }
-        Mixer::Mla(mla) => {
+        Attends::Latent(mla) => {
             let k_head = add(mla.kv_lora_rank, mla.qk_rope_head_dim)?;
             Some(Cached {
                 window: facts.window(mla.window),
@@ -259,36 +259,25 @@ fn cached(layer: &Layer, facts: Facts<'_>, transposed: Option<u64>, place: Locat
                 place,
             })
         }
-        Mixer::Attention(_) | Mixer::Parallel(_) => match attention_of(&layer.mixer) {
-            Some(attention) if !matches!(attention.kv_source, KvSource::Layer { .. }) => Some(Cached {
-                window: facts.window(attention.window),
-                k_head: attention.k_head_dim,
-                v_head: attention.v_head_dim,
-                k_dim: mul(attention.n_kv_heads, attention.k_head_dim)?,
-                v_dim: Some(match transposed {
-                    Some(widest) => widest,
-                    None => mul(attention.n_kv_heads, attention.v_head_dim)?,
-                }),
-                indexer: own_indexer(attention.indexer.as_ref())?,
-                place,
+        Attends::Heads(attention) if matches!(attention.kv_source, KvSource::Layer { .. }) => None,
+        Attends::Heads(attention) => Some(Cached {
+            window: facts.window(attention.window),
+            k_head: attention.k_head_dim,
+            v_head: attention.v_head_dim,
+            k_dim: mul(attention.n_kv_heads, attention.k_head_dim)?,
+            v_dim: Some(match transposed {
+                Some(widest) => widest,
+                None => mul(attention.n_kv_heads, attention.v_head_dim)?,
             }),
-            Some(_) | None => None,
-        },
+            indexer: own_indexer(attention.indexer.as_ref())?,
+            place,
+        }),
         // An ordinary cache has a tensor for every layer of the file, also for one without attention: of no width.
-        Mixer::None if !facts.is_hybrid() => {
+        Attends::Never if matches!(layer.mixer, Mixer::None) && !facts.is_hybrid() => {
             let v_dim = Some(transposed.unwrap_or(0));
             Some(Cached { window: None, k_head: 0, v_head: 0, k_dim: 0, v_dim, indexer: None, place })
         }
-        Mixer::CompressedAttention(_)
-        | Mixer::Mamba1(_)
-        | Mixer::Mamba2(_)
-        | Mixer::GatedDeltaNet(_)
-        | Mixer::KimiDelta(_)
-        | Mixer::LightningAttention(_)
-        | Mixer::Rwkv(_)
-        | Mixer::ShortConv(_)
-        | Mixer::Rglru(_)
-        | Mixer::None => None,
+        Attends::Compressed(_) | Attends::Never => None,
     })
 }
 

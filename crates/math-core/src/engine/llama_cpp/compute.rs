@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use crate::deployment::{Backend, Deployment, Location};
 use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::cache::{CachePlan, CellRule};
-use crate::engine::llama_cpp::facts::{Facts, attention_of};
+use crate::engine::llama_cpp::facts::Facts;
 use crate::engine::llama_cpp::flash::runs_fused;
 use crate::engine::llama_cpp::graph::ComputeBytes;
 use crate::engine::llama_cpp::recurrent::state_elements;
@@ -217,7 +217,7 @@ impl ComputeShape {
         if let Some((n_r, n_s)) = state_elements(mixer, d_model)? {
             self.state = self.state.max(add(n_s, mul(4, n_r)?)?);
         }
-        if let Some(attention) = attention_of(mixer) {
+        if let Some(attention) = mixer.attention() {
             let queries = mul(attention.n_heads, attention.k_head_dim)?;
             self.heads(attention.n_heads, queries, attention.v_head_dim);
             // Queries, keys and values before and after rope, the output, beside the residual.
@@ -590,7 +590,7 @@ fn last_masked_layer(spec: &ModelSpec) -> Option<usize> {
     let last = |windowed: bool| {
         spec.layers.iter().rposition(|layer| match &layer.mixer {
             Mixer::Mla(_) | Mixer::CompressedAttention(_) => !windowed,
-            mixer => attention_of(mixer).is_some_and(|attention| (attention.window != Window::Full) == windowed),
+            mixer => mixer.attention().is_some_and(|attention| (attention.window != Window::Full) == windowed),
         })
     };
     match (last(false), last(true)) {

@@ -7,7 +7,7 @@ use alloc::string::ToString;
 
 use crate::engine::llama_cpp::build::Build;
 use crate::error::MathError;
-use crate::spec::{Indexer, Layer, Mixer, ModelSpec, Window};
+use crate::spec::{Layer, ModelSpec, Window};
 
 /// Architectures that v0.5.0 loads (`llama-arch.cpp:LLM_ARCH_NAMES`).
 #[rustfmt::skip]
@@ -220,32 +220,4 @@ pub(crate) fn cached_layers<'a>(spec: &'a ModelSpec, facts: Facts<'_>) -> impl I
         mtp && (!halves || matches!(mtp_layer.layer.feed_forward, crate::spec::FeedForward::None))
     };
     spec.layers.iter().chain(spec.mtp.iter().filter(cached).map(|mtp| &mtp.layer))
-}
-
-/// The attention of a mixer, where it has one.
-pub(crate) const fn attention_of(mixer: &Mixer) -> Option<&crate::spec::Attention> {
-    match mixer {
-        Mixer::Attention(attention) => Some(attention),
-        Mixer::Parallel(parallel) => Some(&parallel.attention),
-        Mixer::Mla(_)
-        | Mixer::CompressedAttention(_)
-        | Mixer::Mamba1(_)
-        | Mixer::Mamba2(_)
-        | Mixer::GatedDeltaNet(_)
-        | Mixer::KimiDelta(_)
-        | Mixer::LightningAttention(_)
-        | Mixer::Rwkv(_)
-        | Mixer::ShortConv(_)
-        | Mixer::Rglru(_)
-        | Mixer::None => None,
-    }
-}
-
-/// The selector of sparse attention of a mixer, where it has one.
-pub(crate) fn selector_of(mixer: &Mixer) -> Option<&Indexer> {
-    match mixer {
-        Mixer::Mla(mla) => mla.indexer.as_ref(),
-        Mixer::CompressedAttention(attention) => attention.indexer.as_ref(),
-        other => attention_of(other).and_then(|attention| attention.indexer.as_ref()),
-    }
 }

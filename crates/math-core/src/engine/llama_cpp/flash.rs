@@ -4,11 +4,11 @@
 //! layer means no (`llama-context.cpp:resolve_fused_ops`).
 
 use crate::deployment::{Backend, Deployment, Location};
-use crate::engine::llama_cpp::facts::{Facts, attention_of, selector_of};
+use crate::engine::llama_cpp::facts::Facts;
 use crate::engine::llama_cpp::layout::Layout;
 use crate::error::MathError;
 use crate::format::StorageFormat;
-use crate::spec::{Layer, Mixer, ModelSpec};
+use crate::spec::{Attends, Layer, Mixer, ModelSpec};
 use crate::units::add;
 
 /// Heads of one attention layer.
@@ -35,7 +35,7 @@ pub(crate) fn stays_with_its_layers(
     layout: &Layout,
 ) -> Result<bool, MathError> {
     for (index, layer) in (0_u32..).zip(&spec.layers) {
-        if !attends(&layer.mixer) {
+        if matches!(layer.mixer.attends(), Attends::Never) {
             continue;
         }
         let place = fused_place(spec, facts, layout, index);
@@ -67,55 +67,34 @@ fn fused_place(spec: &ModelSpec, facts: Facts<'_>, layout: &Layout, index: u32) 
         None
     };
     match next {
-        Some((layer, at)) if own(layer) || !attends(&layer.mixer) => layout.cache(at),
+        Some((layer, at)) if own(layer) || matches!(layer.mixer.attends(), Attends::Never) => layout.cache(at),
         Some(_) | None => layout.layer(index),
     }
 }
 
-/// Whether a mixer attends to tokens.
-const fn attends(mixer: &Mixer) -> bool {
-    match mixer {
-        Mixer::Attention(_) | Mixer::Mla(_) | Mixer::CompressedAttention(_) | Mixer::Parallel(_) => true,
-        Mixer::Mamba1(_)
-        | Mixer::Mamba2(_)
-        | Mixer::GatedDeltaNet(_)
-        | Mixer::KimiDelta(_)
-        | Mixer::LightningAttention(_)
-        | Mixer::Rwkv(_)
-        | Mixer::ShortConv(_)
-        | Mixer::Rglru(_)
-        | Mixer::None => false,
-    }
+/// The heads of a layer that attends, as its cache has them.
+pub(super) fn cached_heads(mixer: &Mixer) -> Result<Option<Heads>, MathError> {
+    Ok(match mixer.attends() {
+        Attends::Heads(attention) => Some(Heads {
+            k: attention.k_head_dim,
+            v: attention.v_head_dim,
+            shared: attention.n_heads.checked_div(attention.n_kv_heads).unwrap_or(0),
+        }),
+        Attends::Latent(mla) if mla.expanded => {
+            Some(Heads { k: add(mla.qk_nope_head_dim, mla.qk_rope_head_dim)?, v: mla.v_head_dim, shared: 1 })
+        }
+        Attends::Latent(mla) => {
+            Some(Heads { k: add(mla.kv_lora_rank, mla.qk_rope_head_dim)?, v: mla.kv_lora_rank, shared: mla.n_heads })
+        }
+        Attends::Compressed(attention) => Some(Heads { k: attention.head_dim, v: attention.head_dim, shared: attention.n_heads }),
+        Attends::Never => None,
+    })
 }
 
 /// Whether a layer's attention runs fused on a backend; true without attention.
 fn layer_runs_fused(layer: &Layer, facts: Facts<'_>, deployment: &Deployment, backend: Backend) -> Result<bool, MathError> {
     let formats = (deployment.kv_type_k, deployment.kv_type_v);
-    let heads = match &layer.mixer {
-        Mixer::Mla(mla) if mla.expanded => {
-            Heads { k: add(mla.qk_nope_head_dim, mla.qk_rope_head_dim)?, v: mla.v_head_dim, shared: 1 }
-        }
-        Mixer::Mla(mla) => Heads { k: add(mla.kv_lora_rank, mla.qk_rope_head_dim)?, v: mla.kv_lora_rank, shared: mla.n_heads },
-        Mixer::CompressedAttention(attention) => {
-            Heads { k: attention.head_dim, v: attention.head_dim, shared: attention.n_heads }
-        }
-        Mixer::Attention(_)
-        | Mixer::Parallel(_)
-        | Mixer::Mamba1(_)
-        | Mixer::Mamba2(_)
-        | Mixer::GatedDeltaNet(_)
-        | Mixer::KimiDelta(_)
-        | Mixer::LightningAttention(_)
-        | Mixer::Rwkv(_)
-        | Mixer::ShortConv(_)
-        | Mixer::Rglru(_)
-        | Mixer::None => match attention_of(&layer.mixer) {
-            Some(attention) if attention.n_kv_heads > 0 => {
-                Heads { k: attention.k_head_dim, v: attention.v_head_dim, shared: attention.n_heads / attention.n_kv_heads }
-            }
-            Some(_) | None => return Ok(true),
-        },
-    };
+    let Some(heads) = cached_heads(&layer.mixer)?.filter(|heads| heads.shared > 0) else { return Ok(true) };
     // Models without a cache attend to fresh keys and values, which are cast to F16.
     let formats = if facts.has_memory() { formats } else { (StorageFormat::F16, StorageFormat::F16) };
     Ok(has_kernel(backend, heads, formats, facts.has_memory() && !facts.has_alibi()))
@@ -245,11 +224,12 @@ pub(crate) fn selectors_run_fused(spec: &ModelSpec, facts: Facts<'_>, deployment
     match deployment.backend() {
         Backend::Cpu => true,
         Backend::Cuda { .. } => spec.layers.iter().all(|layer| {
-            selector_of(&layer.mixer).is_none_or(|indexer| reads && indexer.head_dim == 128 && heads.contains(&indexer.n_heads))
+            layer.mixer.selector().is_none_or(|indexer| reads && indexer.head_dim == 128 && heads.contains(&indexer.n_heads))
         }),
         // `ggml-metal-device.m:ggml_metal_device_supports_op`, `GGML_OP_LIGHTNING_INDEXER`.
-        Backend::Metal => spec.layers.iter().all(|layer| {
-            selector_of(&layer.mixer).is_none_or(|indexer| reads && indexer.head_dim == 128 && indexer.n_heads == 64)
-        }),
+        Backend::Metal => spec
+            .layers
+            .iter()
+            .all(|layer| layer.mixer.selector().is_none_or(|indexer| reads && indexer.head_dim == 128 && indexer.n_heads == 64)),
     }
 }

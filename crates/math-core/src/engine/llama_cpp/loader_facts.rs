@@ -4,10 +4,9 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use super::build::Build;
-use super::facts::attention_of;
 use crate::error::MathError;
 use crate::format::StorageFormat;
-use crate::spec::{FeedForward, Layer, Mixer, ModelSpec};
+use crate::spec::{Attends, FeedForward, Layer, Mixer, ModelSpec};
 
 /// Sizes of the state space, which decide whether a device can scan it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -115,7 +114,7 @@ fn takes_rope_factors(arch: &str, layers: &[Layer]) -> Vec<bool> {
     if !matches!(arch, "gemma4" | "gemma4-assistant") {
         return Vec::new();
     }
-    layers.iter().map(|layer| attention_of(&layer.mixer).is_none_or(|attention| attention.window.tokens().is_none())).collect()
+    layers.iter().map(|layer| layer.mixer.attention().is_none_or(|attention| attention.window.tokens().is_none())).collect()
 }
 
 /// gpt-oss is published with its experts in MXFP4, which the converter copies block by block
@@ -127,21 +126,12 @@ pub fn packed_experts(arch: &str) -> Option<StorageFormat> {
 
 /// Heads of the first layer as the file's metadata has them.
 fn heads(arch: &str, layers: &[Layer]) -> (u64, u64) {
-    let of = |mixer: &Mixer| match mixer {
-        Mixer::Attention(attention) => Some((attention.n_heads, attention.n_kv_heads)),
-        Mixer::Parallel(parallel) => Some((parallel.attention.n_heads, parallel.attention.n_kv_heads)),
+    let of = |mixer: &Mixer| match mixer.attends() {
+        Attends::Heads(attention) => Some((attention.n_heads, attention.n_kv_heads)),
         // The converter writes a cached latent as one key and value head that all queries share.
-        Mixer::Mla(mla) => Some((mla.n_heads, if mla.expanded { mla.n_heads } else { 1 })),
-        Mixer::CompressedAttention(attention) => Some((attention.n_heads, 1)),
-        Mixer::Mamba1(_)
-        | Mixer::Mamba2(_)
-        | Mixer::GatedDeltaNet(_)
-        | Mixer::KimiDelta(_)
-        | Mixer::LightningAttention(_)
-        | Mixer::Rwkv(_)
-        | Mixer::ShortConv(_)
-        | Mixer::Rglru(_)
-        | Mixer::None => None,
+        Attends::Latent(mla) => Some((mla.n_heads, if mla.expanded { mla.n_heads } else { 1 })),
+        Attends::Compressed(attention) => Some((attention.n_heads, 1)),
+        Attends::Never => None,
     };
     let first = if ONE_HEAD_COUNT.contains(&arch) {
         layers.iter().find_map(|layer| of(&layer.mixer))

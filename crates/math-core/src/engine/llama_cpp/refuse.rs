@@ -5,13 +5,13 @@ use alloc::string::{String, ToString};
 
 use crate::deployment::Deployment;
 use crate::engine::llama_cpp::build::Build;
-use crate::engine::llama_cpp::facts::{Facts, attention_of};
+use crate::engine::llama_cpp::facts::Facts;
+use crate::engine::llama_cpp::flash::cached_heads;
 use crate::engine::llama_cpp::nodes::node_budget;
 use crate::engine::llama_cpp::resolve::Resolved;
 use crate::error::MathError;
 use crate::format::StorageFormat;
-use crate::spec::{Mixer, ModelSpec};
-use crate::units::add;
+use crate::spec::{Attends, Mixer, ModelSpec};
 
 /// What a model cannot do under some effective parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,20 +101,10 @@ pub(crate) fn check(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment,
 
 /// Whether a layer caches one vector for keys and values.
 const fn keeps_latents(mixer: &Mixer) -> bool {
-    match mixer {
-        Mixer::Mla(mla) => !mla.expanded,
-        Mixer::CompressedAttention(_) => true,
-        Mixer::Attention(_)
-        | Mixer::Mamba1(_)
-        | Mixer::Mamba2(_)
-        | Mixer::GatedDeltaNet(_)
-        | Mixer::KimiDelta(_)
-        | Mixer::LightningAttention(_)
-        | Mixer::Rwkv(_)
-        | Mixer::ShortConv(_)
-        | Mixer::Rglru(_)
-        | Mixer::Parallel(_)
-        | Mixer::None => false,
+    match mixer.attends() {
+        Attends::Latent(mla) => !mla.expanded,
+        Attends::Compressed(_) => true,
+        Attends::Heads(_) | Attends::Never => false,
     }
 }
 
@@ -131,40 +121,15 @@ fn block_mismatch(
     }
     let block = format.block_len();
     for layer in &spec.layers {
-        let width = match &layer.mixer {
-            Mixer::Mla(mla) if mla.expanded => {
-                if keys {
-                    add(mla.qk_nope_head_dim, mla.qk_rope_head_dim)?
-                } else {
-                    mla.v_head_dim
-                }
-            }
-            Mixer::Mla(mla) if keys => add(mla.kv_lora_rank, mla.qk_rope_head_dim)?,
+        let Some(heads) = cached_heads(&layer.mixer)? else { continue };
+        let width = match layer.mixer.attends() {
+            _ if keys => heads.k,
             // Kimi Linear's files give the width of a plain head for values (`conversion/kimi_linear.py`), the other
             // latent models the latent's.
-            Mixer::Mla(mla) if facts.arch == "kimi-linear" => spec.d_model.checked_div(mla.n_heads).unwrap_or(0),
-            Mixer::Mla(mla) => mla.kv_lora_rank,
-            Mixer::CompressedAttention(attention) => attention.head_dim,
-            Mixer::Attention(_)
-            | Mixer::Parallel(_)
-            | Mixer::Mamba1(_)
-            | Mixer::Mamba2(_)
-            | Mixer::GatedDeltaNet(_)
-            | Mixer::KimiDelta(_)
-            | Mixer::LightningAttention(_)
-            | Mixer::Rwkv(_)
-            | Mixer::ShortConv(_)
-            | Mixer::Rglru(_)
-            | Mixer::None => match attention_of(&layer.mixer) {
-                Some(attention) => {
-                    if keys {
-                        attention.k_head_dim
-                    } else {
-                        attention.v_head_dim
-                    }
-                }
-                None => continue,
-            },
+            Attends::Latent(mla) if facts.arch == "kimi-linear" && !mla.expanded => {
+                spec.d_model.checked_div(mla.n_heads).unwrap_or(0)
+            }
+            _ => heads.v,
         };
         if !width.is_multiple_of(block) {
             let lower = which.to_lowercase();

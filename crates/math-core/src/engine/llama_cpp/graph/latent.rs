@@ -4,7 +4,6 @@ use super::attention::CacheInputs;
 use super::ops::Node;
 use super::parts::{NormKind, Parts, Setting};
 use super::selector::SelectorInputs;
-use crate::engine::llama_cpp::facts::attention_of;
 use crate::error::MathError;
 use crate::spec::{Mixer, Mla, ModelSpec, OutputGate};
 use crate::units::{Bytes, add, mul};
@@ -34,7 +33,7 @@ pub(super) fn fits(mla: &Mla) -> bool {
 pub(super) fn keys_only(spec: &ModelSpec) -> bool {
     spec.layers.iter().all(|layer| match &layer.mixer {
         Mixer::Mla(mla) => !mla.expanded,
-        mixer => attention_of(mixer).is_none(),
+        mixer => mixer.attention().is_none(),
     })
 }
 

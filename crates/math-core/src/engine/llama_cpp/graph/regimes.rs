@@ -13,7 +13,7 @@ use super::tensors::Graph;
 use super::{ComputeBytes, Recipe, Reserve};
 use crate::deployment::{ContextRequest, Deployment};
 use crate::engine::llama_cpp::cache::{CachePlan, CellRule};
-use crate::engine::llama_cpp::facts::{Facts, selector_of};
+use crate::engine::llama_cpp::facts::Facts;
 use crate::engine::llama_cpp::resolve::{CONTEXT_PAD, ResolveFacts, Resolved, resolve_with};
 use crate::error::MathError;
 use crate::spec::ModelSpec;
@@ -93,7 +93,7 @@ impl Regimes {
 
 /// How many cells the selectors of sparse attention choose.
 fn chosen_cells(spec: &ModelSpec) -> impl Iterator<Item = u64> + '_ {
-    spec.layers.iter().filter_map(|layer| selector_of(&layer.mixer)).map(|indexer| indexer.top_k)
+    spec.layers.iter().filter_map(|layer| layer.mixer.selector()).map(|indexer| indexer.top_k)
 }
 
 /// The range that starts at `here`.
