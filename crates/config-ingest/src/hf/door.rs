@@ -67,7 +67,7 @@ pub fn ingest(bytes: &[u8], options: &Options) -> Result<Ingested, IngestError> 
     let shared = Shared::new(options);
     let built = lookup::build(root.clone(), &shared);
     let quantization = shared.keep(Quantization::read(&root)).flatten();
-    let checkpoint = shared.keep(super::checkpoint::read(&root)).unwrap_or_default();
+    let mut checkpoint = shared.keep(super::checkpoint::read(&root)).unwrap_or_default();
     let (mut errors, mut notes, generic) = shared.finish();
     let spec = match built {
         Ok(spec) if errors.is_empty() => spec,
@@ -83,6 +83,7 @@ pub fn ingest(bytes: &[u8], options: &Options) -> Result<Ingested, IngestError> 
             .filter(|path| !super::keys::is_known(path))
             .map(|path| format!("{path}: not used (no effect on sizes is known)")),
     );
+    checkpoint.class = super::vllm_classes::class_of(&spec.architecture);
     let tensors = tensor_table(&spec)?;
     Ok(Ingested { spec, tensors, quantization: quantization.map(|scheme| scheme.to_string()), checkpoint, generic, notes })
 }

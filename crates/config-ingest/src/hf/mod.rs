@@ -18,5 +18,6 @@ pub mod quantization;
 pub mod reader;
 pub mod recipe;
 pub mod towers;
+mod vllm_classes;
 
 pub use door::{Limits, Options, ingest, parse};

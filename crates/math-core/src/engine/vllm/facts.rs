@@ -3,6 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::class::ModelClass;
 use super::options::CacheDtype;
 use super::quantization::WeightScheme;
 use crate::format::StorageFormat;
@@ -11,6 +12,8 @@ use crate::format::StorageFormat;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Checkpoint {
+    /// What the model's class decides.
+    pub class: ModelClass,
     /// The type it computes in (`dtype`; single precision is served in bfloat16).
     pub dtype: StorageFormat,
     /// How its weights are quantized.
@@ -32,6 +35,7 @@ pub struct Checkpoint {
 impl Default for Checkpoint {
     fn default() -> Self {
         Self {
+            class: ModelClass::default(),
             dtype: StorageFormat::Bf16,
             scheme: None,
             unquantized: Vec::new(),

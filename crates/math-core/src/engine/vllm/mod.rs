@@ -8,9 +8,11 @@
 pub mod allocate;
 pub mod backend;
 pub mod cache_spec;
+pub mod class;
 pub mod facts;
 pub mod groups;
 pub mod layers;
+mod modules;
 pub mod options;
 pub mod plan;
 pub mod quantization;

@@ -5,11 +5,12 @@
 //! norms, routers, compressing projections and selectors are on every rank.
 
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 
 use super::VERSION;
+use super::class::{ModelClass, SplitNorms};
 use super::facts::Checkpoint;
 use super::options::Knobs;
 use super::quantization::{Matrix, WeightScheme};
@@ -38,7 +39,8 @@ pub struct Part {
 /// What decides about a model's tensors.
 #[derive(Debug)]
 pub struct Rules<'a> {
-    spec: &'a ModelSpec,
+    pub(super) spec: &'a ModelSpec,
+    pub(super) class: &'a ModelClass,
     ranks: u64,
     experts_whole: bool,
     expert_ranks: u64,
@@ -86,10 +88,11 @@ fn divide(count: u64, ranks: u64, what: &str) -> Result<u64, MathError> {
 impl<'a> Rules<'a> {
     /// Rules of a model under options.
     #[must_use]
-    pub fn new(spec: &'a ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs) -> Self {
+    pub fn new(spec: &'a ModelSpec, checkpoint: &'a Checkpoint, knobs: &Knobs) -> Self {
         let ranks = knobs.parallelism.tensor.max(1);
         Self {
             spec,
+            class: &checkpoint.class,
             ranks,
             experts_whole: knobs.parallelism.expert,
             expert_ranks: ranks.saturating_mul(knobs.parallelism.data.max(1)),
@@ -99,11 +102,7 @@ impl<'a> Rules<'a> {
         }
     }
 
-    fn architecture(&self) -> &str {
-        &self.spec.architecture
-    }
-
-    fn layer(&self, tensor: &Tensor) -> Option<&'a Layer> {
+    pub(super) fn layer(&self, tensor: &Tensor) -> Option<&'a Layer> {
         match tensor.place {
             Place::Layer(index) => self.spec.layers.get(usize::try_from(index).ok()?),
             _ => None,
@@ -122,9 +121,9 @@ impl<'a> Rules<'a> {
         created && !self.above_the_features(tensor) && role(&tensor.name) != "ssm_a_padding"
     }
 
-    /// LLaVA reads the features of the last vision layer but one, and builds nothing above it.
+    /// Whether it belongs to what is above the features that are read.
     fn above_the_features(&self, tensor: &Tensor) -> bool {
-        if !matches!(tensor.place, Place::Tower) || !self.architecture().starts_with("Llava") {
+        if !matches!(tensor.place, Place::Tower) || !self.class.tower.without_last_layer {
             return false;
         }
         let layers = self.spec.towers.first().map_or(0, |tower| tower.layers.len());
@@ -135,79 +134,25 @@ impl<'a> Rules<'a> {
     /// Whether it is used after the last layer, wherever files put it.
     #[must_use]
     pub fn belongs_to_the_end(&self, name: &str) -> bool {
-        name == "token_embd_norm.weight" && self.architecture().starts_with("Lfm2")
+        name == "token_embd_norm.weight" && self.class.embedding_norm_last
     }
 
     /// Whether the vocabulary is neither filled up nor split.
     #[must_use]
-    pub fn plain_vocabulary(&self) -> bool {
-        self.architecture().starts_with("Whisper")
+    pub const fn plain_vocabulary(&self) -> bool {
+        self.class.plain_vocabulary
     }
 
     /// Whether a class builds a part of the model's ends on every pipeline stage.
     #[must_use]
     pub fn on_every_stage(&self, name: &str) -> bool {
-        let (embedding, norm, head) = ends_on_every_stage(self.architecture());
+        let ends = self.class.ends;
         match name {
-            "token_embd.weight" | "token_embd.placeholders.weight" => embedding,
-            "output_norm.weight" | "output_norm.bias" => norm,
-            "output.weight" => head,
+            "token_embd.weight" | "token_embd.placeholders.weight" => ends.embedding,
+            "output_norm.weight" | "output_norm.bias" => ends.norm,
+            "output.weight" => ends.head,
             _ => false,
         }
-    }
-
-    /// Whether a checkpoint's quantization covers a tensor: matrices of linears that the class hands the scheme to, and
-    /// that the checkpoint does not leave out.
-    #[must_use]
-    pub fn quantized(&self, tensor: &Tensor, checkpoint: &Checkpoint) -> bool {
-        let Some(scheme) = checkpoint.scheme else { return false };
-        let Some(module) = self.module(tensor) else { return false };
-        if scheme.experts_only() && !module.contains("experts") {
-            return false;
-        }
-        !checkpoint.unquantized.iter().any(|pattern| leaves_out(pattern, &module))
-    }
-
-    /// The linear layer's name in the checkpoint, for tensors that are linears to a quantization.
-    fn module(&self, tensor: &Tensor) -> Option<String> {
-        let Place::Layer(index) = tensor.place else { return None };
-        let name = role(&tensor.name).strip_suffix(".weight")?;
-        let arch = self.architecture();
-        let mixer = self.layer(tensor).map(|layer| &layer.mixer);
-        let recurrent =
-            matches!(mixer, Some(Mixer::GatedDeltaNet(_) | Mixer::KimiDelta(_) | Mixer::Mamba1(_) | Mixer::Mamba2(_)));
-        let moe = matches!(self.layer(tensor).map(|layer| &layer.feed_forward), Some(FeedForward::Moe(_)));
-        let short = match name {
-            "attn_qkv" | "attn_gate" | "ssm_ba" | "ssm_in" | "ssm_out" if recurrent => "linear_attn.in_proj",
-            "attn_q" => "self_attn.q_proj",
-            "attn_k" => "self_attn.k_proj",
-            "attn_v" => "self_attn.v_proj",
-            "attn_qkv" => "self_attn.qkv_proj",
-            "attn_output" => "self_attn.o_proj",
-            "attn_q_a" => "self_attn.q_a_proj",
-            "attn_q_b" => "self_attn.q_b_proj",
-            "attn_kv_a_mqa" => "self_attn.kv_a_proj_with_mqa",
-            "attn_k_b" | "attn_v_b" | "attn_kv_b" => "self_attn.kv_b_proj",
-            "indexer.attn_q_b" => "self_attn.indexer.wq_b",
-            "ffn_gate" => "mlp.gate_proj",
-            "ffn_up" => "mlp.up_proj",
-            "ffn_down" => "mlp.down_proj",
-            "ffn_gate_shexp" => "mlp.shared_experts.gate_proj",
-            "ffn_up_shexp" => "mlp.shared_experts.up_proj",
-            "ffn_down_shexp" => "mlp.shared_experts.down_proj",
-            "ffn_gate_exps" => "mlp.experts.0.gate_proj",
-            "ffn_up_exps" => "mlp.experts.0.up_proj",
-            "ffn_gate_up_exps" => "mlp.experts.0.gate_up_proj",
-            "ffn_down_exps" => "mlp.experts.0.down_proj",
-            "ffn_gate_inp" if moe && routes_through_the_scheme(arch) => "mlp.gate",
-            _ => return None,
-        };
-        let short = if arch.starts_with("MiniMaxM2") || arch.starts_with("Mixtral") {
-            short.replace("mlp.", "block_sparse_moe.")
-        } else {
-            short.to_string()
-        };
-        Some(format!("model.layers.{index}.{short}"))
     }
 
     /// The matrix that stands for a tensor's part under a scheme.
@@ -257,12 +202,11 @@ impl<'a> Rules<'a> {
     #[must_use]
     pub fn format(&self, tensor: &Tensor, checkpoint: &Checkpoint) -> StorageFormat {
         let name = role(&tensor.name);
-        let arch = self.architecture();
         let single = match name {
-            // Decay rates; OLMo's class keeps them as the rest.
-            "ssm_a" => !arch.contains("Olmo"),
+            // Decay rates.
+            "ssm_a" => !self.class.model_type_decay,
             "exp_probs_b.bias" | "altup_correct_scale.weight" => true,
-            "ffn_gate_inp.weight" => routes_in_single_precision(arch),
+            "ffn_gate_inp.weight" => self.class.router.single_precision,
             "indexer.k_norm.weight" | "indexer.k_norm.bias" => true,
             "ssm_conv1d_q.weight" | "ssm_conv1d_k.weight" | "ssm_conv1d_v.weight" | "ssm_dt.bias" => {
                 matches!(self.layer(tensor).map(|layer| &layer.mixer), Some(Mixer::KimiDelta(_)))
@@ -299,9 +243,9 @@ impl<'a> Rules<'a> {
             Split::Outputs => {
                 let whole = if is_vector { n_in } else { n_out };
                 let mut part = divide(whole, ranks, name)?;
-                if role(name) == "ssm_beta.weight" && self.architecture().starts_with("KimiK3") {
-                    // The matrix it is fused into has tiles of 16 outputs.
-                    part = round_up(part, 16)?;
+                if role(name) == "ssm_beta.weight" {
+                    // The matrix it is fused into may have tiles.
+                    part = round_up(part, self.class.rate_tile.max(1))?;
                 }
                 (n_in, n_out) = outputs(n_in, n_out, part, whole);
             }
@@ -357,7 +301,7 @@ impl<'a> Rules<'a> {
             // Values are read from the keys, and yet have a matrix.
             "attn_k.weight" => self.attention(tensor).is_some_and(|attention| matches!(attention.layout, QkvLayout::ValueIsKey)),
             // A fused projection has biases for all of its parts.
-            "attn_v.bias" | "cross_attn_v.bias" => self.architecture().starts_with("Whisper"),
+            "attn_v.bias" | "cross_attn_v.bias" => self.class.fused_biases,
             _ => false,
         };
         if twice {
@@ -366,15 +310,10 @@ impl<'a> Rules<'a> {
         Ok(parts)
     }
 
-    /// A rank's share of an expert's hidden layer; Kimi's class gives no rank less than 256
-    /// (`min_moe_intermediate_per_partition`).
+    /// A rank's share of an expert's hidden layer (`min_moe_intermediate_per_partition`).
     fn expert_part(&self, hidden: u64, name: &str) -> Result<u64, MathError> {
         let part = divide(hidden, self.ranks, name)?;
-        Ok(if self.architecture().starts_with("Kimi") && self.ranks > 1 && !self.architecture().starts_with("KimiK25") {
-            part.max(256)
-        } else {
-            part
-        })
+        Ok(if self.ranks > 1 { part.max(self.class.least_expert_share) } else { part })
     }
 
     /// Key-value heads of a rank: a share of them, or one of them on several ranks.
@@ -493,16 +432,17 @@ impl<'a> Rules<'a> {
 
     /// Whether norms over all heads are divided with them.
     fn norms_split(&self, tensor: &Tensor) -> bool {
-        let arch = self.architecture();
-        (arch.starts_with("MiniMaxM2") && tensor.shape.n_dims() == 1)
-            || (arch.starts_with("Cohere") && tensor.shape.n_dims() == 2)
+        match self.class.split_norms {
+            SplitNorms::None => false,
+            SplitNorms::Vectors => tensor.shape.n_dims() == 1,
+            SplitNorms::Matrices => tensor.shape.n_dims() == 2,
+        }
     }
 
     fn split_tower(&self, tensor: &Tensor) -> Split {
-        let arch = self.architecture();
+        let class = self.class.tower;
         let name = tensor.name.as_str();
-        // Gemma 4's tower is the library's own, Kimi's projector is not divided.
-        let whole = arch.starts_with("Gemma4") || (arch.starts_with("Kimi") && name.starts_with("v.mm."));
+        let whole = class.whole || (class.whole_projector && name.starts_with("v.mm."));
         if tensor.component != Component::VisionAudio || whole {
             return Split::Whole;
         }
@@ -513,7 +453,7 @@ impl<'a> Rules<'a> {
             "attn_q" | "attn_k" | "attn_v" | "attn_qkv" | "ffn_up" | "ffn_gate" => Split::Outputs,
             "attn_output" | "attn_out" | "ffn_down" if is_bias => Split::Whole,
             "attn_output" | "attn_out" | "ffn_down" => Split::Inputs,
-            "patch_embd" | "mm" if arch.starts_with("Llama4") => Split::Outputs,
+            "patch_embd" | "mm" if class.split_patches => Split::Outputs,
             _ if stem.contains("merger.0")
                 || stem.contains("adapter.0")
                 || stem == "v.mm.0"
@@ -536,94 +476,8 @@ impl<'a> Rules<'a> {
     }
 }
 
-/// Classes whose routers compute in single precision.
-fn routes_in_single_precision(architecture: &str) -> bool {
-    ["Glm4Moe", "Ernie4_5", "MiniMaxM2", "MiMoV2", "NemotronH"].iter().any(|class| architecture.starts_with(class))
-}
-
-/// Classes that give their router the scheme of the checkpoint.
-fn routes_through_the_scheme(architecture: &str) -> bool {
-    ["Qwen2Moe", "Qwen3Moe", "Mixtral", "Olmoe", "Qwen3Next", "Qwen3_5Moe"].iter().any(|class| architecture.starts_with(class))
-}
-
-/// Which of embedding, last norm and output matrix a class builds on every pipeline stage instead of the first or last
-/// (no `is_first_rank` or `is_last_rank` around them in `vllm/model_executor/models`).
-fn ends_on_every_stage(architecture: &str) -> (bool, bool, bool) {
-    const ALL: [&str; 24] = [
-        "Falcon",
-        "GemmaForCausalLM",
-        "Gemma3",
-        "Gemma4",
-        "GPT2",
-        "GPTJ",
-        "GptOss",
-        "GraniteMoe",
-        "InternLM2",
-        "Jamba",
-        "Mamba",
-        "MiniCPMForCausalLM",
-        "MiniCPM3",
-        "Mixtral",
-        "Molmo",
-        "NemotronH",
-        "OlmoHybrid",
-        "Olmoe",
-        "OPT",
-        "Plamo3",
-        "Qwen2Moe",
-        "Qwen3Moe",
-        "HYV3",
-        "Rnj1",
-    ];
-    const VOCABULARY: [&str; 7] = ["Bloom", "ChatGLM", "Dbrx", "Orion", "PhiMoE", "Qwen3Next", "StableLm"];
-    const EMBEDDING: [&str; 5] = ["Cohere", "Lfm2", "Qwen3_5", "Phi3V", "Glm4v"];
-    let is = |classes: &[&str]| classes.iter().any(|class| architecture.starts_with(class));
-    if architecture.starts_with("FalconH1") || architecture.starts_with("FalconMamba") || architecture.starts_with("Mamba2") {
-        (false, false, false)
-    } else if is(&ALL) {
-        (true, true, true)
-    } else if architecture.starts_with("Gemma2") {
-        (true, true, false)
-    } else if is(&VOCABULARY) {
-        (true, false, true)
-    } else {
-        (is(&EMBEDDING), false, false)
-    }
-}
-
-/// Whether a pattern of a checkpoint's list of unquantized layers covers a layer: a name, the beginning of one, or with
-/// `*` and `re:` for what varies.
-fn leaves_out(pattern: &str, module: &str) -> bool {
-    let glob = match pattern.strip_prefix("re:") {
-        Some(regex) => regex.replace(".*", "*").replace("\\.", ".").replace(['^', '$'], ""),
-        None => pattern.to_string(),
-    };
-    if let Some((before, rest)) = glob.split_once('(')
-        && let Some((choices, after)) = rest.split_once(')')
-    {
-        return choices.split('|').any(|choice| leaves_out(&format!("{before}{choice}{after}"), module));
-    }
-    let glob = glob.replace("language_model.", "");
-    let glob = glob.strip_prefix("model.").map_or_else(|| glob.clone(), ToString::to_string);
-    let module = module.strip_prefix("model.").unwrap_or(module);
-    let mut rest = module;
-    let mut pieces = glob.split('*');
-    let Some(first) = pieces.next() else { return false };
-    let Some(after) = rest.strip_prefix(first) else { return false };
-    rest = after;
-    let mut open = false;
-    for piece in pieces {
-        open = true;
-        match rest.find(piece) {
-            Some(at) => rest = rest.get(at + piece.len()..).unwrap_or_default(),
-            None => return false,
-        }
-    }
-    rest.is_empty() || (open && glob.ends_with('*')) || rest.starts_with('.')
-}
-
 /// A tensor's name without its layer.
-fn role(name: &str) -> &str {
+pub(super) fn role(name: &str) -> &str {
     let rest = name.strip_prefix("blk.").or_else(|| name.strip_prefix("dec.blk.")).or_else(|| name.strip_prefix("enc.blk."));
     match rest.and_then(|rest| rest.split_once('.')) {
         Some((_, role)) => role,

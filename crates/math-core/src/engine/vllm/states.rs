@@ -53,8 +53,6 @@ pub struct StateContext<'a> {
     pub checkpoint: &'a Checkpoint,
     /// Elements of the hidden state.
     pub d_model: u64,
-    /// The model's class.
-    pub architecture: &'a str,
 }
 
 fn shard(what: &'static str, count: u64, tensor: u64) -> Result<u64, MathError> {
@@ -135,8 +133,8 @@ impl State<'_> {
             Self::Mamba2(_) => true,
             Self::GatedDeltaNet(net) => aligned && exports_delta_net(net, context),
             Self::KimiDelta(kimi) => {
-                // FlashKDA: gates with a lower bound, as Kimi K3 has them (`is_flashkda_supported`).
-                context.architecture.starts_with("KimiK3")
+                // FlashKDA (`is_flashkda_supported`).
+                context.checkpoint.class.bounded_gates
                     && matches!(context.knobs.gpu.major(), 9 | 10 | 12)
                     && kimi.head_dim == 128
                     && matches!(context.checkpoint.dtype, StorageFormat::Bf16)
@@ -147,11 +145,11 @@ impl State<'_> {
     }
 }
 
-/// Whether FlashInfer runs the prefill (`_resolve_gdn_prefill_backend`); OLMo's layer is a class of its own.
+/// Whether FlashInfer runs the prefill (`_resolve_gdn_prefill_backend`), in the classes that use the engine's own layer.
 fn exports_delta_net(net: &GatedDeltaNet, context: &StateContext<'_>) -> bool {
     let gpu = match context.knobs.gpu.capability {
         90 => true,
         _ => matches!(context.knobs.gpu.major(), 10 | 12) && net.k_head_dim == 128,
     };
-    gpu && !context.architecture.contains("Olmo")
+    gpu && !context.checkpoint.class.keeps_states
 }

@@ -1,0 +1,143 @@
+//! vLLM's model classes, where one differs from what most of them do: one row for a class, with the file of
+//! `vllm/model_executor/models` (0.33.0) that says so. A class takes the row of the longest name that it begins with.
+
+use plimsoll_math::engine::vllm::class::{
+    CacheRule, DraftModule, EveryStage, ExpertsModule, ModelClass, Router, SplitNorms, TowerClass,
+};
+
+/// What a class decides about a model; most decide nothing.
+pub(super) fn class_of(architecture: &str) -> ModelClass {
+    let rows = CLASSES.iter().filter(|row| architecture.starts_with(row.class));
+    rows.max_by_key(|row| row.class.len()).map_or(PLAIN, |row| row.facts)
+}
+
+/// A class and its facts.
+struct Row {
+    /// The class, or what its siblings begin with.
+    class: &'static str,
+    /// Where the engine says so.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the source of a row is for readers and for the test of the table"))]
+    file: &'static str,
+    facts: ModelClass,
+}
+
+const fn row(class: &'static str, file: &'static str, facts: ModelClass) -> Row {
+    Row { class, file, facts }
+}
+
+const PLAIN: ModelClass = ModelClass {
+    linear_biases: false,
+    expands_latents: false,
+    plain_cache: false,
+    attention_first: false,
+    draft: DraftModule::Named,
+    cache_rule: CacheRule::AsAsked,
+    ends: EveryStage { embedding: false, norm: false, head: false },
+    router: Router { single_precision: false, through_scheme: false },
+    experts: ExpertsModule::Mlp,
+    embedding_norm_last: false,
+    plain_vocabulary: false,
+    fused_biases: false,
+    model_type_decay: false,
+    keeps_states: false,
+    bounded_gates: false,
+    rate_tile: 0,
+    least_expert_share: 0,
+    split_norms: SplitNorms::None,
+    tower: TOWER,
+};
+const TOWER: TowerClass = TowerClass { whole: false, whole_projector: false, split_patches: false, without_last_layer: false };
+const ALL: ModelClass = ModelClass { ends: EveryStage::ALL, ..PLAIN };
+const VOCABULARY: ModelClass = ModelClass { ends: EveryStage::VOCABULARY, ..PLAIN };
+const EMBEDDING: ModelClass = ModelClass { ends: EveryStage::EMBEDDING, ..PLAIN };
+const SINGLE: ModelClass = ModelClass { router: Router::SINGLE, ..PLAIN };
+const ALL_QUANTIZED: ModelClass = ModelClass { router: Router::QUANTIZED, ..ALL };
+
+const CLASSES: &[Row] = &[
+    row("BaiChuanForCausalLM", "baichuan.py", ModelClass { linear_biases: true, ..PLAIN }),
+    row("Bloom", "bloom.py", ModelClass { linear_biases: true, ..VOCABULARY }),
+    row("ChatGLM", "chatglm.py", VOCABULARY),
+    row("Cohere", "commandr.py", ModelClass { split_norms: SplitNorms::Matrices, ..EMBEDDING }),
+    row("Dbrx", "dbrx.py", VOCABULARY),
+    row("DeepseekV32", "config.py", ModelClass { cache_rule: CacheRule::Bfloat16IsAuto, ..PLAIN }),
+    row("DeepseekV4", "../../models/deepseek_v4", ModelClass { cache_rule: CacheRule::PackedLatents, ..PLAIN }),
+    row("Ernie4_5", "ernie45_moe.py", SINGLE),
+    row("Falcon", "falcon.py", ModelClass { plain_cache: true, ..ALL }),
+    row("FalconH1", "falcon_h1.py", PLAIN),
+    row("FalconMamba", "mamba.py", PLAIN),
+    row("Gemma2", "gemma2.py", ModelClass { ends: EveryStage::WITHOUT_HEAD, ..PLAIN }),
+    row("Gemma3", "gemma3.py", ALL),
+    row("Gemma4", "gemma4.py", ModelClass { tower: TowerClass { whole: true, ..TOWER }, ..ALL }),
+    row("GemmaForCausalLM", "gemma.py", ALL),
+    row("Glm4Moe", "glm4_moe.py", SINGLE),
+    row("Glm4v", "glm4_1v.py", EMBEDDING),
+    row("GlmMoeDsa", "config.py", ModelClass { cache_rule: CacheRule::Fp8OnBlackwell, ..PLAIN }),
+    row("GPT2", "gpt2.py", ALL),
+    row("GPTJ", "gpt_j.py", ALL),
+    row("GptOss", "gpt_oss.py", ALL),
+    row("GraniteMoe", "granitemoe.py", ALL),
+    row("HYV3", "hy_v3.py", ALL),
+    row("InternLM2", "internlm2.py", ALL),
+    row("JAISLMHeadModel", "jais.py", ModelClass { linear_biases: true, ..PLAIN }),
+    row("Jamba", "jamba.py", ALL),
+    row("Kimi", "kimi_linear.py", KIMI),
+    row("KimiK25", "kimi_k25.py", ModelClass { tower: TowerClass { whole_projector: true, ..TOWER }, ..PLAIN }),
+    row("KimiK3", "kimi_k3.py", ModelClass { bounded_gates: true, rate_tile: 16, ..KIMI }),
+    row("Lfm2", "lfm2.py", ModelClass { embedding_norm_last: true, ..EMBEDDING }),
+    row("Llama4", "mllama4.py", ModelClass { tower: TowerClass { split_patches: true, ..TOWER }, ..PLAIN }),
+    row("Llava", "llava.py", ModelClass { tower: TowerClass { without_last_layer: true, ..TOWER }, ..PLAIN }),
+    row("Mamba", "mamba.py", ALL),
+    row("Mamba2", "mamba2.py", PLAIN),
+    row("MiMoV2", "mimo_v2.py", SINGLE),
+    row("MiMoV2FlashForCausalLM", "mimo_v2.py", ModelClass { draft: DraftModule::FirstNamed, ..SINGLE }),
+    row("MiniCPM3", "minicpm3.py", ModelClass { expands_latents: true, ..ALL }),
+    row("MiniCPMForCausalLM", "minicpm.py", ALL),
+    row(
+        "MiniMaxM2",
+        "minimax_m2.py",
+        ModelClass { experts: ExpertsModule::BlockSparseMoe, split_norms: SplitNorms::Vectors, ..SINGLE },
+    ),
+    row("Mixtral", "mixtral.py", ModelClass { experts: ExpertsModule::BlockSparseMoe, ..ALL_QUANTIZED }),
+    row("Molmo", "molmo.py", ALL),
+    row("MPTForCausalLM", "mpt.py", ModelClass { linear_biases: true, ..PLAIN }),
+    row("MptForCausalLM", "mpt.py", ModelClass { linear_biases: true, ..PLAIN }),
+    row("NemotronH", "nemotron_h.py", ModelClass { router: Router::SINGLE, ..ALL }),
+    row("OlmoHybrid", "olmo_hybrid.py", ModelClass { model_type_decay: true, keeps_states: true, ..ALL }),
+    row("Olmoe", "olmoe.py", ALL_QUANTIZED),
+    row("OPT", "opt.py", ALL),
+    row("Orion", "orion.py", VOCABULARY),
+    row("Phi3V", "phi3v.py", EMBEDDING),
+    row("PhiMoE", "phimoe.py", VOCABULARY),
+    row("Plamo3", "plamo3.py", ALL),
+    row("Qwen2Moe", "qwen2_moe.py", ALL_QUANTIZED),
+    row("Qwen3Moe", "qwen3_moe.py", ALL_QUANTIZED),
+    row("Qwen3Next", "qwen3_next.py", ModelClass { draft: DraftModule::LastAttention, router: Router::QUANTIZED, ..VOCABULARY }),
+    row("Qwen3_5", "qwen3_5.py", EMBEDDING),
+    row("Qwen3_5Moe", "qwen3_5.py", ModelClass { router: Router::QUANTIZED, ..EMBEDDING }),
+    row("Rnj1", "gemma3.py", ALL),
+    row("StableLm", "stablelm.py", VOCABULARY),
+    row("Whisper", "whisper.py", ModelClass { plain_vocabulary: true, fused_biases: true, ..PLAIN }),
+    row("Zamba2", "zamba2.py", ModelClass { attention_first: true, ..PLAIN }),
+];
+
+const KIMI: ModelClass = ModelClass { least_expert_share: 256, tower: TowerClass { whole_projector: true, ..TOWER }, ..PLAIN };
+
+#[cfg(test)]
+mod tests {
+    use super::{CLASSES, class_of};
+
+    #[test]
+    fn a_class_takes_the_row_of_the_longest_name_it_begins_with() {
+        assert!(class_of("FalconForCausalLM").plain_cache);
+        assert!(!class_of("FalconH1ForCausalLM").plain_cache);
+        assert!(!class_of("SomethingElse").linear_biases);
+    }
+
+    #[test]
+    fn every_row_has_a_name_and_a_source_of_its_own() {
+        for (index, row) in CLASSES.iter().enumerate() {
+            assert!(row.file.ends_with(".py") || row.file.contains("models/"), "{}", row.class);
+            assert!(CLASSES.iter().skip(index + 1).all(|other| other.class != row.class), "{} twice", row.class);
+        }
+    }
+}
