@@ -17,38 +17,11 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_ingest::gguf::{Options, ingest};
-use plimsoll_math::deployment::{Backend, ContextRequest, Deployment, FlashAttention};
 use plimsoll_math::engine::llama_cpp::Build;
 use plimsoll_math::engine::llama_cpp::memory::memory;
-use plimsoll_math::format::StorageFormat;
 use plimsoll_math::spec::ModelSpec;
 use serde_json::Value;
-use support::{json_lines, written};
-
-/// The deployment that a row was measured with.
-fn deployment(row: &Value) -> Deployment {
-    let params = &row["params"];
-    let format = |key: &str| StorageFormat::from_name(params[key].as_str().unwrap()).unwrap();
-    let backend = match row["backend"].as_str().unwrap() {
-        "cpu" => Backend::Cpu,
-        "cuda-cc890" => Backend::Cuda { compute_capability: 890 },
-        other => panic!("{other}"),
-    };
-    Deployment {
-        sequences: params["parallel"].as_u64().unwrap(),
-        ubatch: params["n_ubatch"].as_u64().unwrap(),
-        kv_type_k: format("type_k"),
-        kv_type_v: format("type_v"),
-        flash_attention: match params["fa"].as_str().unwrap() {
-            "on" => FlashAttention::On,
-            "off" => FlashAttention::Off,
-            _ => FlashAttention::Auto,
-        },
-        kv_unified: params["kv_unified"].as_bool().unwrap_or(false),
-        swa_full: params["swa_full"].as_bool().unwrap_or(false),
-        ..Deployment::new(ContextRequest::Total(params["n_ctx"].as_u64().unwrap()), backend)
-    }
-}
+use support::{deployment, json_lines, written};
 
 /// The architecture if our answer is the engine's, or what is wrong with it; bounds are no answer.
 fn check(row: &Value, spec: &ModelSpec) -> Result<String, String> {

@@ -16,6 +16,10 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use plimsoll_math::deployment::{Backend, ContextRequest, Deployment, FlashAttention};
+use plimsoll_math::format::StorageFormat;
+use serde_json::Value;
+
 /// A folder or file among the fixtures.
 pub fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(path)
@@ -234,5 +238,30 @@ fn meta(kind: &str, value: &serde_json::Value) -> Meta {
             };
             Meta::List(id, values)
         }
+    }
+}
+
+/// The deployment that a row was measured with.
+pub(crate) fn deployment(row: &Value) -> Deployment {
+    let params = &row["params"];
+    let format = |key: &str| StorageFormat::from_name(params[key].as_str().unwrap()).unwrap();
+    let backend = match row["backend"].as_str().unwrap() {
+        "cpu" => Backend::Cpu,
+        "cuda-cc890" => Backend::Cuda { compute_capability: 890 },
+        other => panic!("{other}"),
+    };
+    Deployment {
+        sequences: params["parallel"].as_u64().unwrap(),
+        ubatch: params["n_ubatch"].as_u64().unwrap(),
+        kv_type_k: format("type_k"),
+        kv_type_v: format("type_v"),
+        flash_attention: match params["fa"].as_str().unwrap() {
+            "on" => FlashAttention::On,
+            "off" => FlashAttention::Off,
+            _ => FlashAttention::Auto,
+        },
+        kv_unified: params["kv_unified"].as_bool().unwrap_or(false),
+        swa_full: params["swa_full"].as_bool().unwrap_or(false),
+        ..Deployment::new(ContextRequest::Total(params["n_ctx"].as_u64().unwrap()), backend)
     }
 }

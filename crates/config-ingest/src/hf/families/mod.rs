@@ -117,3 +117,17 @@ const TABLES: &[&[Family]] = &[
 pub fn all() -> impl Iterator<Item = &'static Family> {
     TABLES.iter().flat_map(|table| table.iter())
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::collections::BTreeSet;
+
+    /// Two rows for one name would let the order of the tables decide which of them is read.
+    #[test]
+    fn no_model_type_stands_in_two_rows() {
+        let mut seen = BTreeSet::new();
+        for name in super::all().flat_map(|family| family.model_types) {
+            assert!(seen.insert(name), "{name} stands in two rows");
+        }
+    }
+}

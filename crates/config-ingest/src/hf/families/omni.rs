@@ -2,15 +2,14 @@
 //! which only sees.
 
 use alloc::format;
-use alloc::vec::Vec;
 
-use plimsoll_math::spec::{Dense, FeedForward, Mixer, ModelSpec, OutputGate, Weight};
+use plimsoll_math::spec::{FeedForward, Mixer, ModelSpec, Weight};
 use plimsoll_math::tensor::{Component, Counts, Shape};
 
 use super::Family;
 use crate::error::IngestError;
 use crate::hf::reader::Reader;
-use crate::hf::recipe::{self, Alternation, Dims, weight};
+use crate::hf::recipe::weight;
 use crate::hf::towers::{self, Draft, added};
 
 /// The rows.
@@ -107,15 +106,6 @@ pub const FAMILIES: &[Family] = &[
             "projector_hidden_size": 4096}"#,
         build: muse,
     },
-    Family::new(
-        &["muse_glimmer_text"],
-        &["MuseGlimmerForCausalLM"],
-        None,
-        r#"{"vocab_size": 202048, "hidden_size": 6656, "intermediate_size": 19968, "num_hidden_layers": 52,
-            "num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 131072,
-            "sliding_window": 2048, "tie_word_embeddings": false}"#,
-        muse_text,
-    ),
 ];
 
 const THINKER: &str = r#"{"text_config": {}, "tie_word_embeddings": false}"#;
@@ -221,24 +211,4 @@ fn muse(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let (wide, hidden) = (r.need(&["out_hidden_size"]), r.need(&["projector_hidden_size"]));
     eye.mlp("adapter", [wide, hidden, hidden], false).linear("mm", hidden, spec.d_model, false);
     Ok(with(spec, [eye]))
-}
-
-/// Norms on both sides of both halves, a gate on every element that attention yields, three windows to each layer that
-/// sees everything.
-fn muse_text(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
-    let dims = Dims::read(r);
-    let windows = recipe::windows(r, dims.n_layers, r.opt(&["sliding_window"]), Alternation::FullLast { period: 4 });
-    let mut attention = dims.attention();
-    attention.bias = recipe::bias_on_all(r, false);
-    attention.gate = OutputGate::Own { width: dims.n_heads.saturating_mul(dims.head_dim) };
-    let layers: Vec<_> = windows
-        .into_iter()
-        .map(|window| {
-            let mut attention = attention.clone();
-            attention.window = window;
-            let dense = FeedForward::Dense(Dense::gated(dims.d_ff));
-            recipe::layer(Mixer::Attention(attention), dense, recipe::sandwich_norms(dims.d_model))
-        })
-        .collect();
-    Ok(recipe::decoder(r, &dims, layers))
 }
