@@ -1,10 +1,14 @@
 //! The grammar of the command line. What is in `--help` works.
 
+mod planning;
+
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use plimsoll::math::deployment::{FlashAttention, Share, SplitMode};
 use plimsoll::planner::Options;
 use plimsoll::planner::size::{parse_bytes, parse_tokens};
+
+pub(crate) use planning::CompareArgs;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -35,6 +39,8 @@ pub(crate) enum Verb {
     MaxSequences(Question),
     /// The engine's own command line for a question
     Export(Question),
+    /// Two deployments of one model, two models or two engines, term by term
+    Compare(CompareArgs),
     /// What is in a model: parameters by part and by layer
     Inspect(InspectArgs),
     /// The devices that are known by name
@@ -125,10 +131,26 @@ fn split_mode(text: &str) -> Result<SplitMode, String> {
 pub(crate) struct Question {
     #[command(flatten)]
     pub(crate) source: Source,
+    #[command(flatten)]
+    pub(crate) asked: Asked,
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
-    /// Whose rules: llama.cpp (the newest build followed), llama.cpp@BUILD, vllm, or ideal (the textbook)
-    #[arg(long, value_name = "ENGINE", default_value = "llama.cpp")]
-    engine: String,
+impl Question {
+    /// The question in the planner's words.
+    pub(crate) fn options(&self) -> Options {
+        Options { assume_generic: self.source.assume_generic.then_some(true), ..self.asked.options() }
+    }
+}
+
+/// Everything that can be asked of a deployment.
+#[derive(Debug, Args)]
+pub(crate) struct Asked {
+    /// Whose rules: llama.cpp (the newest build followed, and the default), llama.cpp@BUILD, vllm, or ideal (the textbook)
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<String>,
 
     /// Tokens per sequence, such as 8192 or 32k; the model's maximum when left out
     #[arg(long, short, value_name = "N", value_parser = tokens, help_heading = "How much")]
@@ -139,12 +161,12 @@ pub(crate) struct Question {
     /// The engine's whole pool of tokens instead of a context per sequence (llama.cpp: -c)
     #[arg(long, value_name = "N", value_parser = tokens, conflicts_with = "context", help_heading = "How much")]
     total_context: Option<u64>,
-    /// Logical batch in tokens
-    #[arg(long, value_name = "N", default_value_t = 2048, help_heading = "How much")]
-    batch: u64,
-    /// Micro-batch in tokens
-    #[arg(long, value_name = "N", default_value_t = 512, help_heading = "How much")]
-    ubatch: u64,
+    /// Logical batch in tokens; 2048 when left out
+    #[arg(long, value_name = "N", help_heading = "How much")]
+    batch: Option<u64>,
+    /// Micro-batch in tokens; 512 when left out
+    #[arg(long, value_name = "N", help_heading = "How much")]
+    ubatch: Option<u64>,
 
     /// How to store weights (Q4_K_M, Q8_0, IQ4_XS, BF16 …) when the source leaves it open
     #[arg(long, short, value_name = "TYPE", help_heading = "How stored")]
@@ -158,16 +180,9 @@ pub(crate) struct Question {
     /// How to store cached values
     #[arg(long, value_name = "TYPE", conflicts_with = "kv_type", help_heading = "How stored")]
     kv_type_v: Option<String>,
-    /// Compute attention without storing its scores
-    #[arg(
-        long,
-        value_enum,
-        value_name = "WHEN",
-        default_value = "auto",
-        hide_possible_values = false,
-        help_heading = "How stored"
-    )]
-    flash_attention: OnOffAuto,
+    /// Compute attention without storing its scores; auto when left out
+    #[arg(long, value_enum, value_name = "WHEN", hide_possible_values = false, help_heading = "How stored")]
+    flash_attention: Option<OnOffAuto>,
     /// One cache shared by all sequences instead of one each
     #[arg(long, help_heading = "How stored")]
     kv_unified: bool,
@@ -281,10 +296,6 @@ pub(crate) struct Question {
     /// vLLM: keep no prefixes
     #[arg(long, help_heading = "vLLM")]
     no_prefix_caching: bool,
-
-    /// Answer as JSON
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 /// A share such as 0.9, in millionths.
@@ -300,29 +311,29 @@ fn millionths(text: &str) -> Result<u64, String> {
     if (1..=1_000_000).contains(&share) { Ok(share) } else { Err(wrong()) }
 }
 
-impl Question {
+impl Asked {
     /// The question in the planner's words.
     pub(crate) fn options(&self) -> Options {
         Options {
-            engine: Some(self.engine.clone()),
+            engine: self.engine.clone(),
             context: self.context,
             sequences: self.sequences,
             total_context: self.total_context,
-            batch: Some(self.batch),
-            ubatch: Some(self.ubatch),
+            batch: self.batch,
+            ubatch: self.ubatch,
             quant: self.quant.clone(),
             kv_type: self.kv_type.clone(),
             kv_type_k: self.kv_type_k.clone(),
             kv_type_v: self.kv_type_v.clone(),
-            flash_attention: Some(match self.flash_attention {
+            flash_attention: self.flash_attention.map(|when| match when {
                 OnOffAuto::On => FlashAttention::On,
                 OnOffAuto::Off => FlashAttention::Off,
                 OnOffAuto::Auto => FlashAttention::Auto,
             }),
             kv_unified: self.kv_unified.then_some(true),
-            swa_full: Some(self.swa_full),
-            repack: Some(!self.no_repack),
-            mmap: Some(!self.no_mmap),
+            swa_full: self.swa_full.then_some(true),
+            repack: self.no_repack.then_some(false),
+            mmap: self.no_mmap.then_some(false),
             device: self.device.first().cloned(),
             devices: self.device.get(1..).filter(|more| !more.is_empty()).map(<[String]>::to_vec),
             gpu_layers: self.gpu_layers.and_then(|layers| layers.0),
@@ -334,7 +345,7 @@ impl Question {
             override_tensor: self.override_tensor.clone(),
             kv_offload: self.no_kv_offload.then_some(false),
             op_offload: self.no_op_offload.then_some(false),
-            displays: Some(self.displays),
+            displays: self.displays.then_some(true),
             memory: self.memory.or_else(|| self.host_memory()),
             tensor_parallel: self.tensor_parallel,
             pipeline_parallel: self.pipeline_parallel,
@@ -347,7 +358,7 @@ impl Question {
             max_sequences: self.max_sequences,
             block_size: self.block_size,
             prefix_caching: self.no_prefix_caching.then_some(false),
-            assume_generic: Some(self.source.assume_generic),
+            assume_generic: None,
             prediction_layers: match (self.mtp, self.no_mtp) {
                 (true, _) => Some(true),
                 (_, true) => Some(false),

@@ -5,6 +5,7 @@
 
 mod args;
 mod host;
+mod planning;
 mod progress;
 mod render;
 mod source;
@@ -129,6 +130,7 @@ fn run(verb: &Verb) -> Result<u8, PlanError> {
             show(question.json, &answer, render::export)?;
             Ok(FITS)
         }
+        Verb::Compare(arguments) => planning::compare(arguments),
         Verb::Inspect(arguments) => {
             let answer = planner::inspect(&model(&arguments.source)?)?;
             show(arguments.json, &answer, render::inspect)?;

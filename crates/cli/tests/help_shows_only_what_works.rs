@@ -226,13 +226,15 @@ fn the_other_questions_take_the_same_options() {
     for verb in ["explain", "export", "max-context", "max-sequences"] {
         assert_eq!(options(verb), options("fit"), "{verb}");
     }
+    let beside_those = |verb: &str| -> BTreeSet<String> { options(verb).difference(&options("fit")).cloned().collect() };
+    assert_eq!(beside_those("compare"), BTreeSet::from(["--with".to_owned()]));
     assert_eq!(options("devices"), BTreeSet::from(["--csv".to_owned(), "--json".to_owned()]));
     assert_eq!(options("inspect"), BTreeSet::from(["--assume-generic".to_owned(), "--json".to_owned()]));
 }
 
 #[test]
 fn completions_and_the_manual_page_know_every_command() {
-    let verbs = ["fit", "explain", "max-context", "max-sequences", "inspect", "devices", "completions", "man"];
+    let verbs = ["fit", "explain", "max-context", "max-sequences", "compare", "inspect", "devices", "completions", "man"];
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let script = plimsoll(&["completions", shell]);
         assert_eq!((script.code, script.err.as_str()), (0, ""), "{shell}");

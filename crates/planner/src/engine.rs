@@ -3,8 +3,8 @@
 use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::format;
-use alloc::rc::Rc;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use plimsoll_math::allocation::{Allocation, PlaceAllocation};
@@ -69,7 +69,7 @@ pub struct Question<'a> {
     pub quant: Option<String>,
     /// What had to be assumed about storage.
     pub notes: Vec<String>,
-    tensors: Rc<TensorTable>,
+    tensors: Arc<TensorTable>,
     /// As it was asked.
     pub(crate) options: Options,
 }
@@ -99,7 +99,7 @@ impl<'a> Question<'a> {
             effective,
             quant: None,
             notes: Vec::new(),
-            tensors: Rc::new(model.tensors.clone()),
+            tensors: Arc::new(model.tensors.clone()),
             options: options.clone(),
         };
         if question.effective.engine == Engine::Vllm {
@@ -143,7 +143,7 @@ impl<'a> Question<'a> {
         let bytes = published.bytes_where(|_| true)?;
         let stored = self.model.quantization.clone().unwrap_or_else(|| self.model.spec.weight_dtype.name().to_string());
         self.notes.push(format!("weights are the checkpoint's own tensors, {bytes} B as {stored}"));
-        self.tensors = Rc::new(published.clone());
+        self.tensors = Arc::new(published.clone());
         Ok(self)
     }
 
@@ -176,7 +176,7 @@ impl<'a> Question<'a> {
             }
             Err(error) => return Err(error.into()),
         };
-        changed.tensors = Rc::new(table);
+        changed.tensors = Arc::new(table);
         changed.quant = Some(file_type.name().to_string());
         Ok(changed)
     }

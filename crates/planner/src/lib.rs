@@ -7,7 +7,9 @@
 
 extern crate alloc;
 
+pub mod change;
 pub mod command;
+pub mod compare;
 pub mod driver;
 pub mod engine;
 pub mod error;
@@ -18,6 +20,7 @@ pub mod like;
 pub mod limits;
 pub mod model;
 pub mod naive;
+pub mod pace;
 pub mod place;
 pub mod request;
 pub mod response;
@@ -26,6 +29,7 @@ pub mod speed;
 pub mod vllm;
 pub mod wire;
 
+pub use compare::compare;
 pub use error::PlanError;
 pub use fit::{explain, export, fit};
 pub use inspect::inspect;

@@ -159,6 +159,31 @@ pub fn max_sequences(request: &str) -> Result<String, String> {
     answer(request, crate::limits::reach_sequences)
 }
 
+/// Two questions in one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pair {
+    /// The first.
+    pub a: Request,
+    /// The second.
+    pub b: Request,
+}
+
+/// `compare`: two questions, term by term.
+///
+/// # Errors
+/// JSON `{"error": {"code", "message", "hint"}}`.
+pub fn compare(request: &str) -> Result<String, String> {
+    serde_json::from_str::<Pair>(request)
+        .map_err(|error| PlanError::request("request", error, "the fields of the schema"))
+        .and_then(|Pair { a, b }| {
+            let (first, second) = (a.model.model(&a.options)?, b.model.model(&b.options)?);
+            let answer = crate::compare::compare((&first, &a.options), (&second, &b.options))?;
+            serde_json::to_string(&answer).map_err(|error| PlanError::request("response", error, "text"))
+        })
+        .map_err(|error| error_json(&error))
+}
+
 /// The device list.
 ///
 /// # Errors

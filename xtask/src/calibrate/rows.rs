@@ -202,7 +202,7 @@ fn host_of(record: &Record, facts: &Facts, known: &mut Speedy) -> Option<OnHost>
             Some(last.parse::<f64>().ok()? - first.parse::<f64>().ok()? + 1.0)
         })
         .unwrap_or(moe_layers);
-    Some(OnHost { host, experts: (layers / moe_layers).min(1.0), rest: 0.0, layers })
+    Some(OnHost { host, experts: (layers / moe_layers).min(1.0), rest: 0.0, cache: 0.0, layers })
 }
 
 const fn class(class: Class) -> &'static str {

@@ -9,7 +9,7 @@ use plimsoll::planner::speed::{Rate, Throughput};
 
 use super::bar::{bar, fill};
 use super::text::{BAD, BOLD, DIM, GOOD, MAYBE, columns, command, flow, headline, left, paint, right, width, wrap};
-use super::{certainty_text, component, heading, label, limited, mark, notes, page};
+use super::{certainty_text, component, digits, heading, label, limited, mark, notes, page};
 
 /// The first line: the answer.
 fn verdict(answer: &Fit, width: usize) -> Vec<String> {
@@ -159,17 +159,6 @@ fn like_engine(choice: &LikeEngine) -> Vec<String> {
     text
 }
 
-/// Three digits, as much as such a figure is good for.
-fn digits(rate: f64) -> String {
-    if rate >= 100.0 {
-        format!("{rate:.0}")
-    } else if rate >= 10.0 {
-        format!("{rate:.1}")
-    } else {
-        format!("{rate:.2}")
-    }
-}
-
 fn rate(rate: &Rate) -> String {
     format!("{} ({} to {})", digits(rate.expected.get()), digits(rate.low.get()), digits(rate.high.get()))
 }
@@ -186,6 +175,17 @@ fn speed(throughput: &Throughput, answer: &Fit) -> Vec<String> {
             "all {} sequences {} tokens/s",
             answer.deployment.sequences,
             rate(&throughput.aggregate_decode_tokens_per_s)
+        ));
+    }
+    if answer.deployment.sequences > 1
+        && let (Some(first), Some(each)) = (&throughput.time_to_first_token_s, &throughput.time_per_output_token_s)
+    {
+        out.push(format!(
+            "with all of them busy ({} tokens in, {} out): first token after {} s, then {} ms a token",
+            throughput.prompt,
+            throughput.output,
+            digits(first.expected.get()),
+            digits(each.expected.get() * 1000.0)
         ));
     }
     out.push(format!("intervals held {} % of measurements not used to fit them", throughput.interval_percent));

@@ -1,6 +1,7 @@
 //! Answers as people read them: the verdict first, then what every byte pays for.
 
 mod bar;
+mod compare;
 mod explain;
 mod fit;
 mod inspect;
@@ -10,6 +11,7 @@ use plimsoll::math::allocation::{Certainty, Term, TermKind};
 use plimsoll::planner::response::{DeploymentBrief, Devices, EngineBrief, LimitedBy, ModelBrief, Reach};
 use plimsoll::planner::size::{count, grouped, long, short};
 
+pub(crate) use compare::compare;
 pub(crate) use explain::explain;
 pub(crate) use fit::fit;
 pub(crate) use inspect::inspect;
@@ -109,6 +111,17 @@ fn limited(by: LimitedBy) -> &'static str {
         LimitedBy::Memory => "memory",
         LimitedBy::Model => "the model's own maximum",
         _ => "the engine's maximum",
+    }
+}
+
+/// Three digits, as much as such a figure is good for.
+fn digits(rate: f64) -> String {
+    if rate >= 100.0 {
+        format!("{rate:.0}")
+    } else if rate >= 10.0 {
+        format!("{rate:.1}")
+    } else {
+        format!("{rate:.2}")
     }
 }
 

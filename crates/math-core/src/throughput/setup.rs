@@ -145,6 +145,8 @@ pub struct OnHost {
     pub experts: f64,
     /// The share of everything else that is there.
     pub rest: f64,
+    /// The share of the caches that is there: attention over it is computed there.
+    pub cache: f64,
     /// Layers that have some there: each costs a hop.
     pub layers: f64,
 }

@@ -97,10 +97,11 @@ pub fn decode<'a>(work: &Work, setup: &Setup, sequences: f64, depth: f64, record
         &[&["arch", names.driver, names.arch], &["quant", names.driver, names.family], &["engine", names.runtime, names.driver]],
     );
     let flash = if setup.without_flash { "off" } else { "on" };
+    let cache_on_host = setup.on_host.as_ref().map_or(0.0, |there| there.cache.clamp(0.0, 1.0));
     built.add(
         Group::Added,
         "decode-attention",
-        work.cache_bytes(depth) * (1.0 - rest_on_host) * sequences / bandwidth,
+        work.cache_bytes(depth) * (1.0 - cache_on_host) * sequences / bandwidth,
         &[
             &["backend", names.driver],
             &["arch", names.driver, names.arch],
@@ -114,7 +115,8 @@ pub fn decode<'a>(work: &Work, setup: &Setup, sequences: f64, depth: f64, record
         built.add(
             Group::Added,
             "host-weights",
-            ((work.dense_bytes + work.cache_bytes(depth) * sequences) * rest_on_host + reached * on_host) / there.host.bandwidth,
+            (work.dense_bytes * rest_on_host + work.cache_bytes(depth) * sequences * cache_on_host + reached * on_host)
+                / there.host.bandwidth,
             &[&["device", &there.host.name], &["engine", names.runtime]],
         );
         built.add(Group::Added, "host-hop", there.layers * 1.7e-4, &[&["engine", names.runtime]]);
