@@ -8,6 +8,20 @@ use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::units::{mul, round_up};
 
+/// A Hadamard matrix that rotates what goes into a cache and what is compared with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rotation {
+    /// One input for all layers.
+    Input(Node),
+    /// One beside the cache of each layer (`llama-kv-cache.cpp:init_rotation`).
+    Cached {
+        /// Rows and columns.
+        side: u64,
+        /// Tells the matrices of one cache from those of another.
+        of: usize,
+    },
+}
+
 /// What attention over one cache reads besides the cache.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CacheInputs {
@@ -16,8 +30,8 @@ pub(super) struct CacheInputs {
     pub(super) k_rows: Option<Node>,
     pub(super) v_rows: Option<Node>,
     pub(super) mask: Node,
-    pub(super) k_rotation: Option<Node>,
-    pub(super) v_rotation: Option<Node>,
+    pub(super) k_rotation: Option<Rotation>,
+    pub(super) v_rotation: Option<Rotation>,
     /// Keys are computed before values: everywhere but with one cache for all layers (`build_attn`).
     pub(super) keys_first: bool,
     /// Keys and values are padded to whole blocks before they are read.
@@ -87,16 +101,34 @@ impl Parts {
         })
     }
     /// A Hadamard matrix that rotates keys or values; `None` for no side.
-    pub(super) fn rotation_matrix(&mut self, side: u64) -> Result<Option<Node>, MathError> {
+    pub(super) fn rotation_matrix(&mut self, side: u64) -> Result<Option<Rotation>, MathError> {
         Ok(match (side, self.setting.cached_rotations) {
             (0, _) => None,
-            (_, true) => Some(self.weight(&[side, side])?),
-            (_, false) => Some(self.graph.input(Self::F32, [side, side, 1, 1])?),
+            (_, true) => {
+                self.n_rotations = self.n_rotations.saturating_add(1);
+                Some(Rotation::Cached { side, of: self.n_rotations })
+            }
+            (_, false) => Some(Rotation::Input(self.graph.input(Self::F32, [side, side, 1, 1])?)),
         })
     }
+    /// The matrix for the layer under way.
+    pub(super) fn rotation(&mut self, rotation: Rotation) -> Result<Node, MathError> {
+        let (side, of) = match rotation {
+            Rotation::Input(node) => return Ok(node),
+            Rotation::Cached { side, of } => (side, of),
+        };
+        let key = (of, self.layer.map(|layer| self.places.keeper(layer)));
+        if let Some((_, node)) = self.rotations.iter().find(|(known, _)| *known == key) {
+            return Ok(*node);
+        }
+        let node = self.graph.weight(Self::F32, [side, side, 1, 1], self.setting.cache_device)?;
+        self.rotations.push((key, node));
+        Ok(node)
+    }
     /// Product with a Hadamard matrix (`llama-impl.h:llama_mul_mat_hadamard`).
-    pub(super) fn rotate(&mut self, x: Node, rotation: Node) -> Result<Node, MathError> {
+    pub(super) fn rotate(&mut self, x: Node, rotation: Rotation) -> Result<Node, MathError> {
         let dims = self.graph.dims(x)?;
+        let rotation = self.rotation(rotation)?;
         let [side, ..] = self.graph.dims(rotation)?;
         let elements = dims.iter().try_fold(1, |product, n| mul(product, *n))?;
         let flat = [side, elements / side.max(1), 1, 1];

@@ -3,6 +3,7 @@
 
 use alloc::vec::Vec;
 
+use super::attention::Rotation;
 use super::experts::{Activation, Asks, Routing};
 use super::ops::Node;
 use super::parts::{NormKind, Parts, Setting};
@@ -60,7 +61,7 @@ struct Compressor {
     write: Node,
     entry_positions: Node,
     mask: Node,
-    rotation: Option<Node>,
+    rotation: Option<Rotation>,
 }
 
 impl Compressor {
@@ -98,7 +99,7 @@ struct Trunk {
     positions: Node,
     raw_rows: Node,
     raw_mask: Node,
-    raw_rotation: Option<Node>,
+    raw_rotation: Option<Rotation>,
     caches: CompressedCaches,
     few: Compressor,
     many: Compressor,

@@ -326,10 +326,6 @@ impl<'a> Recipe<'a> {
         let streams = if plans.iter().any(|plan| plan.always_streams) { resolved.n_seq_max } else { resolved.streams };
         let places = &self.places;
         let cached_rotations = facts.build.rotation_matrices_are_cached();
-        if !places.is_single() && cached_rotations && caches.rotations != [[0; 2]; 2] {
-            // Each layer's matrices would be with its cache.
-            return Ok(None);
-        }
         let setting = Setting {
             tokens: reserve.tokens,
             sequences: reserve.sequences,

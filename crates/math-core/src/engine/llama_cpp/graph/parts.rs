@@ -91,7 +91,11 @@ pub(super) struct Parts {
     /// Where layers, caches and weights are.
     pub(super) places: Rc<Places>,
     /// The layer under way.
-    layer: Option<usize>,
+    pub(super) layer: Option<usize>,
+    /// How many caches have rotation matrices of their own.
+    pub(super) n_rotations: usize,
+    /// Rotation matrices that layers have read: whose cache, and the layer that keeps it.
+    pub(super) rotations: Vec<((usize, Option<usize>), Node)>,
     /// Which of the weights of the layer under way, and of no layer, the graph has read.
     taken: [Vec<bool>; 2],
     /// Weights that layers have in common, one for each backend.
@@ -134,6 +138,8 @@ impl Parts {
             loop_start: None,
             places: Rc::clone(places),
             layer: None,
+            n_rotations: 0,
+            rotations: Vec::new(),
             taken: [Vec::new(), Vec::new()],
             shared: Vec::new(),
             most_cells: 0,

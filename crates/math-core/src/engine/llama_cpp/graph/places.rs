@@ -13,7 +13,7 @@ use crate::engine::llama_cpp::placement::WeightPlace;
 use crate::engine::llama_cpp::weights::weight_homes;
 use crate::error::MathError;
 use crate::format::StorageFormat;
-use crate::spec::ModelSpec;
+use crate::spec::{KvSource, Layer, ModelSpec};
 use crate::tensor::TensorTable;
 
 /// A weight as the loader made it.
@@ -57,6 +57,14 @@ fn read_in(base: &str) -> u8 {
     found.map_or(0, |(rank, _)| rank)
 }
 
+/// The layer whose cache this one reads.
+fn keeper(layer: &Layer, index: u32) -> u32 {
+    match layer.mixer.attention().map(|attention| attention.kv_source) {
+        Some(KvSource::Layer { layer }) => layer,
+        Some(KvSource::Own | KvSource::NotCached) | None => index,
+    }
+}
+
 /// Where everything of a graph is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Places {
@@ -65,6 +73,8 @@ pub(super) struct Places {
     /// The engine's device behind each backend but the last.
     pub(super) devices: Vec<u8>,
     layers: Vec<LayerPlace>,
+    /// The layer that keeps each layer's cache.
+    keepers: Vec<usize>,
     pub(super) output: usize,
     /// For each layer, a number for what is where: equal numbers, equal places.
     kinds: Vec<usize>,
@@ -95,6 +105,7 @@ impl Places {
             devices: if backends.len() > 1 { vec![0] } else { Vec::new() },
             backends,
             layers: Vec::new(),
+            keepers: Vec::new(),
             output: 0,
             kinds: Vec::new(),
             weights: Vec::new(),
@@ -132,9 +143,10 @@ impl Places {
             Location::Host => host,
             Location::Device(device) => devices.iter().position(|used| *used == device).unwrap_or(host),
         };
-        let count = u32::try_from(spec.layers.len()).map_err(|_| MathError::Overflow { quantity: "layers" })?;
-        let layers: Vec<LayerPlace> = (0..count)
-            .map(|layer| LayerPlace { backend: number(layout.layer(layer)), cache: number(layout.cache(layer)) })
+        let keepers: Vec<u32> = (0_u32..).zip(&spec.layers).map(|(index, layer)| keeper(layer, index)).collect();
+        let layers: Vec<LayerPlace> = (0_u32..)
+            .zip(&keepers)
+            .map(|(layer, keeper)| LayerPlace { backend: number(layout.layer(layer)), cache: number(layout.cache(*keeper)) })
             .collect();
         let mut weights: Vec<Vec<StoredWeight>> = vec![Vec::new(); layers.len()];
         let mut others = Vec::new();
@@ -190,6 +202,7 @@ impl Places {
             offloads_operations: layout.offloads_operations(),
             copies: usize::try_from(layout.pipeline_copies()).unwrap_or(1),
             layers,
+            keepers: keepers.iter().map(|keeper| usize::try_from(*keeper).unwrap_or(usize::MAX)).collect(),
         }))
     }
 
@@ -203,6 +216,10 @@ impl Places {
     }
     pub(super) fn layer(&self, layer: usize) -> LayerPlace {
         self.layers.get(layer).copied().unwrap_or(LayerPlace { backend: 0, cache: 0 })
+    }
+    /// The layer that keeps the cache of this one.
+    pub(super) fn keeper(&self, layer: usize) -> usize {
+        self.keepers.get(layer).copied().unwrap_or(layer)
     }
     /// A number for what is where in a layer.
     pub(super) fn kind(&self, layer: usize) -> usize {

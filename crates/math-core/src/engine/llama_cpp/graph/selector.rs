@@ -1,7 +1,7 @@
 //! Sparse attention by a lightning indexer (`src/models/deepseek32.cpp`): every token scores the cached tokens with a few
 //! small heads, and attention sees the best of them through its mask.
 
-use super::attention::CacheInputs;
+use super::attention::{CacheInputs, Rotation};
 use super::op::Op;
 use super::ops::Node;
 use super::parts::{NormKind, Parts, Setting};
@@ -25,7 +25,7 @@ pub(super) struct SelectorInputs {
     cells: u64,
     k_rows: Node,
     mask: Node,
-    rotation: Option<Node>,
+    rotation: Option<Rotation>,
 }
 
 /// What a selector compares: queries `[head, heads, tokens]`, cached keys, a weight for every head, and the mask.
@@ -70,6 +70,7 @@ impl Parts {
             k = self.graph.rope(k, positions, None)?;
         }
         if let Some(rotation) = inputs.rotation {
+            let rotation = self.rotation(rotation)?;
             q = self.graph.mul_mat(rotation, q)?;
             k = self.graph.mul_mat(rotation, k)?;
         }
