@@ -236,10 +236,11 @@ impl Build {
         }
     }
 
-    /// b12032's gated DeltaNet multiplies a matrix of all tokens by its last projection and copies strengths no more;
-    /// before, sequences were kept apart up to there (`models/qwen35.cpp:build_layer_attn_linear`).
+    /// b12032's gated DeltaNet multiplies a matrix of all tokens by its last projection and copies strengths no more, and so
+    /// does LFM2's short convolution; before, sequences were kept apart up to there
+    /// (`models/qwen35.cpp:build_layer_attn_linear`, `models/lfm-base.cpp:build_lfm_shortconv`).
     #[must_use]
-    pub const fn delta_output_is_flat(self) -> bool {
+    pub const fn projects_sequences_together(self) -> bool {
         match self {
             Self::V0_5_0 | Self::C0c1e57098 => false,
             Self::B12032 => true,

@@ -205,31 +205,3 @@ fn on_metal(heads: Heads, (k, v): (StorageFormat, StorageFormat)) -> bool {
     );
     sizes && k == v && known
 }
-
-/// Whether the device scores the heads of every lightning indexer in one operation (`llama-context.cpp:resolve_fused_ops`,
-/// `ggml-cuda/lightning-indexer.cu:ggml_cuda_lightning_indexer_supported`).
-pub(crate) fn selectors_run_fused(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment) -> bool {
-    let heads = facts.build.indexer_heads_on_cuda();
-    let reads = matches!(
-        deployment.kv_type_k,
-        StorageFormat::F32
-            | StorageFormat::F16
-            | StorageFormat::Bf16
-            | StorageFormat::Q8_0
-            | StorageFormat::Q5_1
-            | StorageFormat::Q5_0
-            | StorageFormat::Q4_1
-            | StorageFormat::Q4_0
-    );
-    match deployment.backend() {
-        Backend::Cpu => true,
-        Backend::Cuda { .. } => spec.layers.iter().all(|layer| {
-            layer.mixer.selector().is_none_or(|indexer| reads && indexer.head_dim == 128 && heads.contains(&indexer.n_heads))
-        }),
-        // `ggml-metal-device.m:ggml_metal_device_supports_op`, `GGML_OP_LIGHTNING_INDEXER`.
-        Backend::Metal => spec
-            .layers
-            .iter()
-            .all(|layer| layer.mixer.selector().is_none_or(|indexer| reads && indexer.head_dim == 128 && indexer.n_heads == 64)),
-    }
-}

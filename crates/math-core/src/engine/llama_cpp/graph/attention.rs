@@ -1,6 +1,7 @@
 //! Attention: its inputs, the cache it writes and reads, and the ways it is computed
 //! (`src/llama-graph.cpp:build_attn_mha`, `src/llama-kv-cache.cpp`).
 
+use super::fused::Fusible;
 use super::op::Op;
 use super::ops::Node;
 use super::parts::{Parts, Setting};
@@ -281,7 +282,7 @@ impl Parts {
             let v = self.as_f16(v)?;
             let attended = self.graph.flash_attention(q, k, v, Some(mask), sinks)?;
             self.graph.limit_cells(attended, core::mem::take(&mut self.most_cells))?;
-            self.fused.push((attended, self.setting.device));
+            self.note_fused(Fusible::Attention, attended);
             let mut current = attended;
             if let Some(matrices) = expand_values {
                 let flipped = self.graph.permute(attended, [0, 2, 1, 3])?;

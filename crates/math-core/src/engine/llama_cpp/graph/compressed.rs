@@ -145,13 +145,16 @@ fn versions(spec: &ModelSpec) -> Option<u64> {
 /// Builds the whole graph; `false` when the layers are none of this file's.
 pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, caches: &CompressedCaches) -> Result<bool, MathError> {
     let Some(versions) = versions(spec) else { return Ok(false) };
+    // Simple operations come in rounds then, and how many is a number of the file that a spec does not hold.
+    if !parts.setting.fused.combine {
+        return Ok(false);
+    }
     let mut layers: Vec<(&Layer, &CompressedAttention, Sizes)> = Vec::new();
     for layer in &spec.layers {
         let (Mixer::CompressedAttention(attention), Some(sizes)) = (&layer.mixer, Sizes::of(layer)) else { return Ok(false) };
         layers.push((layer, attention, sizes));
     }
     let flash = if parts.setting.flash { StorageFormat::F16 } else { Parts::F32 };
-    let fused = if parts.setting.fused_indexer { StorageFormat::F16 } else { Parts::F32 };
     let Setting { tokens, streams, .. } = parts.setting;
     let embedded = parts.embed(spec.d_model, spec.embedding.n_vocab)?;
     let positions = parts.positions(1)?;
@@ -164,7 +167,7 @@ pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, caches: &CompressedCach
         caches: *caches,
         few: Compressor::new(parts, caches.few, CSA_RATIO, true, flash)?,
         many: Compressor::new(parts, caches.many, HCA_RATIO, false, flash)?,
-        selector: Compressor::new(parts, caches.selector, CSA_RATIO, true, fused)?,
+        selector: Compressor::new(parts, caches.selector, CSA_RATIO, true, StorageFormat::F16)?,
     };
     parts.graph.expand(trunk.raw_mask)?;
     let mut current = parts.versions(embedded, versions)?;
@@ -186,6 +189,7 @@ pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, caches: &CompressedCach
         let normed = parts.norm(mixed.x, NormKind::Rms, false, true)?;
         let fed = feed_forward(parts, layer, spec, normed)?;
         current = parts.spread_versions(fed, before, &mixed)?;
+        parts.pin_in_layer(current)?;
     }
     parts.begin_output();
     if parts.setting.hands_out_hidden_state {

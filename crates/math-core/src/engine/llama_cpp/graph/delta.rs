@@ -57,7 +57,6 @@ impl Parts {
         let rows = add(mul(tokens, sequences)?, mul(head, sequences)?)?;
         let sources = [rule.q, rule.k, rule.v, rule.decay, rule.beta, rule.state];
         let both = self.graph.result(Op::GatedDeltaNet, Self::F32, [width, rows, 1, 1], &sources)?;
-        self.fused.push((both, self.setting.device));
         let row = mul(4, head)?;
         let token = mul(row, heads)?;
         let out = self.graph.view(both, [head, heads, tokens, sequences], [row, token, mul(token, tokens)?])?;
@@ -209,7 +208,7 @@ impl Parts {
         let normed = self.norm(out, NormKind::Rms, false, true)?;
         let gate = self.unary(gate)?;
         let gated = self.graph.product(normed, gate)?;
-        if self.setting.flat_delta {
+        if self.setting.flat_projections {
             let flat = self.graph.reshape(gated, [values, all_tokens, 1, 1])?;
             return self.linear(flat, d_model);
         }
@@ -231,7 +230,7 @@ impl Parts {
             let half = [each, delta.n_k_heads, tokens, sequences];
             let beta = self.graph.view(both, half, [s1, s2, s3])?;
             let alpha = self.graph.view(both, half, [s1, s2, s3])?;
-            let beta = if self.setting.flat_delta { beta } else { self.graph.cont(beta, half)? };
+            let beta = if self.setting.flat_projections { beta } else { self.graph.cont(beta, half)? };
             let beta = self.unary(beta)?;
             let alpha = self.graph.cont(alpha, [heads, tokens, sequences, 1])?;
             (self.graph.reshape(beta, one)?, alpha)

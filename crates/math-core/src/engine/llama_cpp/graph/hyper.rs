@@ -1,6 +1,7 @@
 //! Hyper-connections: a layer's input is several versions of the hidden state, mixed before each half and after it
 //! (`src/models/deepseek4.cpp:build_hc_pre`, `build_hc_post`).
 
+use super::fused::Fusible;
 use super::op::Op;
 use super::ops::Node;
 use super::parts::{NormKind, Parts};
@@ -54,22 +55,58 @@ impl Parts {
         }
         let [pre, post] = parts;
         let comb = self.graph.result(Op::HyperConnection, Self::F32, [versions, versions, tokens, 1], &[mixes, rates, shifts])?;
-        let x = self.graph.result(Op::HyperConnection, Self::F32, [d_model, tokens, 1, 1], &[x, pre])?;
+        self.note_fused(Fusible::CombineVersions, comb);
+        let x = if self.setting.fused.mix {
+            let mixed = self.graph.result(Op::HyperConnection, Self::F32, [d_model, tokens, 1, 1], &[x, pre])?;
+            self.note_fused(Fusible::MixVersions, mixed);
+            mixed
+        } else {
+            self.weighted_versions(x, pre)?
+        };
         Ok(Mixed { x, post, comb })
     }
 
     /// The versions after a half.
     pub(super) fn spread_versions(&mut self, half: Node, before: Node, mixed: &Mixed) -> Result<Node, MathError> {
         let dims = self.graph.dims(before)?;
-        self.graph.result(Op::HyperConnection, Self::F32, dims, &[half, before, mixed.post, mixed.comb])
+        if self.setting.fused.spread {
+            let spread = self.graph.result(Op::HyperConnection, Self::F32, dims, &[half, before, mixed.post, mixed.comb])?;
+            self.note_fused(Fusible::SpreadVersions, spread);
+            return Ok(spread);
+        }
+        let ([d_model, versions, tokens, _], [_, _, stride, _]) = (dims, self.graph.strides(before)?);
+        let ([_, of_post, ..], [_, _, of_comb, _]) = (self.graph.strides(mixed.post)?, self.graph.strides(mixed.comb)?);
+        let mut out = None;
+        for _ in 0..versions {
+            let weight = self.graph.view_2d(mixed.post, 1, tokens, of_post)?;
+            let mut version = self.graph.product(half, weight)?;
+            for _ in 0..versions {
+                let old = self.graph.view_2d(before, d_model, tokens, stride)?;
+                let weight = self.graph.view_2d(mixed.comb, 1, tokens, of_comb)?;
+                let weighted = self.graph.product(old, weight)?;
+                version = self.graph.sum(version, weighted)?;
+            }
+            let version = self.graph.reshape(version, [d_model, 1, tokens, 1])?;
+            out = Some(match out {
+                Some(out) => self.graph.concat(out, version, 1)?,
+                None => version,
+            });
+        }
+        Ok(out.unwrap_or(half))
     }
 
     /// One hidden state of all versions, for the output (`build_hc_head`).
     pub(super) fn join_versions(&mut self, x: Node) -> Result<Node, MathError> {
-        let ([d_model, versions, tokens, _], [_, _, stride, _]) = (self.graph.dims(x)?, self.graph.strides(x)?);
+        let [_, versions, ..] = self.graph.dims(x)?;
         let mixes = self.version_mixes(x, versions)?;
         let (rate, shift) = (self.weight(&[1])?, self.weight(&[versions])?);
         let weights = self.squashed(mixes, rate, shift)?;
+        self.weighted_versions(x, weights)
+    }
+
+    /// The weighted sum of all versions, one by one.
+    fn weighted_versions(&mut self, x: Node, weights: Node) -> Result<Node, MathError> {
+        let ([d_model, versions, tokens, _], [_, _, stride, _]) = (self.graph.dims(x)?, self.graph.strides(x)?);
         let mut sum = None;
         for _ in 0..versions {
             let version = self.graph.view_2d(x, d_model, tokens, stride)?;

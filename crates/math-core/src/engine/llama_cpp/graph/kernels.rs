@@ -42,11 +42,20 @@ fn is_contiguous(tensor: &GraphTensor, format: StorageFormat, n: usize) -> bool 
     true
 }
 
+/// What differs between builds' kernels.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kernels {
+    /// Whether CUDA's functions of elements read rows that lie apart (`build.rs:unary_kernels_read_strided`).
+    pub(super) strided_unary: bool,
+    /// For how many heads CUDA scores a lightning indexer (`build.rs:indexer_heads_on_cuda`).
+    pub(super) indexer_heads: &'static [u64],
+}
+
 /// Whether a backend has a kernel for a node; its sources' places apart.
-pub(super) fn runs(graph: &Graph, built: &[Built], index: usize, backend: Backend, strided_unary: bool) -> bool {
+pub(super) fn runs(graph: &Graph, built: &[Built], index: usize, backend: Backend, kernels: Kernels) -> bool {
     match backend {
         Backend::Cpu => true,
-        Backend::Cuda { .. } => on_cuda(graph, built, index, strided_unary),
+        Backend::Cuda { .. } => on_cuda(graph, built, index, kernels),
         Backend::Metal => on_metal(graph, built, index),
     }
 }
@@ -61,7 +70,7 @@ fn attention(graph: &Graph, built: &[Built], tensor: &GraphTensor) -> Option<(He
 }
 
 /// `ggml-cuda.cu:ggml_backend_cuda_device_supports_op`, for the operations that language models are made of.
-fn on_cuda(graph: &Graph, built: &[Built], index: usize, strided_unary: bool) -> bool {
+fn on_cuda(graph: &Graph, built: &[Built], index: usize, kernels: Kernels) -> bool {
     let (Some(tensor), Some(node)) = (graph.tensors.get(index), built.get(index)) else { return true };
     let first = source(graph, tensor, 0);
     let contiguous_from = |n: usize| first.is_none_or(|(index, tensor)| is_contiguous(tensor, format(built, index), n));
@@ -80,7 +89,8 @@ fn on_cuda(graph: &Graph, built: &[Built], index: usize, strided_unary: bool) ->
                 d_state == 16 && head == 1 && heads.is_multiple_of(128) && groups == 1
             }
         }),
-        Op::Unary => strided_unary || contiguous_from(0),
+        Op::LightningIndexer => scores_selector(graph, built, tensor, kernels.indexer_heads),
+        Op::Unary => kernels.strided_unary || contiguous_from(0),
         Op::Glu => contiguous_from(1),
         Op::Rope => contiguous_from(2),
         Op::MulMat | Op::MulMatId => first.is_none_or(|(index, _)| {
@@ -110,6 +120,7 @@ fn on_metal(graph: &Graph, built: &[Built], index: usize) -> bool {
     match node.op {
         Op::FlashAttention => attention(graph, built, tensor)
             .is_some_and(|(heads, formats, grouped)| has_kernel(Backend::Metal, heads, formats, grouped)),
+        Op::LightningIndexer => scores_selector(graph, built, tensor, &[64]),
         Op::Cont | Op::Copy => source(graph, tensor, 0).is_none_or(|(index, _)| metal_copies(format(built, index), node.format)),
         Op::GatedDeltaNet => source(graph, tensor, 2).is_some_and(|(_, v)| v.layout.dims[0].is_multiple_of(32)),
         _ => true,
@@ -129,6 +140,24 @@ const fn metal_copies(from: StorageFormat, to: StorageFormat) -> bool {
         F::I32 => matches!(to, F::F32 | F::I32),
         _ => false,
     }
+}
+
+/// Whether a device scores a selector with so many heads (`ggml-cuda/lightning-indexer.cu:ggml_cuda_lightning_indexer_supported`,
+/// `ggml-metal-device.m:ggml_metal_device_supports_op`).
+fn scores_selector(graph: &Graph, built: &[Built], tensor: &GraphTensor, heads: &[u64]) -> bool {
+    let (Some((_, q)), Some((keys, _))) = (source(graph, tensor, 0), source(graph, tensor, 1)) else { return true };
+    let reads = matches!(
+        format(built, keys),
+        StorageFormat::F32
+            | StorageFormat::F16
+            | StorageFormat::Bf16
+            | StorageFormat::Q8_0
+            | StorageFormat::Q5_1
+            | StorageFormat::Q5_0
+            | StorageFormat::Q4_1
+            | StorageFormat::Q4_0
+    );
+    reads && q.layout.dims[0] == 128 && heads.contains(&q.layout.dims[1])
 }
 
 /// Bytes that a backend's buffer adds to a tensor.

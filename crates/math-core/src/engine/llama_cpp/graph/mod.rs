@@ -12,6 +12,7 @@ mod delta;
 mod depth;
 mod encoder_decoder;
 mod experts;
+mod fused;
 mod hybrid;
 mod hyper;
 mod kernels;
@@ -40,25 +41,23 @@ use super::build::Build;
 use super::cache::{BufferRules, CachePlan, CellRule, cache_plans};
 use super::compute::{Bounds, ComputeBuffers};
 use super::facts::Facts;
-use super::flash::selectors_run_fused;
 use super::layout::Layout;
 use super::loader_facts::LoaderFacts;
 use super::resolve::{ResolveFacts, Resolved, resolve_with};
-use crate::deployment::{Backend, Deployment, FlashAttention};
+use crate::deployment::{Backend, Deployment};
 use crate::error::MathError;
 use crate::spec::{Attention, Mixer, ModelSpec};
 use crate::tensor::TensorTable;
-use crate::units::mul;
 use compressed::{CompressedCache, CompressedCaches};
 use decoder::Caches;
 use depth::Depth;
+use fused::Fused;
 use hybrid::HybridRow;
-use op::Op;
 use parts::{Parts, Setting};
 use places::Places;
 use replay::{BufferKind, replay};
 use rows::{BuiltBy, Row};
-use schedule::{Machine, schedule};
+use schedule::{Kernels, Machine, schedule};
 use selector::SelectorCache;
 use tensors::Graph;
 
@@ -87,6 +86,7 @@ pub(super) fn compute_bytes(
 ) -> Result<Option<ComputeBytes>, MathError> {
     let places = Places::single(deployment.backend());
     let Some(recipe) = Recipe::new(spec, deployment, facts, places)? else { return Ok(None) };
+    let Some(recipe) = recipe.settled(resolved, plans)? else { return Ok(None) };
     let Some(bytes) = recipe.bytes(resolved, plans)? else { return Ok(None) };
     let (host, device) = bytes.split_last().map_or((0, 0), |(host, rest)| (*host, rest.iter().copied().sum()));
     Ok(Some(ComputeBytes { device, host }))
@@ -108,9 +108,7 @@ pub(super) fn compute_buffers(
 ) -> Result<Option<ComputeBuffers>, MathError> {
     let Some(places) = Places::new(spec, table, deployment, facts.build, layout)? else { return Ok(None) };
     let Some(recipe) = Recipe::new(spec, deployment, facts, places)? else { return Ok(None) };
-    if !recipe.places.is_single() && !recipe.fused_as_resolved(resolved, plans)? {
-        return Ok(None);
-    }
+    let Some(recipe) = recipe.settled(resolved, plans)? else { return Ok(None) };
     let Some(bytes) = recipe.bytes(resolved, plans)? else { return Ok(None) };
     let mut out = ComputeBuffers { devices: alloc::vec![Bounds::default(); layout.devices().len()], host: Bounds::default() };
     if let Some((host, devices)) = bytes.split_last() {
@@ -143,9 +141,7 @@ pub fn reserved(
     let plans = cache_plans(spec, facts, deployment, &layout, asked.transposes_values(deployment))?;
     let Some(places) = Places::new(spec, table, deployment, build, &layout)? else { return Ok(None) };
     let Some(recipe) = Recipe::new(spec, deployment, facts, places)? else { return Ok(None) };
-    if !recipe.places.is_single() && !recipe.fused_as_resolved(&resolved, &plans)? {
-        return Ok(None);
-    }
+    let Some(recipe) = recipe.settled(&resolved, &plans)? else { return Ok(None) };
     let mut graphs = Vec::new();
     for reserve in Reserve::all(&resolved, facts) {
         let mut depth = Depth::all();
@@ -166,6 +162,8 @@ struct Reserve {
     sequences: u64,
     /// Rows of logits.
     outputs: u64,
+    /// The engine only looks at how the graph is scheduled: norms are kept on their devices also where it projects.
+    looks: bool,
 }
 
 impl Reserve {
@@ -176,11 +174,11 @@ impl Reserve {
         let outputs = resolved.n_outputs_max.min(resolved.n_ubatch).min(resolved.n_ctx);
         let sequences = resolved.n_seq_max;
         let mut out = Vec::from([
-            Self { tokens: resolved.graph_tokens, sequences, outputs },
-            Self { tokens: sequences, sequences, outputs: sequences },
+            Self { tokens: resolved.graph_tokens, sequences, outputs, looks: false },
+            Self { tokens: sequences, sequences, outputs: sequences, looks: false },
         ]);
         if facts.reserves_one_sequence() && sequences > 1 {
-            out.push(Self { tokens: resolved.n_ctx.min(resolved.n_ubatch), sequences: 1, outputs });
+            out.push(Self { tokens: resolved.n_ctx.min(resolved.n_ubatch), sequences: 1, outputs, looks: false });
         }
         out
     }
@@ -195,6 +193,7 @@ struct Recipe<'a> {
     hybrid: Option<&'static HybridRow>,
     places: Rc<Places>,
     asked: ResolveFacts,
+    fused: Fused,
 }
 
 impl<'a> Recipe<'a> {
@@ -218,7 +217,7 @@ impl<'a> Recipe<'a> {
             return Ok(None);
         }
         let asked = ResolveFacts::new(spec, facts, deployment)?;
-        Ok(Some(Self { spec, deployment, facts, row, hybrid, places: Rc::new(places), asked }))
+        Ok(Some(Self { spec, deployment, facts, row, hybrid, places: Rc::new(places), asked, fused: Fused::all(facts.build) }))
     }
 
     /// The buffers of the backends.
@@ -245,33 +244,6 @@ impl<'a> Recipe<'a> {
             }
         }
         Ok(Some(out))
-    }
-
-    /// Whether fused operations end up where the effective parameters say, as the engine finds out by graphs of one token per
-    /// sequence, and of sixteen for delta rules (`llama-context.cpp:resolve_fused_ops`). `false` where another graph would be
-    /// needed that is not known.
-    fn fused_as_resolved(&self, resolved: &Resolved, plans: &[CachePlan]) -> Result<bool, MathError> {
-        let sequences = resolved.n_seq_max;
-        let asks = self.asked.wanted(self.deployment) == FlashAttention::Auto;
-        let probed = if asks { Resolved { flash_attention: true, ..*resolved } } else { *resolved };
-        let mut attention_stays = true;
-        for each in [1, 16] {
-            let tokens = mul(each, sequences)?;
-            let reserve = Reserve { tokens, sequences, outputs: tokens };
-            let Some((parts, machine)) = self.build(&probed, plans, reserve, &mut Depth::default())? else { return Ok(false) };
-            let fused = parts.fused.clone();
-            let ops = fused.iter().map(|(node, _)| parts.graph.op(*node)).collect::<Result<Vec<_>, _>>()?;
-            let graph = schedule(parts.graph, machine)?;
-            for ((node, device), op) in fused.iter().zip(ops) {
-                let stays = graph.backend_of(*node).is_none_or(|backend| usize::try_from(backend) == Ok(*device));
-                match op {
-                    Op::FlashAttention => attention_stays &= stays || each > 1,
-                    _ if stays => {}
-                    _ => return Ok(false),
-                }
-            }
-        }
-        Ok(!asks || attention_stays == resolved.flash_attention)
     }
 
     /// A graph as the scheduler makes it, as deep as `depth` says.
@@ -341,9 +313,9 @@ impl<'a> Recipe<'a> {
             device: 0,
             cache_device: 0,
             host: 0,
-            pins_norms: !places.forgets_pins && (places.everything_on_devices || reserve.tokens < FEW_TOKENS),
+            pins_norms: (reserve.looks || !places.forgets_pins) && (places.everything_on_devices || reserve.tokens < FEW_TOKENS),
             rows_after_layers: facts.build.chooses_rows_after_layers(),
-            flat_delta: facts.build.delta_output_is_flat(),
+            flat_projections: facts.build.projects_sequences_together(),
             mixed_inputs: facts.build.mixes_tokens_and_embeddings(facts.arch),
             scales_rows: facts.build.scales_embedded_rows(facts.arch),
             cached_rotations,
@@ -351,8 +323,7 @@ impl<'a> Recipe<'a> {
             pads_batches: facts.build.pads_uncached_batches(),
             tables_first: facts.build.looks_tables_up_first(),
             hands_out_hidden_state: facts.build.hands_out_hidden_state(),
-            fused_indexer: selectors_run_fused(spec, facts, deployment),
-            fused_top_k_mask: facts.build.masks_chosen_cells_at_once(),
+            fused: self.fused,
             shares_selector_mask: facts.build.masks_chosen_cells_at_once(),
             sections: facts.build.rotates_in_sections(facts.arch),
             limits_experts: facts.build.limits_expert_activations(facts.arch),
@@ -384,7 +355,10 @@ impl<'a> Recipe<'a> {
             backends: &places.backends,
             offloads_operations: places.offloads_operations,
             copies: places.copies,
-            strided_unary: facts.build.unary_kernels_read_strided(),
+            kernels: Kernels {
+                strided_unary: facts.build.unary_kernels_read_strided(),
+                indexer_heads: facts.build.indexer_heads_on_cuda(),
+            },
         };
         Ok(Some((parts, machine)))
     }

@@ -5,6 +5,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 use super::depth::{Depth, Step, kinds};
+use super::fused::{Fused, FusedNode, Fusible};
 use super::op::Op;
 use super::ops::{Builder, Node};
 use super::places::Places;
@@ -51,8 +52,8 @@ pub(super) struct Setting {
     pub(super) host: usize,
     /// Whether GPT-OSS chooses rows of logits after the last layer (`build.rs:chooses_rows_after_layers`).
     pub(super) rows_after_layers: bool,
-    /// Whether gated DeltaNet hands a matrix to its last projection (`build.rs:delta_output_is_flat`).
-    pub(super) flat_delta: bool,
+    /// Whether gated DeltaNet hands a matrix to its last projection (`build.rs:projects_sequences_together`).
+    pub(super) flat_projections: bool,
     /// Whether tokens and embeddings may come in one micro-batch (`build.rs:mixes_tokens_and_embeddings`).
     pub(super) mixed_inputs: bool,
     /// Whether a factor per row scales embedded tokens (`build.rs:scales_embedded_rows`).
@@ -65,10 +66,8 @@ pub(super) struct Setting {
     pub(super) tables_first: bool,
     /// Whether DeepSeek V4 hands out its last hidden state (`build.rs:hands_out_hidden_state`).
     pub(super) hands_out_hidden_state: bool,
-    /// Whether the device scores a selector's heads in one operation.
-    pub(super) fused_indexer: bool,
-    /// Whether the chosen cells are put into the mask in one operation (`build.rs:masks_chosen_cells_at_once`).
-    pub(super) fused_top_k_mask: bool,
+    /// What is computed as one operation.
+    pub(super) fused: Fused,
     /// Whether sparse attention reads the mask of its selector (`build.rs:masks_chosen_cells_at_once`).
     pub(super) shares_selector_mask: bool,
     /// Whether the inputs of experts' last matrices are scaled into f16's range (`build.rs:limits_expert_activations`).
@@ -103,7 +102,7 @@ pub(super) struct Parts {
     /// How many cells the next attention reads for a token at most, where it chooses; 0 where it reads all.
     pub(super) most_cells: u64,
     /// Fused operations that the engine wants on their layer's device, and the device.
-    pub(super) fused: Vec<(Node, usize)>,
+    pub(super) fused: Vec<FusedNode>,
     /// Whether the end of the layers was announced.
     pub(super) at_output: bool,
 }
@@ -187,6 +186,11 @@ impl Parts {
         self.loop_start = None;
     }
 
+    /// Notes an operation that the engine fuses as long as it stays with its layer.
+    pub(super) fn note_fused(&mut self, what: Fusible, node: Node) {
+        self.fused.push(FusedNode { what, node, device: self.setting.device });
+    }
+
     pub(super) const F32: StorageFormat = StorageFormat::F32;
 
     pub(super) fn weight(&mut self, dims: &[u64]) -> Result<Node, MathError> {
@@ -263,13 +267,17 @@ impl Parts {
     /// A norm with weights (`build_norm`). Inside a layer the engine pins it to the layer's device.
     pub(super) fn norm(&mut self, x: Node, kind: NormKind, bias: bool, in_layer: bool) -> Result<Node, MathError> {
         let normed = self.bare_norm(x, kind)?;
-        if in_layer && self.setting.pins_norms {
-            self.graph.pin(normed, self.setting.device)?;
+        if in_layer {
+            self.pin_in_layer(normed)?;
         }
         let [width, ..] = self.graph.dims(x)?;
         let weights = self.weight(&[width])?;
         let scaled = self.graph.product(normed, weights)?;
         if bias { self.bias(scaled) } else { Ok(scaled) }
+    }
+    /// Keeps a node on its layer's device where the engine does (`llama-context.cpp:graph_get_cb`).
+    pub(super) fn pin_in_layer(&mut self, node: Node) -> Result<(), MathError> {
+        if self.setting.pins_norms { self.graph.pin(node, self.setting.device) } else { Ok(()) }
     }
     /// A norm without weights.
     pub(super) fn bare_norm(&mut self, x: Node, kind: NormKind) -> Result<Node, MathError> {

@@ -339,8 +339,13 @@ impl Parts {
     pub(super) fn short_convolution(&mut self, conv: &ShortConv, inputs: &StateInputs, x: Node) -> Result<Node, MathError> {
         let (sequences, tokens) = (self.setting.sequences, self.setting.sequence_tokens());
         let [d_model, all_tokens, ..] = self.graph.dims(x)?;
-        let input = self.graph.reshape(x, [d_model, tokens, sequences, 1])?;
-        let three = self.linear(input, mul(3, d_model)?)?;
+        let by_sequence = |width| [width, tokens, sequences, 1];
+        let flat = self.setting.flat_projections;
+        let input = if flat { x } else { self.graph.reshape(x, by_sequence(d_model))? };
+        let mut three = self.linear(input, mul(3, d_model)?)?;
+        if flat {
+            three = self.graph.reshape(three, by_sequence(mul(3, d_model)?))?;
+        }
         let [_, s1, s2, _] = self.graph.strides(three)?;
         let part = [d_model, tokens, sequences];
         let b = self.graph.view_3d(three, part, s1, s2)?;
@@ -350,7 +355,12 @@ impl Parts {
         let joined = self.window(inputs, conv.d_conv, product)?;
         let convolved = self.convolve(joined, conv.d_conv)?;
         let gated = self.graph.product(c, convolved)?;
+        let all = [d_model, all_tokens, 1, 1];
+        if flat {
+            let gated = self.graph.reshape(gated, all)?;
+            return self.linear(gated, d_model);
+        }
         let out = self.linear(gated, d_model)?;
-        self.graph.reshape(out, [d_model, all_tokens, 1, 1])
+        self.graph.reshape(out, all)
     }
 }

@@ -64,13 +64,19 @@ impl Regimes {
             let pool = if deployment.kv_unified { cells } else { mul(cells, sequences)? };
             resolve_with(resolve_facts, deployment, ContextRequest::Total(pool), sequences)
         };
-        let Some(recipe) = Recipe::new(spec, deployment, facts, Places::single(deployment.backend()))? else { return Ok(None) };
+        let Some(mut recipe) = Recipe::new(spec, deployment, facts, Places::single(deployment.backend()))? else {
+            return Ok(None);
+        };
         let mut out = Self { sequences, list: Vec::new() };
         let mut from = CONTEXT_PAD;
         let mut depths = Vec::new();
         while from <= MOST_CELLS && out.list.len() < MOST_REGIMES {
             // A context that the engine refuses is no range; neither is one beyond its counters.
             let (Ok(here), Ok(next)) = (at(from), at(add(from, CONTEXT_PAD)?)) else { break };
+            if out.list.is_empty() {
+                let Some(settled) = recipe.settled(&here, plans)? else { return Ok(None) };
+                recipe = settled;
+            }
             let Some(regime) = regime(&recipe, plans, [&here, &next], &at, &mut depths)? else { return Ok(None) };
             from = add(regime.to, CONTEXT_PAD)?;
             out.list.push(regime);

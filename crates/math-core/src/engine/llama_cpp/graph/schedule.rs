@@ -4,6 +4,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+pub(super) use super::kernels::Kernels;
 use super::kernels::{extra_bytes, runs};
 use super::metal;
 use super::op::Op;
@@ -21,8 +22,7 @@ pub(super) struct Machine<'a> {
     pub(super) offloads_operations: bool,
     /// Copies of every input, for micro-batches that follow each other through several devices.
     pub(super) copies: usize,
-    /// Whether CUDA's functions of elements read rows that lie apart (`build.rs:unary_kernels_read_strided`).
-    pub(super) strided_unary: bool,
+    pub(super) kernels: Kernels,
 }
 
 /// Batches below this size stay where the weights are (`op_offload_min_batch_size`).
@@ -111,7 +111,7 @@ impl Scheduler<'_> {
                 return Ok(false);
             }
         }
-        Ok(runs(&self.graph, &self.built, at(index), self.kind(backend), self.machine.strided_unary))
+        Ok(runs(&self.graph, &self.built, at(index), self.kind(backend), self.machine.kernels))
     }
 
     /// Everything runs on the processor: nothing to assign, nothing to copy.

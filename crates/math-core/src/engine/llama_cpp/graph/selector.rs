@@ -2,6 +2,7 @@
 //! small heads, and attention sees the best of them through its mask.
 
 use super::attention::{CacheInputs, Rotation};
+use super::fused::Fusible;
 use super::op::Op;
 use super::ops::Node;
 use super::parts::{NormKind, Parts, Setting};
@@ -40,10 +41,9 @@ pub(super) struct Scored {
 impl Parts {
     /// Inputs of selectors (`llama-graph.cpp:build_attn_inp_k_dsa_impl`). The fused kernel reads a mask in f16.
     pub(super) fn selector_inputs(&mut self, cache: SelectorCache) -> Result<SelectorInputs, MathError> {
-        let Setting { tokens, mask_streams: streams, fused_indexer, .. } = self.setting;
+        let Setting { tokens, mask_streams: streams, .. } = self.setting;
         let k_rows = self.row_numbers(tokens)?;
-        let format = if fused_indexer { StorageFormat::F16 } else { Self::F32 };
-        let mask = self.graph.input(format, [cache.cells, tokens / streams.max(1), 1, streams])?;
+        let mask = self.graph.input(StorageFormat::F16, [cache.cells, tokens / streams.max(1), 1, streams])?;
         let rotation = self.rotation_matrix(cache.rotation)?;
         Ok(SelectorInputs { cells: cache.cells, k_rows, mask, rotation })
     }
@@ -97,7 +97,7 @@ impl Parts {
 
     /// The best `top_k` cells of each token.
     pub(super) fn choose(&mut self, scored: &Scored, top_k: u64) -> Result<Node, MathError> {
-        let Setting { tokens, streams, fused_indexer, .. } = self.setting;
+        let Setting { tokens, streams, .. } = self.setting;
         let Scored { query, keys, mut weights, mask } = *scored;
         let each = tokens / streams.max(1);
         let ([head, heads, ..], [_, q1, q2, _]) = (self.graph.dims(query)?, self.graph.strides(query)?);
@@ -107,27 +107,11 @@ impl Parts {
         if split != streams {
             weights = self.by_stream(weights)?;
         }
-        let scores = if fused_indexer {
-            self.graph.result(Op::LightningIndexer, Self::F32, [cells, each, 1, streams], &[q, keys, weights, mask])?
-        } else {
-            self.scores_by_parts(q, keys, weights, mask)?
-        };
+        let scored = [q, keys, weights, mask];
+        let scores = self.graph.result(Op::LightningIndexer, Self::F32, [cells, each, 1, streams], &scored)?;
         let best = self.graph.result(Op::TopK, StorageFormat::I32, [cells.min(top_k), each, 1, streams], &[scores])?;
         let dims = self.graph.dims(best)?;
         self.graph.cont(best, dims)
-    }
-
-    /// What the fused kernel computes, operation by operation.
-    fn scores_by_parts(&mut self, q: Node, k: Node, weights: Node, mask: Node) -> Result<Node, MathError> {
-        let q = self.graph.permute(q, [0, 2, 1, 3])?;
-        let k = self.graph.permute(k, [0, 2, 1, 3])?;
-        let products = self.graph.mul_mat(k, q)?;
-        let by_head = self.contiguous_permuted(products, [2, 1, 0, 3])?;
-        let positive = self.unary(by_head)?;
-        let weighted = self.graph.product(positive, weights)?;
-        let sums = self.graph.sum_rows(weighted)?;
-        let by_cell = self.contiguous_permuted(sums, [2, 1, 0, 3])?;
-        self.graph.sum(by_cell, mask)
     }
 
     pub(super) fn contiguous_permuted(&mut self, x: Node, order: [usize; 4]) -> Result<Node, MathError> {
@@ -155,10 +139,12 @@ impl Parts {
     /// A mask with all but the `chosen` cells hidden; `zeros` is the format of what shows them again.
     pub(super) fn mask_with_chosen(&mut self, mask: Node, chosen: Node, zeros: StorageFormat) -> Result<Node, MathError> {
         let ([top, each, _, streams], [cells, tokens, m2, m3]) = (self.graph.dims(chosen)?, self.graph.dims(mask)?);
-        if self.setting.fused_top_k_mask {
+        if self.setting.fused.top_k_mask {
             let chosen = self.graph.reshape(chosen, [top, tokens, m2, m3])?;
             let format = self.graph.format(mask)?;
-            return self.graph.result(Op::TopKMask, format, [cells, tokens, m2, m3], &[mask, chosen]);
+            let masked = self.graph.result(Op::TopKMask, format, [cells, tokens, m2, m3], &[mask, chosen])?;
+            self.note_fused(Fusible::TopKMask, masked);
+            return Ok(masked);
         }
         let hidden = self.graph.apply(Op::Fill, mask, &[])?;
         let [element, row, plane, _] = self.graph.strides(hidden)?;
