@@ -12,7 +12,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("plimsoll-ingest", &["plimsoll-math"]),
     ("plimsoll-planner", &["plimsoll-math", "plimsoll-ingest"]),
     ("plimsoll", &["plimsoll-math", "plimsoll-ingest", "plimsoll-planner"]),
-    ("plimsoll-cli", &["plimsoll"]),
+    ("plimsoll-probe", &["plimsoll-math"]),
+    ("plimsoll-cli", &["plimsoll", "plimsoll-probe"]),
     ("xtask", &["plimsoll", "plimsoll-math", "plimsoll-ingest"]),
 ];
 

@@ -5,8 +5,9 @@ mod planning;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use plimsoll::math::deployment::{FlashAttention, Share, SplitMode};
-use plimsoll::planner::Options;
+use plimsoll::planner::custom::{CustomDevice, Decimal, Size};
 use plimsoll::planner::size::{parse_bytes, parse_tokens};
+use plimsoll::planner::{Options, PlanError};
 
 pub(crate) use planning::CompareArgs;
 
@@ -81,6 +82,12 @@ pub(crate) struct DevicesArgs {
     /// Answer as comma-separated values
     #[arg(long, conflicts_with = "json")]
     pub(crate) csv: bool,
+    /// The devices of this machine instead, as its drivers report them
+    #[arg(long)]
+    pub(crate) local: bool,
+    /// A TOML file that describes devices, listed before the catalogue
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "local")]
+    pub(crate) devices_file: Option<std::path::PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -99,6 +106,10 @@ fn tokens(text: &str) -> Result<u64, String> {
 
 fn bytes(text: &str) -> Result<u64, String> {
     parse_bytes("memory", text).map_err(|_| plimsoll::planner::size::SIZE_GRAMMAR.to_owned())
+}
+
+fn decimal(text: &str) -> Result<Decimal, String> {
+    text.trim().parse().ok().and_then(Decimal::new).ok_or_else(|| "expected a number above 0, such as 1008".to_owned())
 }
 
 /// A number of layers; `None` for all.
@@ -140,8 +151,8 @@ pub(crate) struct Question {
 
 impl Question {
     /// The question in the planner's words.
-    pub(crate) fn options(&self) -> Options {
-        Options { assume_generic: self.source.assume_generic.then_some(true), ..self.asked.options() }
+    pub(crate) fn options(&self) -> Result<Options, PlanError> {
+        Ok(Options { assume_generic: self.source.assume_generic.then_some(true), ..self.asked.options()? })
     }
 }
 
@@ -196,12 +207,25 @@ pub(crate) struct Asked {
     #[arg(long, help_heading = "How stored")]
     no_mmap: bool,
 
-    /// Where: a name such as "RTX 4090" or "RTX 4090x2" (see `plimsoll devices`), or cpu; repeat it for different devices
+    /// Where: a name such as "RTX 4090" or "RTX 4090x2" (see `plimsoll devices`), local for this machine's own, or cpu; repeat it for
+    /// different devices
     #[arg(long, short, value_name = "NAME", help_heading = "Where")]
     device: Vec<String>,
     /// The device draws the desktop as well: 1 GiB less of its memory is usable
     #[arg(long, help_heading = "Where")]
     displays: bool,
+    /// A TOML file that describes devices, looked up before the catalogue
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Where")]
+    devices_file: Option<std::path::PathBuf>,
+    /// What drives a described device: cuda, cuda-cc890, rocm, vulkan, metal or cpu
+    #[arg(long, value_name = "NAME", help_heading = "Where")]
+    backend: Option<String>,
+    /// Memory bandwidth of each device, 10^9 bytes per second
+    #[arg(long, value_name = "GB/S", value_parser = decimal, help_heading = "Where")]
+    bandwidth: Option<Decimal>,
+    /// Peak of each device in half precision, dense, 10^12 operations per second
+    #[arg(long, value_name = "TFLOPS", value_parser = decimal, help_heading = "Where")]
+    compute: Option<Decimal>,
     /// Memory of each device, such as 24GiB; alone, it describes a device without a name
     #[arg(long, short, value_name = "SIZE", value_parser = bytes, help_heading = "Where")]
     memory: Option<u64>,
@@ -312,8 +336,21 @@ fn millionths(text: &str) -> Result<u64, String> {
 }
 
 impl Asked {
-    /// The question in the planner's words.
-    pub(crate) fn options(&self) -> Options {
+    /// The question in the planner's words, with the devices it describes.
+    pub(crate) fn options(&self) -> Result<Options, PlanError> {
+        let changes = CustomDevice {
+            memory: self.memory.map(Size),
+            backend: self.backend.clone(),
+            bandwidth_gb_per_s: self.bandwidth,
+            fp16_tflops: self.compute,
+            ..CustomDevice::default()
+        };
+        let mut options = self.plain();
+        crate::places::describe(&mut options, self.devices_file.as_deref(), &changes)?;
+        Ok(options)
+    }
+
+    fn plain(&self) -> Options {
         Options {
             engine: self.engine.clone(),
             context: self.context,
@@ -336,6 +373,7 @@ impl Asked {
             mmap: self.no_mmap.then_some(false),
             device: self.device.first().cloned(),
             devices: self.device.get(1..).filter(|more| !more.is_empty()).map(<[String]>::to_vec),
+            custom_devices: None,
             gpu_layers: self.gpu_layers.and_then(|layers| layers.0),
             split_mode: self.split_mode,
             tensor_split: self.tensor_split.clone(),
@@ -346,7 +384,7 @@ impl Asked {
             kv_offload: self.no_kv_offload.then_some(false),
             op_offload: self.no_op_offload.then_some(false),
             displays: self.displays.then_some(true),
-            memory: self.memory.or_else(|| self.host_memory()),
+            memory: self.memory,
             tensor_parallel: self.tensor_parallel,
             pipeline_parallel: self.pipeline_parallel,
             data_parallel: self.data_parallel,
@@ -373,10 +411,5 @@ impl Asked {
             fit_context: self.fit_context,
             skip_limits: None,
         }
-    }
-
-    /// `--device cpu` without a size means this machine.
-    fn host_memory(&self) -> Option<u64> {
-        self.device.first().filter(|name| name.eq_ignore_ascii_case("cpu")).and_then(|_| crate::host::memory())
     }
 }

@@ -4,11 +4,12 @@
 //! something to say, a `hint:` line.
 
 mod args;
-mod host;
+mod places;
 mod planning;
 mod progress;
 mod render;
 mod source;
+mod verbs;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -17,7 +18,6 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use plimsoll::planner::error::Failure;
 use plimsoll::planner::response::Verdict;
-use plimsoll::planner::wire::device_list;
 use plimsoll::planner::{self, PlanError};
 use serde::Serialize;
 
@@ -119,14 +119,14 @@ fn run(verb: &Verb) -> Result<u8, PlanError> {
     match verb {
         Verb::Fit(question) => fit(question),
         Verb::Explain(question) => {
-            let answer = planner::explain(&model(&question.source)?, &question.options())?;
+            let answer = planner::explain(&model(&question.source)?, &question.options()?)?;
             show(question.json, &answer, render::explain)?;
             Ok(FITS)
         }
         Verb::MaxContext(question) => reach(question, planner::max_context),
         Verb::MaxSequences(question) => reach(question, planner::max_sequences),
         Verb::Export(question) => {
-            let answer = planner::export(&model(&question.source)?, &question.options())?;
+            let answer = planner::export(&model(&question.source)?, &question.options()?)?;
             show(question.json, &answer, render::export)?;
             Ok(FITS)
         }
@@ -137,11 +137,7 @@ fn run(verb: &Verb) -> Result<u8, PlanError> {
             Ok(FITS)
         }
         Verb::Devices(arguments) => {
-            if arguments.csv {
-                print(&render::devices_csv(&device_list()?));
-                return Ok(FITS);
-            }
-            show(arguments.json, &device_list()?, render::devices)?;
+            verbs::devices::run(arguments)?;
             Ok(FITS)
         }
         Verb::Completions { shell } => {
@@ -179,7 +175,7 @@ fn manual() -> std::io::Result<Vec<u8>> {
 }
 
 fn fit(question: &Question) -> Result<u8, PlanError> {
-    let answer = planner::fit(&model(&question.source)?, &question.options())?;
+    let answer = planner::fit(&model(&question.source)?, &question.options()?)?;
     show(question.json, &answer, render::fit)?;
     Ok(match answer.verdict {
         Verdict::Fits { .. } => FITS,
@@ -192,7 +188,7 @@ fn reach(
     question: &Question,
     verb: impl FnOnce(&planner::Model, &planner::Options) -> Result<planner::response::Reach, PlanError>,
 ) -> Result<u8, PlanError> {
-    let answer = verb(&model(&question.source)?, &question.options())?;
+    let answer = verb(&model(&question.source)?, &question.options()?)?;
     show(question.json, &answer, render::reach)?;
     Ok(if answer.limit.value > 0 { FITS } else { DOES_NOT_FIT })
 }

@@ -187,6 +187,25 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
             value!("context checkpoints"),
         ),
         ("--memory", llama(&["--memory", "24GiB"]), "/devices/0/usable", value!(25_769_803_776_u64)),
+        (
+            "--devices-file",
+            llama(&["--device", "4090 48gb", "--devices-file", "@devices/described.toml"]),
+            "/devices/0/usable",
+            value!(50_895_362_457_u64),
+        ),
+        ("--backend", llama(&["--backend", "vulkan"]), "/deployment/backend", value!("vulkan")),
+        ("--bandwidth", llama(&["--bandwidth", "1200"]), "/devices/0/name", value!("NVIDIA GeForce RTX 4090, as described")),
+        (
+            "--compute",
+            {
+                let mut all = vec!["fit", "@models/llama-3.1-8b", "--memory", "24GiB", "--quant", "Q4_K_M", "--context", "8k"];
+                all.extend(["--bandwidth", "1e-3", "--compute", "100"]);
+                all
+            },
+            // A byte cannot be read faster than the bandwidth has it: 4.6 GB of weights at 1 MB/s.
+            "/throughput/decode_tokens_per_s/expected",
+            value!(0.0),
+        ),
         ("--assume-generic", llama(&["--assume-generic"]), "/model/architecture", value!("LlamaForCausalLM")),
         ("--json", llama(&[]), "/schema", value!("plimsoll.fit/1")),
     ]
@@ -228,7 +247,8 @@ fn the_other_questions_take_the_same_options() {
     }
     let beside_those = |verb: &str| -> BTreeSet<String> { options(verb).difference(&options("fit")).cloned().collect() };
     assert_eq!(beside_those("compare"), BTreeSet::from(["--with".to_owned()]));
-    assert_eq!(options("devices"), BTreeSet::from(["--csv".to_owned(), "--json".to_owned()]));
+    let of_devices = ["--csv", "--devices-file", "--json", "--local"].map(str::to_owned);
+    assert_eq!(options("devices"), BTreeSet::from(of_devices));
     assert_eq!(options("inspect"), BTreeSet::from(["--assume-generic".to_owned(), "--json".to_owned()]));
 }
 

@@ -10,6 +10,7 @@ extern crate alloc;
 pub mod change;
 pub mod command;
 pub mod compare;
+pub mod custom;
 pub mod driver;
 pub mod engine;
 pub mod error;

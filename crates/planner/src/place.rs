@@ -37,6 +37,20 @@ impl Options {
         Ok((devices, note))
     }
 
+    /// A device by name, the described ones first.
+    fn lookup(&self, text: &str) -> Result<(u32, Device), PlanError> {
+        let described = |name: &str| self.custom_devices.iter().flatten().find(|device| device.name.eq_ignore_ascii_case(name));
+        if let Some(device) = described(text) {
+            return Ok((1, device.clone()));
+        }
+        if let Ok((count, name)) = Device::count_of(text)
+            && let Some(device) = described(name)
+        {
+            return Ok((count, device.clone()));
+        }
+        named(text)
+    }
+
     fn plain_devices(&self) -> Result<(Vec<Device>, Option<String>), PlanError> {
         let memory = match self.memory {
             None => None,
@@ -63,7 +77,7 @@ impl Options {
                 };
                 return Ok((vec![Device::cpu(memory, "as asked")], None));
             }
-            let (count, device) = named(text)?;
+            let (count, device) = self.lookup(text)?;
             let count = usize::try_from(count).unwrap_or(usize::MAX);
             let device = memory.map_or_else(|| device.clone(), |memory| device.clone().resized(memory));
             if count == 0 || devices.len().saturating_add(count) > MAX_DEVICES {

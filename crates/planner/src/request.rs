@@ -63,6 +63,8 @@ pub struct Options {
     pub device: Option<String>,
     /// More devices, after `device`, in the engine's order.
     pub devices: Option<Vec<String>>,
+    /// Devices described in full: names are looked up here before the catalogue.
+    pub custom_devices: Option<Vec<Device>>,
     /// How many layers go to devices, the output counted as one more; all when left out.
     pub gpu_layers: Option<u64>,
     /// How a model is divided among several devices.

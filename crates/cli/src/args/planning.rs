@@ -51,7 +51,7 @@ fn options(field: &'static str, words: &[String]) -> Result<Options, PlanError> 
         let first = first.strip_suffix(" found").unwrap_or(first);
         PlanError::request(field, first, "options of `plimsoll fit`")
     })?;
-    Ok(parsed.asked.options())
+    parsed.asked.options()
 }
 
 /// Words as a shell separates them: spaces, with quotes around what has some.
@@ -93,7 +93,7 @@ impl CompareArgs {
     /// Both sides, with what is asked of both.
     pub(crate) fn sides(&self) -> Result<(Side, Side), PlanError> {
         let generic = self.assume_generic.then_some(true);
-        let common = Options { assume_generic: generic, ..self.asked.options() };
+        let common = Options { assume_generic: generic, ..self.asked.options()? };
         let mut a = side("A", &self.a)?;
         let mut b = match &self.b {
             Some(text) => side("B", text)?,

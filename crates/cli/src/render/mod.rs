@@ -2,21 +2,23 @@
 
 mod bar;
 mod compare;
+mod devices;
 mod explain;
 mod fit;
 mod inspect;
 mod text;
 
 use plimsoll::math::allocation::{Certainty, Term, TermKind};
-use plimsoll::planner::response::{DeploymentBrief, Devices, EngineBrief, LimitedBy, ModelBrief, Reach};
+use plimsoll::planner::response::{DeploymentBrief, EngineBrief, LimitedBy, ModelBrief, Reach};
 use plimsoll::planner::size::{count, grouped, long, short};
 
 pub(crate) use compare::compare;
+pub(crate) use devices::{devices, devices_csv, local, local_csv};
 pub(crate) use explain::explain;
 pub(crate) use fit::fit;
 pub(crate) use inspect::inspect;
 
-use text::{BAD, BOLD, DIM, GOOD, columns, command, cut, flow, headline, left, paint, right, width, wrap};
+use text::{BAD, BOLD, GOOD, command, cut, flow, headline, paint, width, wrap};
 
 /// The engine's own command line, to paste.
 pub(crate) fn export(answer: &plimsoll::planner::response::Export) -> String {
@@ -164,97 +166,6 @@ pub(crate) fn reach(answer: &Reach) -> String {
         lines.extend(notes(&answer.notes, width));
     }
     page(&lines)
-}
-
-/// Gigabytes or teraflops from thousandths, without trailing zeros.
-fn thousandths(value: u64) -> String {
-    if value == 0 {
-        return "-".to_owned();
-    }
-    let text = format!("{}.{:03}", value / 1000, value % 1000);
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-/// The device list.
-pub(crate) fn devices(list: &Devices) -> String {
-    let width = width();
-    let rows: Vec<[String; 6]> = list
-        .devices
-        .iter()
-        .map(|row| {
-            let speed = row.device.speed;
-            [
-                row.device.name.clone(),
-                short(row.device.usable.bytes.get()),
-                short(row.device.total.bytes.get()),
-                thousandths(speed.map_or(0, |speed| speed.memory_mb_per_s)),
-                thousandths(speed.map_or(0, |speed| speed.fp16_gflops)),
-                format!("{}{}", row.device.backend_name(), if row.device.unified { " unified" } else { "" }),
-            ]
-        })
-        .collect();
-    let name_width = rows.iter().map(|[name, ..]| columns(name)).max().unwrap_or(0);
-    let head = [right("usable", 9), right("total", 9), right("GB/s", 7), right("TFLOP/s", 7)].join("  ");
-    let mut lines = vec![paint(BOLD, &format!("{}  {head}  backend", left("device", name_width)))];
-    for [name, usable, total, bandwidth, compute, backend] in rows {
-        let figures = [right(&usable, 9), right(&total, 9), right(&bandwidth, 7), right(&compute, 7)].join("  ");
-        lines.push(format!("{}  {figures}  {backend}", left(&name, name_width)));
-    }
-    lines.push(String::new());
-    let text = "cpu is this machine's processor; --memory SIZE gives it, or any device, another size. TFLOP/s are in half precision, \
-                dense. Names are forgiving: 4090, m3-max-40c, strix halo 128. --json says where each figure comes from.";
-    lines.extend(wrap(text, width, "").into_iter().map(|line| paint(DIM, &line)));
-    page(&lines)
-}
-
-/// The device list as comma-separated values.
-pub(crate) fn devices_csv(list: &Devices) -> String {
-    let mut out = String::from(
-        "name,backend,unified,total_bytes,total_origin,usable_bytes,usable_origin,memory_mb_per_s,fp32_gflops,fp16_gflops,bf16_gflops,\
-         fp8_gflops,int8_gops,fp4_gflops,speed_origin,link,link_mb_per_s,tdp_w\n",
-    );
-    let origin =
-        |origin| serde_json::to_value(origin).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default();
-    for row in &list.devices {
-        let device = &row.device;
-        let mut fields = vec![
-            device.name.clone(),
-            device.backend_name(),
-            device.unified.to_string(),
-            device.total.bytes.to_string(),
-            origin(device.total.kind),
-            device.usable.bytes.to_string(),
-            origin(device.usable.kind),
-        ];
-        match device.speed {
-            Some(speed) => {
-                let figures = [
-                    speed.memory_mb_per_s,
-                    speed.fp32_gflops,
-                    speed.fp16_gflops,
-                    speed.bf16_gflops,
-                    speed.fp8_gflops,
-                    speed.int8_gops,
-                    speed.fp4_gflops,
-                ];
-                fields.extend(figures.map(|figure| figure.to_string()));
-                fields.push(origin(speed.origin));
-            }
-            None => fields.extend(vec![String::new(); 8]),
-        }
-        fields.push(device.link.as_ref().map_or_else(String::new, |link| link.name.clone()));
-        fields.push(device.link.as_ref().map_or_else(String::new, |link| link.mb_per_s_per_direction.to_string()));
-        fields.push(device.tdp_w.map_or_else(String::new, |watts| watts.to_string()));
-        let line: Vec<String> = fields.iter().map(|field| csv_field(field)).collect();
-        out.push_str(&line.join(","));
-        out.push('\n');
-    }
-    out
-}
-
-/// Quoted where a comma, a quote or a line break would end the field.
-fn csv_field(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
 }
 
 /// What a bounded term says beside its figure.

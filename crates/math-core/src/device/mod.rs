@@ -4,6 +4,7 @@
 //! not in it is described by a memory size ([`Device::with_memory`]) or in full.
 
 mod names;
+mod probed;
 mod row;
 mod table;
 

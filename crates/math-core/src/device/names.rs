@@ -126,7 +126,7 @@ impl Row {
 }
 
 /// The rows that answer closest to `wanted`.
-fn closest(wanted: &Words) -> (Vec<&'static Row>, bool) {
+pub(super) fn closest(wanted: &Words) -> (Vec<&'static Row>, bool) {
     let found: Vec<(Closeness, &Row)> =
         DEVICES.iter().filter_map(|row| row.closeness(wanted).map(|closeness| (closeness, row))).collect();
     for level in [Closeness::Same, Closeness::ButSize] {

@@ -89,13 +89,13 @@ pub(super) const fn row(
 
 /// What the CUDA runtime holds back of the memory that the driver reports. In public logs: 326 MiB of 4,094, 383 of 8,188,
 /// 461 of 16,311, 484 of 24,564, 498 of 32,607, 611 of 46,068, 615 of 143,771. The line lies above them.
-const fn runtime_reserve_mib(total_mib: u64) -> u64 {
+pub(super) const fn runtime_reserve_mib(total_mib: u64) -> u64 {
     let line = 340 + total_mib / 100;
     if line < 620 { line } else { 620 }
 }
 
 /// The working set that macOS grants the GPU without `iogpu.wired_limit_mb`.
-fn working_set(total: u64) -> (u64, &'static str) {
+pub(super) fn working_set(total: u64) -> (u64, &'static str) {
     if total < 36 * GIB {
         (total / 3 * 2, "two thirds of memory, the recommendedMaxWorkingSetSize that macOS grants the GPU below 36 GB")
     } else {
