@@ -159,7 +159,7 @@ impl Question {
 /// Everything that can be asked of a deployment.
 #[derive(Debug, Args)]
 pub(crate) struct Asked {
-    /// Whose rules: llama.cpp (the newest build followed, and the default), llama.cpp@BUILD, vllm, or ideal (the textbook)
+    /// Whose rules: llama.cpp (the newest build followed, and the default), llama.cpp@BUILD, vllm, transformers, or ideal (the textbook)
     #[arg(long, value_name = "ENGINE")]
     engine: Option<String>,
 
@@ -191,6 +191,12 @@ pub(crate) struct Asked {
     /// How to store cached values
     #[arg(long, value_name = "TYPE", conflicts_with = "kv_type", help_heading = "How stored")]
     kv_type_v: Option<String>,
+    /// The type to compute in, for engines that convert while they load: bfloat16, float16 or float32
+    #[arg(long, value_name = "TYPE", help_heading = "How stored")]
+    dtype: Option<String>,
+    /// Transformers: which cache to make: dynamic, static, offloaded, offloaded-static or quantized
+    #[arg(long, value_name = "KIND", help_heading = "How stored")]
+    cache: Option<String>,
     /// Compute attention without storing its scores; auto when left out
     #[arg(long, value_enum, value_name = "WHEN", hide_possible_values = false, help_heading = "How stored")]
     flash_attention: Option<OnOffAuto>,
@@ -359,6 +365,8 @@ impl Asked {
             batch: self.batch,
             ubatch: self.ubatch,
             quant: self.quant.clone(),
+            dtype: self.dtype.clone(),
+            cache: self.cache.clone(),
             kv_type: self.kv_type.clone(),
             kv_type_k: self.kv_type_k.clone(),
             kv_type_v: self.kv_type_v.clone(),

@@ -37,6 +37,11 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
         all.extend(rest);
         all
     };
+    let transformers = |rest: &[&'static str]| {
+        let mut all = vec!["fit", "@models/llama-3.1-8b", "--engine", "transformers", "--device", "h200", "--context", "8k"];
+        all.extend(rest);
+        all
+    };
     vec![
         ("--tensor-parallel", vllm(&["--tensor-parallel", "2"]), "/totals/weights", value!(16_061_054_976_u64)),
         ("--pipeline-parallel", vllm(&["--pipeline-parallel", "2"]), "/deployment/vllm/pipeline_parallel", value!(2)),
@@ -69,6 +74,8 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
         ("--kv-type", llama(&["--kv-type", "q8_0"]), "/totals/kv_cache", value!(573_046_784_u64)),
         ("--kv-type-k", llama(&["--kv-type-k", "q8_0"]), "/deployment/kv_type_k", value!("q8_0")),
         ("--kv-type-v", llama(&["--kv-type-v", "q8_0"]), "/deployment/kv_type_v", value!("q8_0")),
+        ("--dtype", transformers(&["--dtype", "float32"]), "/totals/weights", value!(32_121_044_992_u64)),
+        ("--cache", transformers(&["--cache", "static"]), "/deployment/settings/cache_implementation", value!("static")),
         ("--flash-attention", llama(&["--flash-attention", "off"]), "/deployment/flash_attention", value!("off")),
         ("--kv-unified", llama(&["--kv-unified", "--sequences", "2"]), "/deployment/context_per_sequence", value!(16384)),
         (

@@ -54,6 +54,8 @@ pub struct Planned {
     pub cache_bytes_per_token: u64,
     /// What only vLLM knows.
     pub vllm: Option<Box<crate::vllm::Answer>>,
+    /// What only another engine knows.
+    pub served: Option<Box<crate::served::Served>>,
     /// Bytes of one checkpoint of a sequence, 0 where the server makes none.
     pub checkpoint_bytes: u64,
 }
@@ -105,6 +107,11 @@ impl<'a> Question<'a> {
         if question.effective.engine == Engine::Vllm {
             crate::vllm::check(model, options)?;
             question.options.quant = None;
+            return Ok(question);
+        }
+        if question.effective.engine.is_served() {
+            question.options.quant = None;
+            question.check_served()?;
             return Ok(question);
         }
         if question.effective.deployment.draft_context && question.converted().mtp.is_empty() {
@@ -159,7 +166,7 @@ impl<'a> Question<'a> {
         let mut changed = self.clone();
         let build = match self.effective.engine {
             Engine::LlamaCpp(build) => build,
-            Engine::Ideal | Engine::Vllm => Build::default(),
+            Engine::Ideal | Engine::Vllm | Engine::Transformers => Build::default(),
         };
         // Towers are converted into a file of their own (llama.cpp: conversion, mmproj).
         let mut table = TensorTable { tensors: self.model.tensors.tensors.clone() };
@@ -181,6 +188,14 @@ impl<'a> Question<'a> {
         Ok(changed)
     }
 
+    /// Whether the question is something for the engine.
+    fn check_served(&self) -> Result<(), PlanError> {
+        match self.effective.engine {
+            Engine::Transformers => crate::transformers::check(self),
+            Engine::LlamaCpp(_) | Engine::Vllm | Engine::Ideal => Ok(()),
+        }
+    }
+
     /// Whether no rule of llama.cpp's loader is needed: textbook figures, or bounds for an unknown architecture.
     const fn has_no_loader(&self) -> bool {
         matches!(self.effective.engine, Engine::Ideal) || self.model.generic
@@ -189,7 +204,9 @@ impl<'a> Question<'a> {
     /// Whether the source leaves open how weights are stored.
     #[must_use]
     pub const fn can_requantize(&self) -> bool {
-        !matches!(self.effective.engine, Engine::Vllm) && matches!(self.model.basis, Basis::Config | Basis::Checkpoint)
+        !matches!(self.effective.engine, Engine::Vllm)
+            && !self.effective.engine.is_served()
+            && matches!(self.model.basis, Basis::Config | Basis::Checkpoint)
     }
 
     /// How the weights are stored, in a word.
@@ -224,6 +241,7 @@ impl<'a> Question<'a> {
         let mut planned = match self.effective.engine {
             Engine::LlamaCpp(build) if !self.model.generic => self.plan_llama_cpp(build)?,
             Engine::Vllm => crate::vllm::plan(self)?,
+            Engine::Transformers => crate::transformers::plan(self)?,
             _ => self.plan_ideal()?,
         };
         let allocation = &mut planned.allocation;
@@ -255,6 +273,7 @@ impl<'a> Question<'a> {
             },
             cache_bytes_per_token: allocated.cache_bytes_per_token,
             vllm: None,
+            served: None,
             checkpoint_bytes: allocated.checkpoint_bytes,
         })
     }
@@ -286,6 +305,7 @@ impl<'a> Question<'a> {
             },
             cache_bytes_per_token: ideal::cache_bytes_per_token(spec, deployment)?,
             vllm: None,
+            served: None,
             checkpoint_bytes: 0,
         })
     }

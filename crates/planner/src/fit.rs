@@ -20,8 +20,8 @@ use crate::model::Model;
 use crate::naive::naive;
 use crate::request::{Engine, Options};
 use crate::response::{
-    CacheBrief, Change, DeploymentBrief, DeviceUse, EXPLAIN_SCHEMA, EXPORT_SCHEMA, EngineBrief, Explain, Export, FIT_SCHEMA, Fit,
-    HostUse, Limits, ModelBrief, Totals, Verdict,
+    Change, DeploymentBrief, DeviceUse, EXPLAIN_SCHEMA, EXPORT_SCHEMA, EngineBrief, Explain, Export, FIT_SCHEMA, Fit, HostUse,
+    Limits, ModelBrief, Totals, Verdict,
 };
 use crate::size::grouped;
 
@@ -185,11 +185,16 @@ pub(crate) fn deployment_brief(question: &Question<'_>, planned: &Planned) -> De
         kv_offload: deployment.kv_offload,
         op_offload: deployment.op_offload,
         vllm: planned.vllm.as_ref().map(|answer| answer.brief.clone()),
+        settings: planned.served.as_ref().map(|served| served.settings.clone()).unwrap_or_default(),
     }
 }
 
 fn cache_type(format: StorageFormat, planned: &Planned) -> String {
-    planned.vllm.as_ref().map_or_else(|| format.name().to_string(), |answer| answer.brief.kv_cache_dtype.clone())
+    match (&planned.vllm, &planned.served) {
+        (Some(answer), _) => answer.brief.kv_cache_dtype.clone(),
+        (None, Some(served)) => served.kv_type.clone(),
+        (None, None) => format.name().to_string(),
+    }
 }
 
 fn places(question: &Question<'_>, planned: &Planned, with_children: bool) -> Result<(Vec<DeviceUse>, HostUse), PlanError> {
@@ -273,6 +278,9 @@ fn notes(question: &Question<'_>, planned: &Planned) -> Vec<String> {
         notes.extend(question.model.notes.iter().cloned());
         return notes;
     }
+    if let Some(served) = &planned.served {
+        notes.extend(served.notes.iter().cloned());
+    }
     let deployment = &question.effective.deployment;
     let resolved = planned.resolved;
     if let ContextRequest::PerSequence(tokens) = deployment.context
@@ -322,7 +330,7 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
     let planned = question.plan()?;
     let used = Used::of(&planned)?;
     let devices = &question.effective.devices;
-    let short = planned.vllm.as_ref().and_then(|answer| answer.short_by);
+    let short = planned.short_by();
     let room = match (used.headroom(devices)?, short) {
         (Ok(_), Some(short)) => Err(short),
         (Err(missing), Some(short)) => Err(missing.max(short)),
@@ -355,18 +363,7 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
             compute: total(TermKind::Compute)?,
             output: total(TermKind::Output)?,
         },
-        cache: match &planned.vllm {
-            Some(answer) => answer.cache.clone(),
-            None => CacheBrief {
-                bytes_per_token: Bytes::new(planned.cache_bytes_per_token)?,
-                blocks: None,
-                block_tokens: None,
-                max_concurrency: None,
-                tokens: None,
-                block_bytes: None,
-                groups: None,
-            },
-        },
+        cache: planned.cache()?,
         verdict,
         like_engine,
         throughput: crate::speed::throughput(&question, &planned)?,
@@ -438,7 +435,7 @@ fn closest(question: &Question<'_>, planned: &Planned) -> Result<Vec<Change>, Pl
     };
 
     let deployment = &question.effective.deployment;
-    if planned.allocation.total(TermKind::KvCache)? > Bytes::ZERO {
+    if !question.effective.engine.is_served() && planned.allocation.total(TermKind::KvCache)? > Bytes::ZERO {
         for format in [StorageFormat::Q8_0, StorageFormat::Q4_0] {
             if format.block_bytes() * 32 / format.block_len()
                 >= deployment.kv_type_k.block_bytes() * 32 / deployment.kv_type_k.block_len()

@@ -25,8 +25,10 @@ pub mod pace;
 pub mod place;
 pub mod request;
 pub mod response;
+pub mod served;
 pub mod size;
 pub mod speed;
+pub mod transformers;
 pub mod vllm;
 pub mod wire;
 

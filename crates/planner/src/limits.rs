@@ -66,6 +66,9 @@ pub fn max_context(question: &Question<'_>) -> Result<Option<Limit>, PlanError> 
     if question.effective.engine == Engine::Vllm {
         return Ok(question.plan()?.vllm.and_then(|answer| answer.limits.max_context));
     }
+    if let Some(limits) = question.served_limits()? {
+        return Ok(limits.max_context);
+    }
     let cap = question.model.spec.max_context;
     if cap == 0 {
         return Ok(None);
@@ -86,10 +89,14 @@ pub fn max_sequences(question: &Question<'_>) -> Result<Option<Limit>, PlanError
     if question.effective.engine == Engine::Vllm {
         return Ok(question.plan()?.vllm.and_then(|answer| answer.limits.max_sequences));
     }
+    if let Some(limits) = question.served_limits()? {
+        return Ok(limits.max_sequences);
+    }
     let compiled = question.compile()?;
     let context = question.effective.deployment.context;
-    search(MAX_SEQUENCES, LimitedBy::Engine, |sequences| fits(&compiled, &question.effective.devices, context, sequences))
-        .map(Some)
+    // An engine that has no slots takes as many sequences as memory does.
+    let cap = if question.effective.engine.is_served() { 1 << 16 } else { MAX_SEQUENCES };
+    search(cap, LimitedBy::Engine, |sequences| fits(&compiled, &question.effective.devices, context, sequences)).map(Some)
 }
 
 /// Both limits.

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use plimsoll_math::deployment::{ContextRequest, Deployment, FlashAttention, Share, SplitMode};
 use plimsoll_math::device::Device;
 use plimsoll_math::engine::llama_cpp::Build;
-use plimsoll_math::engine::vllm;
+use plimsoll_math::engine::{transformers, vllm};
 use plimsoll_math::format::StorageFormat;
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ use crate::size::quoted;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
-    /// `llama.cpp`, `llama.cpp@BUILD`, `vllm` or `ideal`.
+    /// `llama.cpp`, `llama.cpp@BUILD`, or another of [`Engine::PLAIN`] with or without its version.
     pub engine: Option<String>,
     /// Tokens per sequence.
     pub context: Option<u64>,
@@ -32,6 +32,10 @@ pub struct Options {
     pub ubatch: Option<u64>,
     /// File type to quantize to, for sources that are not quantized.
     pub quant: Option<String>,
+    /// The type a model computes in, for engines that convert while they load.
+    pub dtype: Option<String>,
+    /// Which cache an engine with several of them makes (Transformers).
+    pub cache: Option<String>,
     /// Format of cached keys and values.
     pub kv_type: Option<String>,
     /// Format of cached keys.
@@ -130,21 +134,39 @@ pub enum Engine {
     LlamaCpp(Build),
     /// vLLM, the version that is followed.
     Vllm,
+    /// Transformers, the version that is followed.
+    Transformers,
     /// The textbook: no rounding, no buffers.
     Ideal,
 }
 
 impl Engine {
+    /// Every engine that is followed in one version.
+    pub const PLAIN: &'static [Self] = &[Self::Vllm, Self::Transformers, Self::Ideal];
+
+    /// Whether it is behind [`crate::served`]: neither llama.cpp's nor vLLM's policy, nor the textbook.
+    #[must_use]
+    pub const fn is_served(self) -> bool {
+        matches!(self, Self::Transformers)
+    }
+
+    /// Whether its cache is a pool of a size of its own, whatever is asked of it.
+    #[must_use]
+    pub const fn has_pool(self) -> bool {
+        matches!(self, Self::Vllm)
+    }
+
     /// Reads an engine's name.
     ///
     /// # Errors
     /// [`PlanError::Request`] for an engine or a build that is not followed.
     pub fn parse(text: &str) -> Result<Self, PlanError> {
-        if text == "ideal" {
-            return Ok(Self::Ideal);
-        }
-        if text == "vllm" || text.strip_prefix("vllm@") == Some(vllm::VERSION_NUMBER) {
-            return Ok(Self::Vllm);
+        let (name, version) = text.split_once('@').map_or((text, None), |(name, version)| (name, Some(version)));
+        let known = Self::PLAIN.iter().find(|engine| engine.name() == name);
+        if let Some(engine) = known
+            && version.is_none_or(|version| version == engine.version())
+        {
+            return Ok(*engine);
         }
         if text.starts_with("llama.cpp")
             && let Ok(build) = Build::parse(text)
@@ -152,11 +174,11 @@ impl Engine {
             return Ok(Self::LlamaCpp(build));
         }
         let builds: alloc::vec::Vec<String> = Build::ALL.iter().map(|build| build.engine().to_string()).collect();
-        Err(PlanError::request(
-            "engine",
-            quoted(text),
-            format!("llama.cpp, {}, vllm, vllm@{} or ideal", builds.join(", "), vllm::VERSION_NUMBER),
-        ))
+        Err(PlanError::request("engine", quoted(text), {
+            let others: Vec<String> =
+                Self::PLAIN.iter().map(|engine| format!("{}[@{}]", engine.name(), engine.version())).collect();
+            format!("llama.cpp, {}, {}", builds.join(", "), others.join(", "))
+        }))
     }
 
     /// The engine's name.
@@ -165,6 +187,7 @@ impl Engine {
         match self {
             Self::LlamaCpp(_) => "llama.cpp",
             Self::Vllm => "vllm",
+            Self::Transformers => "transformers",
             Self::Ideal => "ideal",
         }
     }
@@ -175,6 +198,7 @@ impl Engine {
         match self {
             Self::LlamaCpp(build) => build.tag(),
             Self::Vllm => vllm::VERSION_NUMBER,
+            Self::Transformers => transformers::VERSION_NUMBER,
             Self::Ideal => "1",
         }
     }
@@ -237,8 +261,11 @@ impl Options {
     pub fn effective(&self) -> Result<Effective, PlanError> {
         let engine = Engine::parse(self.engine.as_deref().unwrap_or("llama.cpp"))?;
         let (mut devices, note) = self.devices()?;
+        crate::served::refuse_others(engine, self)?;
         if engine == Engine::Vllm {
             devices = crate::vllm::ranks(self, devices)?;
+        } else if engine.is_served() {
+            crate::served::one_device(engine, &devices)?;
         } else if let [first, ..] = crate::vllm::options_set(self).as_slice() {
             return Err(PlanError::request(first, "a value", format!("none with {}: it is an option of vllm", engine.name())));
         }
@@ -262,7 +289,12 @@ impl Options {
         if self.kv_type.is_some() && (self.kv_type_k.is_some() || self.kv_type_v.is_some()) {
             return Err(PlanError::request("kv_type", "a value beside kv_type_k or kv_type_v", "one or the other"));
         }
-        if engine == Engine::Vllm {
+        for (field, set) in [("dtype", self.dtype.is_some()), ("cache", self.cache.is_some())] {
+            if set && !engine.is_served() {
+                return Err(PlanError::request(field, "a value", format!("none with {}", engine.name())));
+            }
+        }
+        if engine == Engine::Vllm || engine.is_served() {
             let mut deployment = Deployment::new(context, device.backend);
             deployment.sequences = one_or_more("sequences", self.sequences, 1)?;
             return Ok(Effective {

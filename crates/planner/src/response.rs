@@ -117,6 +117,9 @@ pub struct DeploymentBrief {
     /// What vLLM is asked for, where it is the engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vllm: Option<VllmBrief>,
+    /// What another engine than llama.cpp and vLLM is asked for, in its own words.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, String>,
 }
 
 /// vLLM's own values, defaults included.

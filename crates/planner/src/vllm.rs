@@ -222,6 +222,7 @@ pub fn plan(question: &Question<'_>) -> Result<Planned, PlanError> {
         cache_bytes_per_token: answer.cache.bytes_per_token.get(),
         allocation: allocated.allocation,
         vllm: Some(Box::new(answer)),
+        served: None,
     })
 }
 

@@ -1,5 +1,8 @@
 //! Engines: allocation policies. The same model and the same request cost different bytes under each.
 
+pub mod activations;
 pub mod ideal;
 pub mod llama_cpp;
+pub mod terms;
+pub mod transformers;
 pub mod vllm;

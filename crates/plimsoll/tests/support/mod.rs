@@ -1,21 +1,6 @@
 //! What the tests against engine truth share: the rows, and the models' architectures.
 
-use std::io::Read;
-use std::path::PathBuf;
-
-use serde_json::Value;
-
+mod rows;
 pub(crate) mod specs;
 
-/// A file of `fixtures/`.
-pub(crate) fn fixture(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(path)
-}
-
-/// The rows of a gzip'd file of JSON lines.
-pub(crate) fn rows(path: &str) -> Vec<Value> {
-    let file = std::fs::File::open(fixture(path)).expect(path);
-    let mut text = String::new();
-    flate2::read::GzDecoder::new(file).read_to_string(&mut text).expect(path);
-    text.lines().map(|line| serde_json::from_str(line).expect(path)).collect()
-}
+pub(crate) use rows::{fixture, rows};

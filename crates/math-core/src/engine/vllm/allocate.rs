@@ -12,8 +12,9 @@ use super::options::{Knobs, MaxLength};
 use super::plan::{CachePlan, Capacity};
 use super::weights::{RankWeights, weights};
 use crate::allocation::{Allocation, Certainty, PlaceAllocation, Term, TermKind};
+use crate::engine::activations::{Widths, widths};
 use crate::error::MathError;
-use crate::spec::{FeedForward, Mixer, ModelSpec};
+use crate::spec::{Mixer, ModelSpec};
 use crate::tensor::TensorTable;
 use crate::units::{Bytes, add, mul};
 
@@ -239,38 +240,7 @@ fn work(spec: &ModelSpec, knobs: &Knobs, settled: &Settled) -> Result<Work, Math
     let tensor = knobs.parallelism.tensor.max(1);
     let tokens = settled.max_batched_tokens;
     let element = settled.dtype.block_bytes();
-    let mut widest = 0;
-    let mut all = 0;
-    let mut rotary = 0;
-    for layer in &spec.layers {
-        let hidden = match &layer.feed_forward {
-            FeedForward::Dense(dense) => mul(3, dense.d_ff)? / tensor,
-            FeedForward::Moe(moe) => {
-                let per_expert = add(mul(3, moe.d_ff_expert)? / tensor, spec.d_model)?;
-                add(
-                    mul(moe.n_experts_per_token, per_expert)?,
-                    moe.shared.as_ref().map_or(0, |dense| dense.d_ff.saturating_mul(3)),
-                )?
-            }
-            FeedForward::ChannelMix { .. } | FeedForward::None => 0,
-        };
-        let attention = match &layer.mixer {
-            Mixer::Attention(attention) => {
-                rotary = rotary.max(attention.k_head_dim);
-                mul(add(attention.n_heads, mul(2, attention.n_kv_heads)?)?, attention.k_head_dim)? / tensor
-            }
-            Mixer::Mla(mla) => {
-                rotary = rotary.max(mla.qk_rope_head_dim);
-                mul(mul(2, mla.n_heads)?, add(add(mla.qk_nope_head_dim, mla.qk_rope_head_dim)?, mla.v_head_dim)?)? / tensor
-            }
-            Mixer::Mamba1(mamba) => mul(4, mamba.d_inner)? / tensor,
-            Mixer::Mamba2(mamba) => mul(4, mamba.d_inner)? / tensor,
-            Mixer::GatedDeltaNet(net) => mul(6, mul(net.n_v_heads, net.v_head_dim)?)? / tensor,
-            _ => mul(6, spec.d_model)? / tensor,
-        };
-        widest = widest.max(hidden.max(attention));
-        all = all.max(add(add(hidden, attention)?, mul(6, spec.d_model)?)?);
-    }
+    let Widths { widest, layer: all, rotary } = widths(spec, tensor)?;
     let vocabulary = spec.embedding.n_vocab.div_ceil(tensor);
     let logits = mul(settled.max_sequences, spec.embedding.n_vocab)?;
     let low = mul(mul(tokens, widest)?, element)?.max(mul(mul(settled.max_sequences, vocabulary)?, element)?);

@@ -1,0 +1,221 @@
+//! Cache classes (`src/transformers/cache_utils.py`): which tensors each layer keeps.
+
+use crate::error::MathError;
+use crate::format::StorageFormat;
+use crate::spec::{Attention, Indexer, KvSource, Layer, Mixer, ModelSpec, Window};
+use crate::units::{add, mul};
+use alloc::format;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+use super::VERSION;
+
+/// Which cache `generate` makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum CacheClass {
+    /// Grows with every token (`DynamicCache`).
+    #[default]
+    Dynamic,
+    /// Has its final size from the first token on (`StaticCache`).
+    Static,
+    /// Grows, with keys and values of all but one layer on the host (`cache_implementation="offloaded"`).
+    Offloaded,
+    /// Has its final size, with keys and values of all but one full-attention layer on the host (`"offloaded_static"`).
+    OffloadedStatic,
+    /// Grows in 8-bit floats with one scale a tensor (`QuantizedCache("fp8")`).
+    Fp8,
+}
+
+impl CacheClass {
+    /// Every one.
+    pub const ALL: &'static [Self] = &[Self::Dynamic, Self::Static, Self::Offloaded, Self::OffloadedStatic, Self::Fp8];
+
+    /// The name `cache_implementation` takes, as far as it has one.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Dynamic => "dynamic",
+            Self::Static => "static",
+            Self::Offloaded => "offloaded",
+            Self::OffloadedStatic => "offloaded_static",
+            Self::Fp8 => "quantized",
+        }
+    }
+
+    /// Whether tensors have their final size from the start.
+    #[must_use]
+    pub const fn is_static(self) -> bool {
+        matches!(self, Self::Static | Self::OffloadedStatic)
+    }
+}
+
+/// The tensors that one layer keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Kept {
+    /// Elements of keys and values of one token.
+    pub per_token: u64,
+    /// The window, where the layer keeps the last tokens only.
+    pub window: Option<u64>,
+    /// Elements of a selector's key of one token.
+    pub selector: u64,
+    /// Elements of one sequence's convolution states.
+    pub conv: u64,
+    /// Elements of one sequence's recurrent states.
+    pub recurrent: u64,
+}
+
+fn unknown(mechanism: &str) -> MathError {
+    MathError::Unsupported { engine: VERSION.to_string(), mechanism: mechanism.to_string() }
+}
+
+fn selector(indexer: Option<&Indexer>) -> u64 {
+    indexer.filter(|indexer| indexer.own).map_or(0, |indexer| indexer.head_dim)
+}
+
+fn attention(attention: &Attention) -> Result<Kept, MathError> {
+    if attention.kv_source != KvSource::Own {
+        return Ok(Kept::default());
+    }
+    let per_token = mul(attention.n_kv_heads, add(attention.k_head_dim, attention.v_head_dim)?)?;
+    let window = match attention.window {
+        Window::Full | Window::Symmetric { .. } => None,
+        // The class of a chunk is the class of a window; only its mask differs.
+        Window::Sliding { tokens } | Window::Chunked { tokens } => Some(tokens),
+    };
+    Ok(Kept { per_token, window, selector: selector(attention.indexer.as_ref()), ..Kept::default() })
+}
+
+/// A convolution state holds the kernel's full length: its last column is the newest token.
+fn state(mixer: &Mixer, d_model: u64) -> Result<Kept, MathError> {
+    let (width, taps, recurrent) = match mixer {
+        Mixer::Mamba1(mamba) => (mamba.d_inner, mamba.d_conv, mul(mamba.d_inner, mamba.d_state)?),
+        Mixer::Mamba2(mamba) => {
+            let groups = mul(2, mul(mamba.n_groups, mamba.d_state)?)?;
+            (add(mamba.d_inner, groups)?, mamba.d_conv, mul(mamba.d_inner, mamba.d_state)?)
+        }
+        Mixer::GatedDeltaNet(net) => {
+            let values = mul(net.n_v_heads, net.v_head_dim)?;
+            let keys = mul(net.n_k_heads, net.k_head_dim)?;
+            (add(mul(2, keys)?, values)?, net.d_conv, mul(values, net.k_head_dim)?)
+        }
+        Mixer::ShortConv(conv) => (d_model, conv.d_conv, 0),
+        Mixer::KimiDelta(_) => return Err(unknown("Kimi delta attention")),
+        Mixer::LightningAttention(_) => return Err(unknown("lightning attention")),
+        Mixer::Rwkv(_) => return Err(unknown("RWKV")),
+        Mixer::Rglru(_) => return Err(unknown("real-gated linear recurrent units")),
+        _ => return Ok(Kept::default()),
+    };
+    Ok(Kept { conv: mul(width, taps)?, recurrent, ..Kept::default() })
+}
+
+/// What a layer keeps.
+///
+/// # Errors
+/// [`MathError::Unsupported`] for a mechanism whose class is not followed, [`MathError::Overflow`].
+pub fn kept(layer: &Layer, d_model: u64) -> Result<Kept, MathError> {
+    if layer.hash_history > 0 {
+        return Err(unknown("histories of hash embeddings"));
+    }
+    match &layer.mixer {
+        Mixer::Attention(own) => attention(own),
+        Mixer::Parallel(parallel) => {
+            let own = attention(&parallel.attention)?;
+            let beside = state(&parallel.state, d_model)?;
+            Ok(Kept { conv: beside.conv, recurrent: beside.recurrent, ..own })
+        }
+        // Latents are cached before they are expanded: one compressed vector and one rope key.
+        Mixer::Mla(mla) => Ok(Kept {
+            per_token: add(mla.kv_lora_rank, mla.qk_rope_head_dim)?,
+            window: mla.window.tokens(),
+            selector: selector(mla.indexer.as_ref()),
+            ..Kept::default()
+        }),
+        Mixer::CompressedAttention(_) => Err(unknown("attention over compressed tokens")),
+        other => state(other, d_model),
+    }
+}
+
+/// Bytes of one layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LayerBytes {
+    /// Keys, values and selectors' keys.
+    pub kv: u64,
+    /// Convolution and recurrent states.
+    pub state: u64,
+    /// What the memory behind the tensors holds beyond them once a token was generated.
+    pub behind: u64,
+    /// The most it may hold: after a prompt as long as the context.
+    pub behind_at_most: u64,
+}
+
+/// What is asked of the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheRequest {
+    /// Which cache.
+    pub class: CacheClass,
+    /// The type the model computes in.
+    pub dtype: StorageFormat,
+    /// Tokens in the cache of every sequence.
+    pub context: u64,
+    /// Sequences of the batch.
+    pub sequences: u64,
+}
+
+impl CacheRequest {
+    /// Bytes of a layer.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`].
+    pub fn bytes(&self, layer: Kept) -> Result<LayerBytes, MathError> {
+        let element = self.dtype.block_bytes();
+        let rows = |tokens: u64| mul(mul(layer.per_token, tokens)?, self.sequences);
+        let mut out = LayerBytes::default();
+        let stored = if self.class == CacheClass::Fp8 { 1 } else { element };
+        let kept = match layer.window {
+            // A window counts the token that is being read: the last one less is kept (`DynamicSlidingWindowLayer.update`).
+            Some(window) if !self.class.is_static() => self.context.min(window.saturating_sub(1)),
+            Some(window) => self.context.min(window),
+            None => self.context,
+        };
+        out.kv = mul(rows(kept)?, stored)?;
+        if layer.window.is_some() && !self.class.is_static() {
+            // The kept part is a view of the concatenation it was cut from.
+            let held = layer.window.map_or(kept, |window| self.context.min(window));
+            out.behind = mul(rows(held.saturating_sub(kept))?, stored)?;
+            out.behind_at_most = mul(rows(self.context.saturating_sub(kept))?, stored)?;
+        }
+        if layer.selector > 0 {
+            let keys = mul(mul(layer.selector, self.context)?, self.sequences)?;
+            out.kv = add(out.kv, mul(keys, element)?)?;
+        }
+        let conv = mul(mul(layer.conv, element)?, self.sequences)?;
+        // Scans return their states in single precision.
+        let recurrent = mul(mul(layer.recurrent, 4)?, self.sequences)?;
+        out.state = add(conv, recurrent)?;
+        Ok(out)
+    }
+}
+
+/// What all layers keep, in order.
+///
+/// # Errors
+/// As [`kept`], and [`MathError::Refused`] for a cache that the model's layers do not allow.
+pub fn layers(spec: &ModelSpec, class: CacheClass) -> Result<Vec<Kept>, MathError> {
+    if spec.encoder.is_some() || spec.layers.iter().any(|layer| layer.cross_attention.is_some()) {
+        return Err(unknown("caches of encoder-decoders and cross attention"));
+    }
+    let mut out = Vec::new();
+    for layer in &spec.layers {
+        out.push(kept(layer, spec.d_model)?);
+    }
+    if class == CacheClass::Fp8
+        && let Some(odd) = out.iter().find(|layer| layer.window.is_some() || layer.conv > 0 || layer.per_token == 0)
+    {
+        let kind = if odd.window.is_some() { "sliding_attention" } else { "linear_attention" };
+        let reason = format!("`QuantizedCache` is only supported for models with only full attention layers, not {kind}");
+        return Err(MathError::Refused { engine: VERSION.to_string(), reason });
+    }
+    Ok(out)
+}
