@@ -1,7 +1,7 @@
 //! Parameters and caches of Transformers are those of its own classes: every row was recorded by running the model class
 //! at its real size on empty tensors, a prompt and then single tokens, with each cache.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 #[path = "support/rows.rs"]
 mod support;

@@ -211,9 +211,14 @@ pub fn layers(spec: &ModelSpec, class: CacheClass) -> Result<Vec<Kept>, MathErro
         out.push(kept(layer, spec.d_model)?);
     }
     if class == CacheClass::Fp8
-        && let Some(odd) = out.iter().find(|layer| layer.window.is_some() || layer.conv > 0 || layer.per_token == 0)
+        && let Some(odd) =
+            out.iter().find(|layer| layer.window.is_some() || layer.conv > 0 || layer.selector > 0 || layer.per_token == 0)
     {
-        let kind = if odd.window.is_some() { "sliding_attention" } else { "linear_attention" };
+        let kind = match odd {
+            Kept { window: Some(_), .. } => "sliding_attention",
+            Kept { selector: 1.., .. } => "indexed_attention",
+            _ => "linear_attention",
+        };
         let reason = format!("`QuantizedCache` is only supported for models with only full attention layers, not {kind}");
         return Err(MathError::Refused { engine: VERSION.to_string(), reason });
     }
