@@ -1,132 +1,105 @@
 //! How many layers of a graph have to be shown.
 //!
-//! Layers that are built alike follow each other in rounds: one layer each, or a few kinds in turn. What the allocator does
-//! in a round is decided by its state when the round begins. Once a state comes back, the rounds from there on repeat, so
-//! nothing new happens however deep the model is: the rounds between may be left out, as long as the state after the last
-//! one shown is the state that the last one of the model leaves. That is checked, not assumed: [`Depth::settle`] compares
-//! states and asks for more rounds until one comes back or all are shown.
+//! What a layer adds to a graph follows from its kind and from the kinds of its neighbours: the layer before hands it what
+//! is left to be computed, the layer after decides how long its results are needed. So a layer that has the same three kinds
+//! as one that is shown need not be built; the replay puts it back ([`super::unroll`]). Shown are always the first layer of
+//! every kind, which may be the first to read an input on its device, and the last, which may be the last to read it.
 
+use alloc::vec;
 use alloc::vec::Vec;
 
-/// Rounds shown at first.
-const FEW: usize = 3;
-
-/// The longest round that is looked for (Jamba repeats every 8 layers).
-const LONGEST: usize = 12;
-
-/// Rounds of layers that are built alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Rounds {
-    /// Layers of a round.
-    period: usize,
-    /// Rounds of the model.
-    total: usize,
-    /// Rounds in the graph.
-    shown: usize,
-}
+use super::tensors::Stack;
 
 /// One step through the layers of a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Step {
     /// The layer.
     pub(super) layer: usize,
-    /// A round ends before this layer, of layers that repeat.
-    pub(super) ends_round: bool,
-    /// A round begins with this layer; `true` for the first of its kind.
-    pub(super) begins_round: Option<bool>,
 }
 
 /// Which layers a graph shows.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Depth {
-    rounds: Vec<Rounds>,
-    /// All layers are shown.
-    all: bool,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Depth {
+    /// As few as stand for all.
+    #[default]
+    Few,
+    /// All.
+    All,
 }
 
 impl Depth {
-    /// All layers.
-    pub(super) const fn all() -> Self {
-        Self { rounds: Vec::new(), all: true }
-    }
-
     /// The layers to show, given a number for the kind of each: equal numbers, equal layers. The last layer is of its own
     /// kind always, since rows of logits may be chosen in it.
-    pub(super) fn steps(&mut self, kinds: &[usize]) -> Vec<Step> {
-        let known = core::mem::take(&mut self.rounds);
-        let mut known = known.into_iter();
-        let mut steps = Vec::new();
-        let last = kinds.len().saturating_sub(1);
-        let mut layer = 0;
-        let mut ends_round = false;
-        while layer < kinds.len() {
-            let Some((period, total)) = longest_repeat(kinds.get(layer..last).unwrap_or(&[])) else {
-                steps.push(Step { layer, ends_round, begins_round: None });
-                ends_round = false;
-                layer = layer.saturating_add(1);
-                continue;
-            };
-            let few = if self.all { total } else { FEW };
-            let shown = known.next().map_or(few, |rounds| rounds.shown).min(total);
-            self.rounds.push(Rounds { period, total, shown });
-            for round in 0..shown {
-                for nth in 0..period {
-                    steps.push(Step {
-                        layer: layer.saturating_add(round.saturating_mul(period)).saturating_add(nth),
-                        ends_round: nth == 0 && (ends_round || round > 0),
-                        begins_round: (nth == 0).then_some(round == 0),
-                    });
-                }
-                ends_round = false;
-            }
-            ends_round = true;
-            layer = layer.saturating_add(total.saturating_mul(period));
-        }
-        steps
-    }
-
-    /// Whether the states between rounds, in order, show that the rounds left out would change nothing. If not, more rounds
-    /// will be shown.
-    pub(super) fn settle<S: PartialEq>(&mut self, mut states: &[S]) -> bool {
-        let mut settled = true;
-        for rounds in &mut self.rounds {
-            let (own, rest) = states.split_at_checked(rounds.shown.saturating_add(1)).unwrap_or((states, &[]));
-            states = rest;
-            let missing = rounds.total.saturating_sub(rounds.shown);
-            if missing == 0 {
-                continue;
-            }
-            let Some((after, before)) = own.split_last() else { continue };
-            match before.iter().rev().position(|state| state == after) {
-                // The state comes back every so many rounds.
-                Some(position) => {
-                    let cycle = position.saturating_add(1);
-                    let more = missing.checked_rem(cycle).unwrap_or(0);
-                    rounds.shown = rounds.shown.saturating_add(more);
-                    settled &= more == 0;
-                }
-                None => {
-                    rounds.shown = rounds.shown.saturating_mul(2).min(rounds.total);
-                    settled = false;
-                }
-            }
-        }
-        settled
+    pub(super) fn steps(self, kinds: &[usize]) -> (Vec<Step>, Stack) {
+        let stand_ins = match self {
+            Self::All => (0..kinds.len()).collect(),
+            Self::Few => stand_ins(kinds),
+        };
+        let shown = || stand_ins.iter().enumerate().filter(|(layer, stand_in)| layer == *stand_in).map(|(layer, _)| layer);
+        let steps: Vec<Step> = shown().map(|layer| Step { layer }).collect();
+        // Among few, and most often close to the one before.
+        let number = |wanted: usize| steps.binary_search_by_key(&wanted, |step| step.layer).unwrap_or(usize::MAX);
+        let shown_as = stand_ins.iter().map(|stand_in| u32::try_from(number(*stand_in)).unwrap_or(u32::MAX)).collect();
+        let stack = Stack { firsts: Vec::with_capacity(steps.len()), shown_as };
+        (steps, stack)
     }
 }
 
-/// The round that covers most of the first layers, with how often it repeats; `None` when nothing would be left out.
-fn longest_repeat(kinds: &[usize]) -> Option<(usize, usize)> {
-    let mut best: Option<(usize, usize)> = None;
-    for period in 1..=LONGEST.min(kinds.len()) {
-        let matching = kinds.iter().zip(kinds.iter().skip(period)).take_while(|(a, b)| a == b).count();
-        let total = matching.checked_div(period)?.saturating_add(1);
-        let covered = total.saturating_mul(period);
-        if total > FEW && best.is_none_or(|(period, total)| covered > period.saturating_mul(total)) {
-            best = Some((period, total));
+/// What a layer's part of a graph follows from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Surroundings([Option<usize>; 3]);
+
+/// For every layer the one that stands for it: itself where it is shown.
+///
+/// Layers are left out in runs such that those before and after the gap are of the kinds that they would meet without it.
+fn stand_ins(kinds: &[usize]) -> Vec<usize> {
+    let last = kinds.len().saturating_sub(1);
+    // The last layer is of its own kind.
+    let kind = |layer: usize| kinds.get(layer).map(|kind| if layer == last { usize::MAX } else { *kind });
+    let before = |layer: usize| layer.checked_sub(1).and_then(kind);
+    let around = |layer: usize| Surroundings([before(layer), kind(layer), kind(layer.saturating_add(1))]);
+    let n_kinds = kinds.iter().max().map_or(0, |most| most.saturating_add(1));
+    // The first and the last layer of every kind.
+    let mut edges: Vec<Option<[usize; 2]>> = vec![None; n_kinds];
+    for (layer, kind) in kinds.iter().enumerate().take(last) {
+        if let Some(edge) = edges.get_mut(*kind) {
+            *edge = Some(edge.map_or([layer; 2], |[first, _]| [first, layer]));
         }
     }
-    best
+    let is_edge = |layer: usize| {
+        let edge = kinds.get(layer).and_then(|kind| edges.get(*kind)).copied().flatten();
+        layer == last || edge.is_none_or(|edge| edge.contains(&layer))
+    };
+    let mut out = Vec::with_capacity(kinds.len());
+    let mut known: Vec<(Surroundings, usize)> = Vec::new();
+    let stand_in = |known: &[(Surroundings, usize)], layer: usize| {
+        let wanted = around(layer);
+        known.iter().find(|(surroundings, _)| *surroundings == wanted).map(|(_, shown)| *shown)
+    };
+    let mut layer = 0;
+    while layer < kinds.len() {
+        // The farthest layer that could follow the one shown last.
+        let mut next = layer;
+        let mut end = layer;
+        while end < kinds.len() && !is_edge(end) && stand_in(&known, end).is_some() {
+            end = end.saturating_add(1);
+            if before(end) == before(layer) && kind(end) == kind(layer) {
+                next = end;
+            }
+        }
+        for gone in layer..next {
+            out.push(stand_in(&known, gone).unwrap_or(gone));
+        }
+        layer = next;
+        if layer < kinds.len() {
+            if !is_edge(layer) && stand_in(&known, layer).is_none() {
+                known.push((around(layer), layer));
+            }
+            out.push(layer);
+            layer = layer.saturating_add(1);
+        }
+    }
+    out
 }
 
 /// A number for the kind of each item: equal numbers for equal items.
@@ -146,30 +119,48 @@ pub(super) fn kinds<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<usize> 
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::{Depth, kinds};
 
-    fn layers(depth: &mut Depth, text: &str) -> alloc::vec::Vec<usize> {
-        depth.steps(&kinds(text.chars())).iter().map(|step| step.layer).collect()
+    /// The layers shown, and for every layer which of them stands for it.
+    fn layers(text: &str) -> (Vec<usize>, Vec<usize>) {
+        let (steps, stack) = Depth::Few.steps(&kinds(text.chars()));
+        let shown: Vec<usize> = steps.iter().map(|step| step.layer).collect();
+        let stands = stack.shown_as.iter().map(|index| shown[usize::try_from(*index).unwrap()]).collect();
+        (shown, stands)
     }
 
     #[test]
-    fn rounds_that_repeat_are_shown_three_times_and_more_on_request() {
-        let mut depth = Depth::default();
-        // One layer of its own, eight rounds of `ab`, one of its own, the last.
-        assert_eq!(layers(&mut depth, "xababababababababyz"), [0, 1, 2, 3, 4, 5, 6, 17, 18]);
-        // States never equal: twice as many.
-        assert!(!depth.settle(&[1, 2, 3, 4]));
-        assert_eq!(layers(&mut depth, "xababababababababyz").len(), 1 + 12 + 2);
-        // A state that comes back every other round, with an even number of rounds left out.
-        assert!(depth.settle(&[1, 2, 3, 4, 5, 4, 5]));
-        assert_eq!(layers(&mut depth, "xababababababababyz").len(), 1 + 12 + 2);
+    fn layers_of_one_kind_are_shown_by_the_edges_and_one_between() {
+        assert_eq!(layers("aaaaaaaaz"), ([0, 1, 7, 8].to_vec(), [0, 1, 1, 1, 1, 1, 1, 7, 8].to_vec()));
+        // Nothing to leave out.
+        assert_eq!(layers("aaaz").0, [0, 1, 2, 3]);
+        assert_eq!(layers("z").0, [0]);
+        assert_eq!(layers("").0, [0; 0]);
     }
 
     #[test]
-    fn a_state_that_does_not_come_out_right_asks_for_the_odd_round() {
-        let mut depth = Depth::default();
-        assert_eq!(layers(&mut depth, "aaaaaaz").len(), 4);
-        assert!(!depth.settle(&[1, 2, 3, 2]));
-        assert_eq!(layers(&mut depth, "aaaaaaz").len(), 5);
+    fn whoever_stands_for_a_layer_has_the_same_neighbours() {
+        for text in [
+            "llllllgllllllgllllllgllllllgllllllglllz",
+            "m-m-m-m*-m-m-m-m*-m-m-m-m*-m-m-m-m*-m-m-m-m-z",
+            "ddmmmmammmmmmmmmammmmmmmmammmmmmmmammz",
+            "xababababababababyz",
+            "aabbccddeeffz",
+        ] {
+            let all: Vec<char> = text.chars().collect();
+            let (shown, stands) = layers(text);
+            assert!(shown.len() <= 20, "{text}: {shown:?}");
+            for (layer, stand) in stands.iter().enumerate() {
+                let around = |layer: usize| (layer.checked_sub(1).map(|b| all[b]), all[layer], all.get(layer + 1).copied());
+                assert_eq!(around(layer), around(*stand), "{text}");
+            }
+            // Those shown have the same neighbours among each other as in the model.
+            for pair in shown.windows(2) {
+                assert_eq!(all[pair[1] - 1], all[pair[0]], "{text}: {shown:?}");
+                assert_eq!(all[pair[0] + 1], all[pair[1]], "{text}: {shown:?}");
+            }
+        }
     }
 }

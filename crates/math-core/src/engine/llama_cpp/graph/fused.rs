@@ -95,7 +95,7 @@ impl Recipe<'_> {
     fn leaves_its_device(&self, resolved: &Resolved, plans: &[CachePlan]) -> Result<Option<Vec<Fusible>>, MathError> {
         let sequences = resolved.n_seq_max;
         let reserve = Reserve { tokens: sequences, sequences, outputs: sequences, looks: true };
-        let Some((parts, machine)) = self.build(resolved, plans, reserve, &mut Depth::default())? else { return Ok(None) };
+        let Some((parts, machine)) = self.build(resolved, plans, reserve, Depth::Few)? else { return Ok(None) };
         let fused = parts.fused.clone();
         let graph = schedule(parts.graph, machine)?;
         let mut left: Vec<Fusible> = Vec::new();

@@ -33,6 +33,7 @@ mod rwkv;
 mod schedule;
 mod selector;
 pub mod tensors;
+mod unroll;
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -55,7 +56,7 @@ use fused::Fused;
 use hybrid::HybridRow;
 use parts::{Parts, Setting};
 use places::Places;
-use replay::{BufferKind, replay};
+use replay::{BufferKind, buffer_bytes, replay};
 use rows::{BuiltBy, Row};
 use schedule::{Kernels, Machine, schedule};
 use selector::SelectorCache;
@@ -144,8 +145,7 @@ pub fn reserved(
     let Some(recipe) = recipe.settled(&resolved, &plans)? else { return Ok(None) };
     let mut graphs = Vec::new();
     for reserve in Reserve::all(&resolved, facts) {
-        let mut depth = Depth::all();
-        let Some(graph) = recipe.graph(&resolved, &plans, reserve, &mut depth)? else { return Ok(None) };
+        let Some(graph) = recipe.graph(&resolved, &plans, reserve, Depth::All)? else { return Ok(None) };
         graphs.push(graph);
     }
     Ok(Some(graphs))
@@ -231,12 +231,12 @@ impl<'a> Recipe<'a> {
         let kinds = self.buffer_kinds();
         let mut out = alloc::vec![0; kinds.len()];
         for reserve in Reserve::all(resolved, self.facts) {
-            let mut depth = Depth::default();
-            let bytes = loop {
-                let Some(graph) = self.graph(resolved, plans, reserve, &mut depth)? else { return Ok(None) };
-                let replayed = replay::<u64, Graph>(&graph, &kinds, &mut ())?;
-                if depth.settle(&replayed.snapshots) {
-                    break replayed.bytes;
+            let Some(graph) = self.graph(resolved, plans, reserve, Depth::Few)? else { return Ok(None) };
+            let bytes = match replay::<u64, Graph>(&graph, &kinds, &mut ())? {
+                Some(bytes) => bytes,
+                None => {
+                    let Some(graph) = self.graph(resolved, plans, reserve, Depth::All)? else { return Ok(None) };
+                    buffer_bytes(&graph, &kinds)?
                 }
             };
             for (most, bytes) in out.iter_mut().zip(bytes) {
@@ -252,7 +252,7 @@ impl<'a> Recipe<'a> {
         resolved: &Resolved,
         plans: &[CachePlan],
         reserve: Reserve,
-        depth: &mut Depth,
+        depth: Depth,
     ) -> Result<Option<Graph>, MathError> {
         match self.build(resolved, plans, reserve, depth)? {
             Some((parts, machine)) => schedule(parts.graph, machine).map(Some),
@@ -266,7 +266,7 @@ impl<'a> Recipe<'a> {
         resolved: &Resolved,
         plans: &[CachePlan],
         reserve: Reserve,
-        depth: &mut Depth,
+        depth: Depth,
     ) -> Result<Option<(Parts, Machine<'_>)>, MathError> {
         let Self { spec, deployment, facts, .. } = *self;
         let batch_only = !facts.has_memory() || self.row.is_some_and(|row| row.embeds_batches);
@@ -331,7 +331,7 @@ impl<'a> Recipe<'a> {
         let window = |attention: &Attention| {
             if batch_only { attention.window.tokens().is_some() } else { facts.window(attention.window).is_some() }
         };
-        let mut parts = Parts::new(setting, core::mem::take(depth), places);
+        let mut parts = Parts::new(setting, depth, places);
         let built = match (self.row, self.hybrid) {
             (Some(row), _) => match row.built_by {
                 BuiltBy::Layers => decoder::build(&mut parts, spec, row, &caches, &window)?,
@@ -350,7 +350,6 @@ impl<'a> Recipe<'a> {
         if places.backends.contains(&Backend::Metal) && parts.graph.has_unnamed() {
             return Ok(None);
         }
-        *depth = parts.depth.clone();
         let machine = Machine {
             backends: &places.backends,
             offloads_operations: places.offloads_operations,

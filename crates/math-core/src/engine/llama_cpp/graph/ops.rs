@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 
 use super::op::Op;
-use super::tensors::{Graph, GraphTensor, Layout, Mark};
+use super::tensors::{Graph, GraphTensor, Layout};
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::units::{add, mul};
@@ -148,12 +148,12 @@ impl Builder {
     pub fn op(&self, node: Node) -> Result<Op, MathError> {
         Ok(self.built.get(node.index()).ok_or(GONE)?.op)
     }
-    /// Notes that a round of layers begins that are built like those of the round before.
-    pub(super) fn mark(&mut self, loop_start: Option<u32>) -> u32 {
+    /// Notes that a layer of the last stack begins.
+    pub(super) fn begin_layer(&mut self) {
         let first = u32::try_from(self.graph.tensors.len()).unwrap_or(u32::MAX);
-        let loop_start = loop_start.unwrap_or(first);
-        self.graph.marks.push(Mark { node: self.nodes.len(), first, loop_start });
-        loop_start
+        if let Some(stack) = self.graph.stacks.last_mut() {
+            stack.firsts.push(first);
+        }
     }
     /// Dimensions of a tensor.
     ///

@@ -85,8 +85,6 @@ pub(super) struct Parts {
     pub(super) setting: Setting,
     /// How many layers are shown.
     pub(super) depth: Depth,
-    /// The first tensor of the rounds of layers that are under way.
-    loop_start: Option<u32>,
     /// Where layers, caches and weights are.
     pub(super) places: Rc<Places>,
     /// The layer under way.
@@ -134,7 +132,6 @@ impl Parts {
             tokens: Node(0),
             setting,
             depth,
-            loop_start: None,
             places: Rc::clone(places),
             layer: None,
             n_rotations: 0,
@@ -157,7 +154,9 @@ impl Parts {
     ) -> Vec<Step> {
         let places = &self.places;
         let kinds = kinds(layers.enumerate().map(|(index, layer)| (places.kind(index), numbered(index), layer)));
-        self.depth.steps(&kinds)
+        let (steps, stack) = self.depth.steps(&kinds);
+        self.graph.graph.stacks.push(stack);
+        steps
     }
     /// The output begins: the last norm, rows of logits. After the last layer.
     pub(super) fn begin_output(&mut self) {
@@ -172,18 +171,7 @@ impl Parts {
         self.layer = Some(step.layer);
         let [in_layer, _] = &mut self.taken;
         in_layer.clear();
-        if step.ends_round && step.begins_round != Some(false) {
-            self.end_round();
-        }
-        if let Some(first) = step.begins_round {
-            let start = if first { None } else { self.loop_start };
-            self.loop_start = Some(self.graph.mark(start));
-        }
-    }
-    fn end_round(&mut self) {
-        let start = self.loop_start;
-        self.graph.mark(start);
-        self.loop_start = None;
+        self.graph.begin_layer();
     }
 
     /// Notes an operation that the engine fuses as long as it stays with its layer.

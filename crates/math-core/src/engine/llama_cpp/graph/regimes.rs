@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use super::depth::Depth;
 use super::length::{Amount, Length, Steps};
 use super::places::Places;
-use super::replay::{Growing, buffer_lengths};
+use super::replay::{Growing, replay};
 use super::tensors::Graph;
 use super::{ComputeBytes, Recipe, Reserve};
 use crate::deployment::{ContextRequest, Deployment};
@@ -69,7 +69,6 @@ impl Regimes {
         };
         let mut out = Self { sequences, list: Vec::new() };
         let mut from = CONTEXT_PAD;
-        let mut depths = Vec::new();
         while from <= MOST_CELLS && out.list.len() < MOST_REGIMES {
             // A context that the engine refuses is no range; neither is one beyond its counters.
             let (Ok(here), Ok(next)) = (at(from), at(add(from, CONTEXT_PAD)?)) else { break };
@@ -77,7 +76,7 @@ impl Regimes {
                 let Some(settled) = recipe.settled(&here, plans)? else { return Ok(None) };
                 recipe = settled;
             }
-            let Some(regime) = regime(&recipe, plans, [&here, &next], &at, &mut depths)? else { return Ok(None) };
+            let Some(regime) = regime(&recipe, plans, [&here, &next], &at)? else { return Ok(None) };
             from = add(regime.to, CONTEXT_PAD)?;
             out.list.push(regime);
         }
@@ -108,7 +107,6 @@ fn regime(
     plans: &[CachePlan],
     [here, next]: [&Resolved; 2],
     at: &dyn Fn(u64) -> Result<Resolved, MathError>,
-    depths: &mut Vec<Depth>,
 ) -> Result<Option<Regime>, MathError> {
     let deployment = recipe.deployment;
     let mut steps = Steps::default();
@@ -139,25 +137,20 @@ fn regime(
     let (mut device, mut host) = (Length::ZERO, Length::ZERO);
     let mut lines: Vec<(Growing, Depth)> = Vec::new();
     for (reserve, later) in Reserve::all(here, recipe.facts).into_iter().zip(Reserve::all(next, recipe.facts)) {
-        // As deep as it took for the range before.
-        let mut depth = depths.get(lines.len()).cloned().unwrap_or_default();
+        let mut depth = Depth::Few;
         let lengths = loop {
-            let mut same = depth.clone();
-            let Some(now) = recipe.graph(here, plans, reserve, &mut depth)? else { return Ok(None) };
-            let Some(then) = recipe.graph(next, plans, later, &mut same)? else { return Ok(None) };
+            let Some(now) = recipe.graph(here, plans, reserve, depth)? else { return Ok(None) };
+            let Some(then) = recipe.graph(next, plans, later, depth)? else { return Ok(None) };
             let mut own = steps;
             let growing = growing(now, &then, &mut own)?;
-            let replayed = buffer_lengths(&growing, &kinds, &mut own)?;
-            let shown = depth.clone();
-            if depth.settle(&replayed.snapshots) {
-                steps = own;
-                if let Some(known) = depths.get_mut(lines.len()) {
-                    *known = depth.clone();
-                } else {
-                    depths.push(depth.clone());
+            match replay(&growing, &kinds, &mut own)? {
+                Some(lengths) => {
+                    steps = own;
+                    lines.push((growing, depth));
+                    break lengths;
                 }
-                lines.push((growing, shown));
-                break replayed.bytes;
+                None if depth == Depth::All => return Ok(None),
+                None => depth = Depth::All,
             }
         };
         let (needs_host, needs_device) = match lengths.as_slice() {
@@ -193,7 +186,7 @@ fn ends_on_lines(
 ) -> Result<bool, MathError> {
     let Ok(far) = far else { return Ok(false) };
     for (reserve, (growing, depth)) in Reserve::all(&far, recipe.facts).into_iter().zip(lines) {
-        let Some(graph) = recipe.graph(&far, plans, reserve, &mut depth.clone())? else { return Ok(false) };
+        let Some(graph) = recipe.graph(&far, plans, reserve, *depth)? else { return Ok(false) };
         let Growing { graph: near, lengths } = growing;
         if graph.tensors.len() != near.tensors.len() || graph.nodes != near.nodes || graph.leafs != near.leafs {
             return Ok(false);

@@ -6,9 +6,11 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
-use super::length::{Amount, Length, Steps};
+use super::length::{Amount, Length};
 use super::tensors::{Graph, GraphTensor};
+use super::unroll::{Unrolled, Uses};
 use crate::error::MathError;
 
 /// How a kind of buffer lays out tensors.
@@ -231,36 +233,15 @@ impl Sizes<Length> for Growing {
 struct Replay<'a, A: Amount, S> {
     sizes: &'a S,
     graph: &'a Graph,
+    unrolled: &'a Unrolled,
     steps: &'a mut A::Steps,
     pools: Vec<Pool<A>>,
+    /// Tensors that all layers have in common.
     states: Vec<State<A>>,
-}
-
-/// What a replay found.
-#[derive(Debug, Clone)]
-pub(super) struct Replayed<A> {
-    /// Bytes of every buffer, in the order of their kinds.
-    pub(super) bytes: Vec<A>,
-    /// The allocator's state at every mark of the graph, in order.
-    pub(super) snapshots: Vec<Snapshot<A>>,
-}
-
-/// The allocator's state between two rounds of layers: what decides everything that follows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Snapshot<A> {
-    pools: Vec<Vec<Chunk<A>>>,
-    held: Vec<Held<A>>,
-}
-
-/// A tensor that holds memory between two rounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Held<A> {
-    /// Whether every round has one: it counts from the first tensor of the round that follows.
-    repeats: bool,
-    number: u32,
-    copy: u32,
-    buffer: u32,
-    address: Address<A>,
+    /// Tensors of the layer under way and of the one before.
+    layers: [Vec<State<A>>; 2],
+    /// The interval under way.
+    interval: u32,
 }
 
 /// Bytes of every buffer that the graph needs, in the order of `kinds`.
@@ -268,68 +249,217 @@ struct Held<A> {
 /// # Errors
 /// [`MathError::Invalid`] when the graph names a tensor or buffer that it does not have, [`MathError::Overflow`].
 pub fn buffer_bytes(graph: &Graph, kinds: &[BufferKind]) -> Result<Vec<u64>, MathError> {
-    Ok(replay::<u64, Graph>(graph, kinds, &mut ())?.bytes)
+    replay::<u64, Graph>(graph, kinds, &mut ())?.ok_or_else(|| no_such("tensor"))
 }
 
-/// As [`buffer_bytes`] for sizes that grow with the context: `steps` ends up as the range in which the answer holds.
-pub(super) fn buffer_lengths(graph: &Growing, kinds: &[BufferKind], steps: &mut Steps) -> Result<Replayed<Length>, MathError> {
-    replay(graph, kinds, steps)
-}
-
-/// The replay.
+/// As [`buffer_bytes`] for sizes of any kind; `None` where the graph has to show all layers.
 pub(super) fn replay<A: Amount, S: Sizes<A>>(
     sizes: &S,
     kinds: &[BufferKind],
     steps: &mut A::Steps,
-) -> Result<Replayed<A>, MathError> {
+) -> Result<Option<Vec<A>>, MathError> {
     let graph = sizes.graph();
+    let Some(unrolled) = Unrolled::new(graph) else { return Ok(None) };
+    let fresh = |uses: &Uses| State { readers: uses.readers, views: uses.views, held: None };
     let mut replay = Replay {
         sizes,
         graph,
+        unrolled: &unrolled,
         steps,
         pools: kinds.iter().map(|kind| Pool::new(*kind)).collect(),
-        states: vec![State { readers: 0, views: 0, held: None }; graph.tensors.len()],
+        // Readers are counted first, so that nothing is given back too early.
+        states: unrolled.uses.iter().map(fresh).collect(),
+        layers: [Vec::with_capacity(unrolled.most), Vec::with_capacity(unrolled.most)],
+        interval: u32::MAX,
     };
     for &(leaf, buffer) in &graph.leafs {
         replay.place(leaf, buffer)?;
     }
-    // Readers are counted first, and inputs are placed before everything computed, so that nothing overwrites them.
+    // Inputs are placed before everything computed, so that nothing overwrites them.
     for &(node, buffer) in &graph.nodes {
         let tensor = replay.tensor(node)?;
-        if let Some(base) = tensor.view_of().filter(|_| tensor.is_operation) {
-            let state = replay.state(base)?;
-            state.views = state.views.saturating_add(1);
-        }
         if tensor.is_input {
             replay.place(node, buffer)?;
         }
         for &source in graph.sources(tensor) {
-            let state = replay.state(source)?;
-            state.readers = state.readers.saturating_add(1);
             if replay.tensor(source)?.is_input {
                 replay.place(source, buffer)?;
             }
         }
     }
-    let mut snapshots = Vec::new();
-    let mut marks = graph.marks.iter().peekable();
-    for (position, &(node, buffer)) in graph.nodes.iter().enumerate() {
-        while let Some(mark) = marks.next_if(|mark| mark.node <= position) {
-            snapshots.push(replay.snapshot(mark.first, mark.loop_start));
+    replay.compute(0..unrolled.before)?;
+    replay.compute_layers()?;
+    replay.pools.iter().map(Pool::high).collect::<Result<_, _>>().map(Some)
+}
+
+/// The allocator's state between two layers: what decides everything that follows, but for tensors that stay until the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Between<A> {
+    pools: Vec<Vec<Chunk<A>>>,
+    /// Tensors of the layer before that hold memory: which, in which buffer, where.
+    held: Vec<(usize, u32, Address<A>)>,
+}
+
+/// What an interval makes of a state.
+#[derive(Debug, Clone)]
+struct Move {
+    from: usize,
+    /// The interval and the one after it.
+    interval: [u32; 2],
+    to: usize,
+    /// Uses that the interval takes from tensors that all layers have in common, in its order.
+    taken: Vec<Uses>,
+}
+
+/// States that were met between layers, and the moves between them.
+#[derive(Debug)]
+struct Memory<A> {
+    states: Vec<Between<A>>,
+    moves: Vec<Move>,
+}
+
+impl<A: Amount> Memory<A> {
+    fn number(&mut self, state: Between<A>) -> usize {
+        self.states.iter().rposition(|known| *known == state).unwrap_or_else(|| {
+            self.states.push(state);
+            self.states.len().saturating_sub(1)
+        })
+    }
+}
+
+impl<A: Amount, S: Sizes<A>> Replay<'_, A, S> {
+    fn compute(&mut self, nodes: Range<usize>) -> Result<(), MathError> {
+        for &(node, buffer) in self.graph.nodes.get(nodes).unwrap_or(&[]) {
+            let sources = self.graph.sources(self.tensor(node)?);
+            for &source in sources {
+                self.place(source, buffer)?;
+            }
+            self.place(node, buffer)?;
+            for &source in sources {
+                self.done_reading(source)?;
+            }
         }
-        let tensor = replay.tensor(node)?;
-        for &source in graph.sources(tensor) {
-            replay.place(source, buffer)?;
+        Ok(())
+    }
+
+    /// Computes every layer. What an interval makes of a state is remembered: a state that comes back takes the same way
+    /// again, as long as nothing that all layers have in common is read for the last time.
+    fn compute_layers(&mut self) -> Result<(), MathError> {
+        let mut memory = Memory { states: Vec::new(), moves: Vec::new() };
+        // The state that this layer begins in, and whether the pools still have to be brought to it.
+        let mut now: Option<usize> = None;
+        let mut behind = false;
+        let following = self.unrolled.layers.iter().skip(1).copied().chain([u32::MAX]);
+        for (&number, next) in self.unrolled.layers.iter().zip(following) {
+            let Some(interval) = self.unrolled.intervals.get(at(number)) else { return Err(no_such("layer")) };
+            let repeats = interval.times > 1;
+            let from = match now {
+                Some(state) => Some(state),
+                None => repeats.then(|| memory.number(self.between())),
+            };
+            let known = memory.moves.iter().find(|known| Some(known.from) == from && known.interval == [number, next]);
+            if let Some(known) = known
+                && self.take(&interval.touches, &known.taken)
+            {
+                (now, behind) = (Some(known.to), true);
+                continue;
+            }
+            if behind && let Some(state) = now.and_then(|state| memory.states.get(state)) {
+                self.go_to(state, &interval.before);
+            }
+            let before = self.uses(&interval.touches);
+            self.begin_layer(number, next);
+            self.compute(interval.nodes.clone())?;
+            (now, behind) = (None, false);
+            if let Some(from) = from.filter(|_| repeats) {
+                let to = memory.number(self.between());
+                let after = self.uses(&interval.touches);
+                // Tensors that go decide by where they are.
+                if after.iter().all(|uses| uses.readers > 0) {
+                    let taken = before.iter().zip(&after).map(|(before, after)| Uses {
+                        readers: before.readers.saturating_sub(after.readers),
+                        views: before.views.saturating_sub(after.views),
+                    });
+                    memory.moves.push(Move { from, interval: [number, next], to, taken: taken.collect() });
+                }
+                now = Some(to);
+            }
         }
-        replay.place(node, buffer)?;
-        for &source in graph.sources(tensor) {
-            replay.done_reading(source)?;
+        Ok(())
+    }
+
+    fn uses(&self, tensors: &[u32]) -> Vec<Uses> {
+        let states = tensors.iter().filter_map(|tensor| self.states.get(at(*tensor)));
+        states.map(|state| Uses { readers: state.readers, views: state.views }).collect()
+    }
+    /// Takes uses from tensors, if each has more.
+    fn take(&mut self, tensors: &[u32], uses: &[Uses]) -> bool {
+        let stays =
+            |(tensor, uses): (&u32, &Uses)| self.states.get(at(*tensor)).is_some_and(|state| state.readers > uses.readers);
+        if !tensors.iter().zip(uses).all(stays) {
+            return false;
+        }
+        for (tensor, uses) in tensors.iter().zip(uses) {
+            if let Some(state) = self.states.get_mut(at(*tensor)) {
+                state.readers = state.readers.saturating_sub(uses.readers);
+                state.views = state.views.saturating_sub(uses.views);
+            }
+        }
+        true
+    }
+
+    /// The state between the layer computed last and the next.
+    fn between(&self) -> Between<A> {
+        // What several chunks decide by depends on how far each has grown; with one it decides nothing.
+        let pools = self.pools.iter().map(|pool| {
+            let mut chunks = pool.chunks.clone();
+            if let [only] = chunks.as_mut_slice() {
+                only.high = A::ZERO;
+            }
+            chunks
+        });
+        let [last, _] = &self.layers;
+        let held = last.iter().enumerate().filter_map(|(rank, state)| {
+            let (buffer, address) = state.held?;
+            Some((rank, buffer, address))
+        });
+        Between { pools: pools.collect(), held: held.collect() }
+    }
+    /// Brings pools and tensors of the last layer to a state; `uses`: what the next layer takes from it.
+    fn go_to(&mut self, state: &Between<A>, uses: &[Uses]) {
+        for (pool, chunks) in self.pools.iter_mut().zip(&state.pools) {
+            // How far a chunk has grown is no part of the state.
+            let highs: Vec<A> = pool.chunks.iter().map(|chunk| chunk.high).collect();
+            pool.chunks.clone_from(chunks);
+            if let ([only], [high]) = (pool.chunks.as_mut_slice(), highs.as_slice()) {
+                only.high = *high;
+            }
+        }
+        let [last, _] = &mut self.layers;
+        last.clear();
+        last.extend(uses.iter().map(|uses| State { readers: uses.readers, views: uses.views, held: None }));
+        for (rank, buffer, address) in &state.held {
+            if let Some(state) = last.get_mut(*rank) {
+                state.held = Some((*buffer, *address));
+            }
         }
     }
-    for mark in marks {
-        snapshots.push(replay.snapshot(mark.first, mark.loop_start));
+    /// Makes room for the tensors of a layer.
+    fn begin_layer(&mut self, number: u32, next: u32) {
+        let intervals = &self.unrolled.intervals;
+        let own = intervals.get(at(number)).map_or(&[][..], |interval| &interval.own);
+        let later = intervals.get(at(next)).map_or(&[][..], |interval| &interval.before);
+        self.interval = number;
+        self.layers.swap(0, 1);
+        let [layer, _] = &mut self.layers;
+        layer.clear();
+        let later = later.iter().copied().chain(core::iter::repeat(Uses::default()));
+        layer.extend(own.iter().zip(later).map(|(own, later)| State {
+            readers: own.readers.saturating_add(later.readers),
+            views: own.views.saturating_add(later.views),
+            held: None,
+        }));
     }
-    Ok(Replayed { bytes: replay.pools.iter().map(Pool::high).collect::<Result<_, _>>()?, snapshots })
 }
 
 fn no_such(what: &str) -> MathError {
@@ -349,7 +479,14 @@ impl<'a, A: Amount, S: Sizes<A>> Replay<'a, A, S> {
         self.graph.tensors.get(at(index)).ok_or_else(|| no_such("tensor"))
     }
     fn state(&mut self, index: u32) -> Result<&mut State<A>, MathError> {
-        self.states.get_mut(at(index)).ok_or_else(|| no_such("tensor"))
+        let state = match self.unrolled.slot(index) {
+            None => self.states.get_mut(at(index)),
+            Some((owner, rank)) => {
+                let [layer, before] = &mut self.layers;
+                if owner == self.interval { layer.get_mut(rank) } else { before.get_mut(rank) }
+            }
+        };
+        state.ok_or_else(|| no_such("tensor"))
     }
     fn pool(&mut self, buffer: u32) -> Result<&mut Pool<A>, MathError> {
         self.pools.get_mut(at(buffer)).ok_or_else(|| no_such("buffer"))
@@ -430,32 +567,5 @@ impl<'a, A: Amount, S: Sizes<A>> Replay<'a, A, S> {
             self.give_back(buffer, address, size)?;
         }
         Ok(())
-    }
-
-    /// The state before the round whose first tensor is `first`; tensors before `loop_start` are the same in every round.
-    fn snapshot(&self, first: u32, loop_start: u32) -> Snapshot<A> {
-        // What several chunks decide by depends on how far each has grown; with one it decides nothing.
-        let pools = self.pools.iter().map(|pool| {
-            let mut chunks = pool.chunks.clone();
-            if let [only] = chunks.as_mut_slice() {
-                only.high = A::ZERO;
-            }
-            chunks
-        });
-        let built = self.states.len().saturating_sub(self.graph.origins.len());
-        let held = self.states.iter().enumerate().filter_map(|(index, state)| {
-            let (buffer, address) = state.held?;
-            let number = u32::try_from(index).unwrap_or(u32::MAX);
-            // A copy is known by its original.
-            let added = index.checked_sub(built).and_then(|added| self.graph.origins.get(added).copied());
-            let (number, copy) = added.unwrap_or((number, u32::MAX));
-            // Tensors of a round count from the first of the round that follows.
-            let repeats = number >= loop_start;
-            let number = if repeats { number.wrapping_sub(first) } else { number };
-            Some(Held { repeats, number, copy, buffer, address })
-        });
-        let mut held: Vec<Held<A>> = held.collect();
-        held.sort_unstable_by_key(|held| (held.repeats, held.number, held.copy));
-        Snapshot { pools: pools.collect(), held }
     }
 }

@@ -9,7 +9,7 @@ use super::kernels::{extra_bytes, runs};
 use super::metal;
 use super::op::Op;
 use super::ops::{Builder, Built, Home};
-use super::tensors::{Graph, GraphTensor, Mark};
+use super::tensors::{Graph, GraphTensor};
 use crate::deployment::Backend;
 use crate::error::MathError;
 
@@ -41,7 +41,8 @@ const NOWHERE: u8 = u8::MAX;
 /// # Errors
 /// [`MathError::Overflow`] when a tensor refers to one that is not there.
 pub(super) fn schedule(builder: Builder, machine: Machine<'_>) -> Result<Graph, MathError> {
-    let Builder { graph, built, leafs, nodes, .. } = builder;
+    let Builder { mut graph, built, leafs, nodes, .. } = builder;
+    graph.n_built = built.len();
     let Some(last) = machine.backends.len().checked_sub(1).and_then(|last| u8::try_from(last).ok()) else { return Err(GONE) };
     let n_tensors = built.len();
     let scheduler = Scheduler { graph, built, leafs, nodes, machine, last, backend: vec![NOWHERE; n_tensors] };
@@ -327,7 +328,7 @@ impl Scheduler<'_> {
                 let copy = match copies.get(source, backend) {
                     Some(copy) => copy,
                     None => {
-                        let copy = self.copy(source, backend)?;
+                        let copy = self.copy(source)?;
                         copies.set(source, backend, copy);
                         if let Some(part) = parts.last_mut() {
                             part.inputs.push(source);
@@ -357,26 +358,23 @@ impl Scheduler<'_> {
 
     /// Copies of a tensor for another backend, one for each micro-batch in flight; the first is returned, the others
     /// follow it.
-    fn copy(&mut self, source: u32, backend: u8) -> Result<u32, MathError> {
+    fn copy(&mut self, source: u32) -> Result<u32, MathError> {
         let original = self.tensor(source)?;
         let mut copy = GraphTensor::new(original.layout, original.bytes);
         if self.machine.copies > 1 {
             copy.is_input = true;
             copy.is_output = true;
         }
-        let copies = self.machine.copies;
-        let number = |nth: usize| usize::from(backend).saturating_mul(copies).saturating_add(nth);
-        let first = self.push(copy.clone(), &[], source, number(0))?;
-        for nth in 1..self.machine.copies {
-            self.push(copy.clone(), &[], source, number(nth))?;
+        let first = self.push(copy.clone(), &[], source)?;
+        for _ in 1..self.machine.copies {
+            self.push(copy.clone(), &[], source)?;
         }
         Ok(first)
     }
 
-    fn push(&mut self, tensor: GraphTensor, sources: &[u32], of: u32, copy: usize) -> Result<u32, MathError> {
+    fn push(&mut self, tensor: GraphTensor, sources: &[u32], of: u32) -> Result<u32, MathError> {
         let format = self.built(of)?.format;
         let number = self.graph.push(tensor, sources)?;
-        self.graph.origins.push((of, u32::try_from(copy).unwrap_or(u32::MAX)));
         self.built.push(Built::none(format));
         self.backend.push(NOWHERE);
         Ok(number)
@@ -392,7 +390,7 @@ impl Scheduler<'_> {
                 let original = self.tensor(source)?;
                 let mut keeps = GraphTensor::new(original.layout, original.bytes);
                 keeps.set_view_of(Some(original.view_of().unwrap_or(source)));
-                let keeper = self.push(keeps, &[source], source, usize::MAX)?;
+                let keeper = self.push(keeps, &[source], source)?;
                 order.push((keeper, u32::from(self.backend(source))));
                 if let Some(copy) = copies.get(source, part.backend) {
                     order.push((copy, backend));
@@ -420,11 +418,11 @@ impl Scheduler<'_> {
                         tensor.is_output = true;
                     }
                     leading.push((leaf, u32::from(backend)));
-                    for nth in 1..self.machine.copies {
+                    for _ in 1..self.machine.copies {
                         let mut copy = GraphTensor::new(original.layout, original.bytes);
                         copy.is_input = true;
                         copy.is_output = true;
-                        let copy = self.push(copy, &[], leaf, nth)?;
+                        let copy = self.push(copy, &[], leaf)?;
                         leading.push((copy, u32::from(backend)));
                     }
                 }
@@ -438,7 +436,6 @@ impl Scheduler<'_> {
             }
         }
         leading.extend(leafs.iter().map(|&leaf| (leaf, u32::from(self.backend(leaf)))));
-        self.place_marks(nodes, &order);
         self.graph.leafs = leading;
         self.graph.nodes = order;
         self.add_extras()?;
@@ -469,24 +466,11 @@ impl Scheduler<'_> {
                 let original = self.tensor(first)?;
                 let mut keeper = GraphTensor::new(original.layout, original.bytes);
                 keeper.set_view_of(Some(original.view_of().unwrap_or(first)));
-                let keeper = self.push(keeper, some, first, usize::MAX)?;
+                let keeper = self.push(keeper, some, first)?;
                 order.push((keeper, backend));
             }
         }
         Ok(())
-    }
-
-    /// Marks count nodes of the graph as it was built; what was inserted and moved takes them along.
-    fn place_marks(&mut self, nodes: &[u32], order: &[(u32, u32)]) {
-        let mut position = 0;
-        for Mark { node, .. } in &mut self.graph.marks {
-            let Some(wanted) = nodes.get(*node) else { continue };
-            let is_it = |(index, _): &(u32, u32)| index == wanted;
-            let ahead = order.iter().skip(position).position(is_it).map(|ahead| position.saturating_add(ahead));
-            position = ahead.or_else(|| order.iter().position(is_it)).unwrap_or(position);
-            *node = position;
-        }
-        self.graph.marks.sort_by_key(|mark| mark.node);
     }
 
     /// What devices' buffers add to results of some operations, and to copies of rows in blocks.

@@ -97,15 +97,20 @@ impl GraphTensor {
     }
 }
 
-/// A place between two rounds of layers that are built alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Mark {
-    /// The next node to be computed, as a position among all nodes.
-    pub(super) node: usize,
-    /// The first tensor of the round that follows.
-    pub(super) first: u32,
-    /// The first tensor of the first round.
-    pub(super) loop_start: u32,
+/// Layers that follow each other, of which a graph may show fewer than the model has.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Stack {
+    /// The first tensor of every layer shown.
+    pub(super) firsts: Vec<u32>,
+    /// For every layer of the model, which of those shown stands for it.
+    pub(super) shown_as: Vec<u32>,
+}
+
+impl Stack {
+    /// Whether the graph shows fewer layers than the model has.
+    pub(super) const fn leaves_out(&self) -> bool {
+        self.firsts.len() < self.shown_as.len()
+    }
 }
 
 /// The scheduler's copy of a graph.
@@ -119,10 +124,10 @@ pub struct Graph {
     pub(super) leafs: Vec<(u32, u32)>,
     /// Tensors that are computed, in order, each with the buffer it goes to.
     pub(super) nodes: Vec<(u32, u32)>,
-    /// Where rounds of layers begin.
-    pub(super) marks: Vec<Mark>,
-    /// For each of the last tensors, which the scheduler added: the tensor it stands for, and which of its copies it is.
-    pub(super) origins: Vec<(u32, u32)>,
+    /// Layers that follow each other.
+    pub(super) stacks: Vec<Stack>,
+    /// How many tensors the model's graph has; the scheduler added the others.
+    pub(super) n_built: usize,
 }
 
 impl Graph {
