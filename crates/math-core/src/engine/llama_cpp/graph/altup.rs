@@ -66,7 +66,7 @@ pub(super) fn build(
     let steps = parts.layers(spec.layers.iter(), |index| index < SPARSE_LAYERS);
     for step in &steps {
         let Some(layer) = spec.layers.get(step.layer) else { continue };
-        parts.begin_layer(step);
+        parts.begin_layer(step, layer);
         current = altup.layer(parts, &trunk, layer, step.layer, current)?;
     }
     current = altup.merge(parts, current)?;

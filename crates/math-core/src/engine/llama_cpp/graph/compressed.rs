@@ -174,7 +174,7 @@ pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, caches: &CompressedCach
     let steps = parts.layers(spec.layers.iter(), |_| ());
     for step in &steps {
         let Some((layer, attention, sizes)) = layers.get(step.layer) else { continue };
-        parts.begin_layer(step);
+        parts.begin_layer(step, layer);
         let before = current;
         let mixed = parts.mix_versions(before)?;
         let normed = parts.norm(mixed.x, NormKind::Rms, false, true)?;
@@ -225,7 +225,7 @@ fn feed_forward(parts: &mut Parts, layer: &Layer, spec: &ModelSpec, x: Node) -> 
     let routed = parts.experts(x, moe, routing, Activation::Single)?;
     match &moe.shared {
         Some(shared) => {
-            let shared = parts.feed_forward(x, shared, spec.d_model, Activation::Single)?;
+            let shared = parts.shared_experts(x, shared, spec.d_model, Activation::Single)?;
             parts.graph.sum(routed, shared)
         }
         None => Ok(routed),

@@ -9,6 +9,7 @@ use super::ops::Node;
 use super::parts::{NormKind, Parts};
 use super::per_layer::{self, PerLayer};
 use super::rows::{Beside, Row, Scaled, Together, routing};
+use super::scales::{self, Matrix};
 use super::selector::SelectorCache;
 use crate::error::MathError;
 use crate::spec::{
@@ -72,7 +73,8 @@ pub(super) fn build(
                 || has_norm(layer, "post_attention_norm").is_some())
             && layer.cross_attention.is_none()
             && (extras_are_known(layer)
-                || row.norms_values && layer.extra.iter().all(|weight| KNOWN.contains(&weight.name.as_str())))
+                || row.norms_values
+                    && layer.extra.iter().all(|weight| KNOWN.contains(&weight.name.as_str()) || scales::is_scale(weight)))
     };
     if !spec.layers.iter().all(fits) || spec.encoder.is_some() {
         return Ok(false);
@@ -146,7 +148,7 @@ pub(super) fn build(
     };
     for step in &steps {
         let Some(layer) = spec.layers.get(step.layer) else { continue };
-        parts.begin_layer(step);
+        parts.begin_layer(step, layer);
         let chooses = step.layer == last && !late;
         current = trunk.layer(parts, layer, spec.d_model, step.layer, current, chooses)?;
     }
@@ -187,14 +189,7 @@ pub(super) fn build(
 }
 
 /// Tensors of layers beyond those of their mechanisms, which this file knows.
-const KNOWN: &[&str] = &[
-    "inp_gate.weight",
-    "proj.weight",
-    "post_norm.weight",
-    "layer_output_scale.weight",
-    "ffn_gate_inp.scale",
-    "ffn_down_exps.scale",
-];
+const KNOWN: &[&str] = &["inp_gate.weight", "proj.weight", "post_norm.weight", "layer_output_scale.weight", "ffn_gate_inp.scale"];
 
 /// Embedded tokens with everything that is added to them before the first layer.
 pub(super) fn embed(parts: &mut Parts, spec: &ModelSpec, row: &Row, positions: Node) -> Result<Node, MathError> {
@@ -290,6 +285,7 @@ pub(super) fn extras_are_known(layer: &Layer) -> bool {
             ];
             // The last of all: the same correction of choices as ever, named without its suffix.
             weight.component == Component::AttnIndexer
+                || scales::is_scale(weight)
                 || weight.name == "exp_probs_b"
                 || norms.contains(&weight.name.as_str())
                 || latent.contains(&weight.name.as_str())
@@ -452,7 +448,7 @@ impl Trunk<'_> {
             }
             FeedForward::Moe(_) if row.ignores_experts => parts.unary(normed)?,
             FeedForward::Moe(moe) if let Some(logits) = logits => {
-                parts.experts_by(normed, logits, moe, routing(row, moe, self.operations), row.activation, false)?
+                parts.experts_by(normed, logits, moe, routing(row, moe, self.operations), row.activation)?
             }
             _ => self.feed_forward(parts, layer, d_model, normed)?,
         };
@@ -496,8 +492,7 @@ impl Trunk<'_> {
         let factors = parts.weight(&[d_model])?;
         let routed = parts.graph.product(scaled, factors)?;
         let logits = parts.linear(routed, moe.n_experts)?;
-        let scales_down = per_layer::extra(layer, "ffn_down_exps.scale").is_some();
-        let experts = parts.experts_by(input, logits, moe, routing(self.row, moe, self.operations), activation, scales_down)?;
+        let experts = parts.experts_by(input, logits, moe, routing(self.row, moe, self.operations), activation)?;
         let experts = parts.norm(experts, norm, false, true)?;
         parts.graph.sum(side, experts)
     }
@@ -527,7 +522,7 @@ impl Trunk<'_> {
                         // Experts read and write a narrower state; the router reads the whole one (`nemotron-h.cpp`).
                         let latent = parts.linear(x, width)?;
                         let logits = parts.linear(x, moe.n_experts)?;
-                        let mut routed = parts.experts_by(latent, logits, moe, routing, activation, false)?;
+                        let mut routed = parts.experts_by(latent, logits, moe, routing, activation)?;
                         if let Some(bias) = has_norm(layer, "ffn_routed_norm") {
                             routed = parts.norm(routed, self.row.norm, bias, true)?;
                         }
@@ -536,7 +531,7 @@ impl Trunk<'_> {
                 };
                 match &moe.shared {
                     Some(shared) => {
-                        let mut shared = parts.feed_forward(x, shared, d_model, self.row.activation)?;
+                        let mut shared = parts.shared_experts(x, shared, d_model, self.row.activation)?;
                         if moe.shared_gate {
                             let logit = parts.linear(x, 1)?;
                             let mut gate = parts.unary(logit)?;
@@ -634,7 +629,7 @@ impl Trunk<'_> {
             attended = parts.graph.product(attended, gate)?;
         }
         if let OutputGate::Own { width } = attention.gate {
-            let gate = parts.linear(x, width)?;
+            let gate = parts.project(x, width, Matrix::AttentionGate, false)?;
             let gate = parts.unary(gate)?;
             attended = if width == attention.n_heads {
                 let by_head = parts.graph.reshape(attended, [attention.v_head_dim, width, tokens, 1])?;
@@ -645,7 +640,7 @@ impl Trunk<'_> {
                 parts.graph.product(attended, gate)?
             };
         }
-        parts.linear_bias(attended, d_model, attention.bias.o)
+        parts.project(attended, d_model, Matrix::AttentionOutput, attention.bias.o)
     }
 
     /// Projections (`build_qkv`), each `[head, heads, tokens]`; queries only where another layer has written keys and values.
@@ -658,32 +653,32 @@ impl Trunk<'_> {
     ) -> Result<(Node, Option<Node>, Option<Node>), MathError> {
         let q_head = if attention.gate == OutputGate::InQuery { mul(2, attention.k_head_dim)? } else { attention.k_head_dim };
         let shapes = [
-            (q_head, attention.n_heads, attention.bias.q),
-            (attention.k_head_dim, attention.n_kv_heads, attention.bias.k),
-            (attention.v_head_dim, attention.n_kv_heads, attention.bias.v),
+            (q_head, attention.n_heads, attention.bias.q, Matrix::Query),
+            (attention.k_head_dim, attention.n_kv_heads, attention.bias.k, Matrix::Key),
+            (attention.v_head_dim, attention.n_kv_heads, attention.bias.v, Matrix::Value),
         ];
         let own = !matches!(attention.kv_source, KvSource::Layer { .. });
         let mut out: Vec<Node> = Vec::new();
         if attention.layout == QkvLayout::Fused {
             let mut width = 0_u64;
-            for (head, heads, _) in shapes {
+            for (head, heads, ..) in shapes {
                 width = width.saturating_add(mul(head, heads)?);
             }
-            let fused = parts.linear_bias(x, width, attention.bias.q)?;
+            let fused = parts.project(x, width, Matrix::QueryKeyValue, attention.bias.q)?;
             let row = mul(4, width)?;
-            for (head, heads, _) in shapes {
+            for (head, heads, ..) in shapes {
                 out.push(parts.graph.view_3d(fused, [head, heads, tokens], mul(4, head)?, row)?);
             }
         } else {
             let mut before = None;
-            for (head, heads, bias) in shapes {
+            for (head, heads, bias, matrix) in shapes {
                 if !own && !out.is_empty() {
                     break;
                 }
                 let mut flat = match before {
                     // Values are the keys before their norm.
                     Some(keys) if out.len() == 2 && attention.layout == QkvLayout::ValueIsKey => keys,
-                    _ => parts.linear_bias(x, mul(head, heads)?, bias)?,
+                    _ => parts.project(x, mul(head, heads)?, matrix, bias)?,
                 };
                 before = Some(flat);
                 if normed_flat(attention) && out.len() < 2 {

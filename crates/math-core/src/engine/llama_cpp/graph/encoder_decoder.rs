@@ -76,7 +76,7 @@ impl Stack<'_> {
         let mut current = embedded;
         for step in &steps {
             let Some(layer) = layers.get(step.layer) else { continue };
-            parts.begin_layer(step);
+            parts.begin_layer(step, layer);
             current = self.layer(parts, layer, buckets.unwrap_or(0), current, step.layer == last)?;
         }
         Ok(current)

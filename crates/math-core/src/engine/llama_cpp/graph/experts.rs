@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use super::op::Op;
 use super::ops::Node;
 use super::parts::Parts;
+use super::scales::Matrix;
 use crate::error::MathError;
 use crate::spec::{Dense, Moe};
 use crate::units::mul;
@@ -65,19 +66,39 @@ impl Parts {
         d_model: u64,
         activation: Activation,
     ) -> Result<Node, MathError> {
+        self.feed_forward_by(x, dense, d_model, activation, [Matrix::Gate, Matrix::Up, Matrix::Down])
+    }
+    /// The feed-forward that every token passes beside its experts.
+    pub(super) fn shared_experts(
+        &mut self,
+        x: Node,
+        dense: &Dense,
+        d_model: u64,
+        activation: Activation,
+    ) -> Result<Node, MathError> {
+        self.feed_forward_by(x, dense, d_model, activation, [Matrix::SharedGate, Matrix::SharedUp, Matrix::SharedDown])
+    }
+    fn feed_forward_by(
+        &mut self,
+        x: Node,
+        dense: &Dense,
+        d_model: u64,
+        activation: Activation,
+        [gate_matrix, up_matrix, down_matrix]: [Matrix; 3],
+    ) -> Result<Node, MathError> {
         let hidden = if dense.gated && dense.fused_gate_up {
-            let both = self.linear_bias(x, mul(2, dense.d_ff)?, dense.up_bias)?;
+            let both = self.project_biased(x, mul(2, dense.d_ff)?, up_matrix, dense.up_bias)?;
             self.graph.glu_halves(both)?
         } else {
-            let up = self.linear_bias(x, dense.d_ff, dense.up_bias)?;
+            let up = self.project_biased(x, dense.d_ff, up_matrix, dense.up_bias)?;
             if dense.gated {
-                let gate = self.linear_bias(x, dense.d_ff, dense.up_bias)?;
+                let gate = self.project_biased(x, dense.d_ff, gate_matrix, dense.up_bias)?;
                 self.gate(gate, up, activation)?
             } else {
                 self.activate(up, activation)?
             }
         };
-        self.linear_bias(hidden, d_model, dense.down_bias)
+        self.project_biased(hidden, d_model, down_matrix, dense.down_bias)
     }
 
     /// A gate times an up projection.
@@ -100,10 +121,10 @@ impl Parts {
     /// Routed experts (`build_moe_ffn`); shared ones are added by the caller.
     pub(super) fn experts(&mut self, x: Node, moe: &Moe, routing: Routing, activation: Activation) -> Result<Node, MathError> {
         let logits = self.linear_bias(x, moe.n_experts, moe.router_bias)?;
-        self.experts_by(x, logits, moe, routing, activation, false)
+        self.experts_by(x, logits, moe, routing, activation)
     }
 
-    /// Routed experts, chosen by logits that are there already. `scales_down`: what they yield is scaled, expert by expert.
+    /// Routed experts, chosen by logits that are there already.
     pub(super) fn experts_by(
         &mut self,
         x: Node,
@@ -111,7 +132,6 @@ impl Parts {
         moe: &Moe,
         routing: Routing,
         activation: Activation,
-        scales_down: bool,
     ) -> Result<Node, MathError> {
         let [width, tokens, ..] = self.graph.dims(x)?;
         let (n_experts, chosen) = (moe.n_experts, moe.n_experts_per_token);
@@ -165,15 +185,15 @@ impl Parts {
         }
         let d_ff = moe.d_ff_expert;
         let hidden = if moe.gated && moe.fused_gate_up {
-            let both = self.expert_matrix(input, ids, mul(2, d_ff)?, moe)?;
+            let both = self.expert_matrix(input, ids, mul(2, d_ff)?, moe, Matrix::ExpertUp)?;
             let [_, s1, s2, _] = self.graph.strides(both)?;
             let gate = self.graph.view_3d(both, [d_ff, chosen, tokens], s1, s2)?;
             let up = self.graph.view_3d(both, [d_ff, chosen, tokens], s1, s2)?;
             self.graph.glu(gate, up)?
         } else {
-            let up = self.expert_matrix(input, ids, d_ff, moe)?;
+            let up = self.expert_matrix(input, ids, d_ff, moe, Matrix::ExpertUp)?;
             if moe.gated {
-                let gate = self.expert_matrix(input, ids, d_ff, moe)?;
+                let gate = self.expert_matrix(input, ids, d_ff, moe, Matrix::ExpertGate)?;
                 self.gate(gate, up, activation)?
             } else {
                 self.activate(up, activation)?
@@ -181,19 +201,12 @@ impl Parts {
         };
         let mut out = if self.setting.limits_experts {
             let (limited, factor) = self.limit_rows(hidden)?;
-            let out = self.expert_product(limited, ids, width, moe)?;
+            let out = self.expert_product(limited, ids, width, moe, Matrix::ExpertDown)?;
             let restored = self.graph.product(out, factor)?;
             self.expert_biases(restored, ids, width, moe)?
         } else {
-            self.expert_matrix(hidden, ids, width, moe)?
+            self.expert_matrix(hidden, ids, width, moe, Matrix::ExpertDown)?
         };
-        if scales_down {
-            let factors = self.weight(&[n_experts])?;
-            let factors = self.graph.reshape(factors, [1, n_experts, 1, 1])?;
-            let factors = self.graph.result(Op::Repeat, Self::F32, [1, n_experts, tokens, 1], &[factors])?;
-            let factors = self.graph.get_rows(factors, ids)?;
-            out = self.graph.product(out, factors)?;
-        }
         if !routing.weighted_first {
             out = self.graph.product(out, weights)?;
         }
@@ -254,14 +267,15 @@ impl Parts {
         Ok((limited, divisor))
     }
 
-    fn expert_matrix(&mut self, x: Node, ids: Node, width: u64, moe: &Moe) -> Result<Node, MathError> {
-        let y = self.expert_product(x, ids, width, moe)?;
+    fn expert_matrix(&mut self, x: Node, ids: Node, width: u64, moe: &Moe, matrix: Matrix) -> Result<Node, MathError> {
+        let y = self.expert_product(x, ids, width, moe, matrix)?;
         self.expert_biases(y, ids, width, moe)
     }
-    fn expert_product(&mut self, x: Node, ids: Node, width: u64, moe: &Moe) -> Result<Node, MathError> {
+    fn expert_product(&mut self, x: Node, ids: Node, width: u64, moe: &Moe, matrix: Matrix) -> Result<Node, MathError> {
         let [n_in, ..] = self.graph.dims(x)?;
         let stack = self.weight(&[n_in, width, moe.n_experts])?;
-        self.graph.mul_mat_id(stack, x, ids)
+        let product = self.graph.mul_mat_id(stack, x, ids)?;
+        self.scaled_by_expert(product, ids, moe.n_experts, matrix)
     }
     fn expert_biases(&mut self, y: Node, ids: Node, width: u64, moe: &Moe) -> Result<Node, MathError> {
         if moe.expert_bias {

@@ -245,7 +245,7 @@ pub(super) fn build(
     let steps = parts.layers(spec.layers.iter(), |index| (!row.rotates(index), block.map(|_| index)));
     for step in &steps {
         let Some(layer) = spec.layers.get(step.layer) else { continue };
-        parts.begin_layer(step);
+        parts.begin_layer(step, layer);
         if let Some(every) = block {
             let banks = u64::try_from(step.layer).unwrap_or(u64::MAX).is_multiple_of(every);
             current = layers.banking_layer(parts, layer, spec.d_model, banks, current)?;

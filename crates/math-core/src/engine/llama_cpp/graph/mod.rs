@@ -30,6 +30,7 @@ pub(super) mod regimes;
 pub mod replay;
 mod rows;
 mod rwkv;
+mod scales;
 mod schedule;
 mod selector;
 pub mod tensors;
@@ -210,6 +211,10 @@ impl<'a> Recipe<'a> {
         // RWKV has many matrices of one shape, and hands more than one tensor from layer to layer: which are fetched, and what
         // crosses between devices, is not known.
         if !places.is_single() && row.is_some_and(|row| row.built_by == BuiltBy::Rwkv) {
+            return Ok(None);
+        }
+        // Which of several scales of one element a product reads is not known where each may have to be fetched.
+        if !places.is_single() && spec.layers.iter().any(scales::any) {
             return Ok(None);
         }
         // A norm that is computed once for each half of a layer reads one weight twice, and a copy of it stays between.

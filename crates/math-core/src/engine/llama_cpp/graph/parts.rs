@@ -9,6 +9,7 @@ use super::fused::{Fused, FusedNode, Fusible};
 use super::op::Op;
 use super::ops::{Builder, Node};
 use super::places::Places;
+use super::scales::Scales;
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::Layer;
@@ -93,6 +94,8 @@ pub(super) struct Parts {
     pub(super) n_rotations: usize,
     /// Rotation matrices that layers have read: whose cache, and the layer that keeps it.
     pub(super) rotations: Vec<((usize, Option<usize>), Node)>,
+    /// Which of its matrices have scales.
+    pub(super) scales: Scales,
     /// Which of the weights of the layer under way, and of no layer, the graph has read.
     taken: [Vec<bool>; 2],
     /// Weights that layers have in common, one for each backend.
@@ -136,6 +139,7 @@ impl Parts {
             layer: None,
             n_rotations: 0,
             rotations: Vec::new(),
+            scales: Scales::default(),
             taken: [Vec::new(), Vec::new()],
             shared: Vec::new(),
             most_cells: 0,
@@ -165,7 +169,8 @@ impl Parts {
         self.at_output = true;
     }
     /// A layer begins.
-    pub(super) fn begin_layer(&mut self, step: &Step) {
+    pub(super) fn begin_layer(&mut self, step: &Step, layer: &Layer) {
+        self.scales = Scales::of(layer);
         let place = self.places.layer(step.layer);
         (self.setting.device, self.setting.cache_device) = (place.backend, place.cache);
         self.layer = Some(step.layer);

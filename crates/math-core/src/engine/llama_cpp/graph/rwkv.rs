@@ -51,7 +51,7 @@ pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, row: &Row) -> Result<bo
     let steps = parts.layers(spec.layers.iter(), |index| index == 0);
     for step in &steps {
         let Some(layer) = spec.layers.get(step.layer) else { continue };
-        parts.begin_layer(step);
+        parts.begin_layer(step, layer);
         current = mix.layer(parts, layer, current, step.layer == last)?;
     }
     parts.begin_output();
