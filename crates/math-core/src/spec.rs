@@ -273,6 +273,10 @@ pub struct Operations {
     pub banked_layers: Option<u64>,
     /// Whether queries and keys are rotated; `None` where the architecture decides.
     pub rotates: Option<bool>,
+    /// Groups that norms of the hidden state work on; 0 for norms of the whole.
+    pub n_norm_groups: u64,
+    /// Whether norms are by root mean square, or by mean and variance; `None` where the architecture decides.
+    pub norms_by_root_mean_square: Option<bool>,
     /// First layers that add features of an image encoder's deeper layers to their output.
     pub n_deepstack_layers: u64,
 }

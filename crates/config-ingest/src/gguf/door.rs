@@ -246,8 +246,12 @@ fn operations(builder: &Builder<'_>) -> Result<Operations, IngestError> {
         banked_layers: keys.u64("attn_res.block_size")?,
         n_expert_groups_per_token: keys.or_zero("expert_group_used_count")?,
         // A file of a Granite model that does not say so rotates (`granite-hybrid.cpp:load_arch_hparams`).
-        rotates: keys.architecture.starts_with("granite").then_some(keys.bool("rope.scaling.finetuned")?.unwrap_or(true)),
+        rotates: matches!(keys.architecture, "granite" | "granitehybrid" | "graniteswitch")
+            .then_some(keys.bool("rope.scaling.finetuned")?.unwrap_or(true)),
         n_deepstack_layers: keys.or_zero("n_deepstack_layers")?,
+        // K2 Horizon alone norms its hidden state in groups (`k2-horizon.cpp:k2_horizon_group_rms_norm`).
+        n_norm_groups: if keys.architecture == "k2-horizon" { keys.or_zero("attention.group_norm_groups")?.max(1) } else { 0 },
+        norms_by_root_mean_square: keys.is_set("attention.layer_norm_rms_epsilon"),
     })
 }
 

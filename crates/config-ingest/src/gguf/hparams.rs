@@ -39,6 +39,17 @@ pub(super) struct Hparams {
     /// Whose cache each layer reads, `None` for its own.
     pub(super) kv_source: Vec<Option<u32>>,
     pub(super) causal: bool,
+    /// Which layers rotate queries and keys, where the file says so.
+    pub(super) rotates: Option<Vec<bool>>,
+}
+
+/// Which layers rotate, where the architecture's loader asks the file (`models/*.cpp:load_arch_hparams`, `rope_pattern`).
+fn rotating_layers(keys: &Keys<'_>, n_layers: usize) -> Result<Option<Vec<bool>>, IngestError> {
+    if !matches!(keys.architecture, "granite_swa" | "flint" | "mistral-large4") {
+        return Ok(None);
+    }
+    let pattern = keys.per_layer("attention.rope_pattern", n_layers)?;
+    Ok(pattern.map(|pattern| pattern.iter().map(|rotates| *rotates != 0).collect()))
 }
 
 impl Hparams {
@@ -120,6 +131,7 @@ impl Hparams {
             indexer,
             kv_source,
             causal: !arch.bidirectional && keys.bool("attention.causal")?.unwrap_or(true),
+            rotates: rotating_layers(keys, n_layers)?,
         })
     }
 

@@ -188,6 +188,7 @@ impl Builder<'_> {
             relative_buckets: weight("rel_b").map_or(0, n_out),
             indexer: None,
             bidirectional: !h.causal || is_cross,
+            rotates: h.rotates.as_ref().map(|rotates| Self::at(rotates, il)),
             extra: Vec::new(),
         }
     }

@@ -163,6 +163,9 @@ pub struct Attention {
     pub indexer: Option<Indexer>,
     /// Whether later tokens are visible too.
     pub bidirectional: bool,
+    /// Whether queries and keys are rotated; `None` where the architecture decides.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub rotates: Option<bool>,
     /// Tensors of one family only.
     pub extra: Vec<Weight>,
 }
@@ -189,6 +192,7 @@ impl Attention {
             relative_buckets: 0,
             indexer: None,
             bidirectional: false,
+            rotates: None,
             extra: Vec::new(),
         }
     }

@@ -145,6 +145,16 @@ impl Build {
         }
     }
 
+    /// b12032's MiniMax M3 multiplies by the scales of its feed-forwards and experts; before, it loaded them only
+    /// (`models/minimax-m3.cpp:graph`).
+    #[must_use]
+    pub fn reads_scales(self, arch: &str) -> bool {
+        match self {
+            Self::V0_5_0 | Self::C0c1e57098 => false,
+            Self::B12032 => arch == "minimax-m3",
+        }
+    }
+
     /// b12032 hides all but the cells that a selector chose in one operation, and starts from the selector's own mask where
     /// its format is the same (`llama-graph.cpp:build_attn`, `build_fused_top_k_mask`).
     #[must_use]

@@ -60,6 +60,8 @@ pub(super) fn build(
         caches: *caches,
         window,
         per_layer: None,
+        axes: None,
+        skip: None,
         deepstack: None,
         n_layers: spec.layers.len(),
     };
@@ -201,7 +203,7 @@ impl AltUp {
         let active = parts.slice(predictions)?;
         let normed = parts.norm(active, norm, bias("attn_norm"), true)?;
         let laurel = Self::laurel(parts, layer, normed)?;
-        let mixed = trunk.attention(parts, attention, self.d_model, index, normed)?;
+        let mixed = trunk.attention(parts, layer, attention, self.d_model, index, normed)?;
         let mixed = parts.norm(mixed, norm, bias("post_attention_norm"), true)?;
         let gated = parts.graph.sum(mixed, active)?;
         let both = parts.graph.sum(gated, laurel)?;

@@ -1,22 +1,18 @@
 //! Graphs of models whose layers are attention and a feed-forward (`src/models/*.cpp`).
 
-use alloc::vec::Vec;
-
-use super::attention::{Attend, CacheInputs};
+use super::attention::CacheInputs;
 use super::latent::{self, Sparse, keys_only};
-use super::op::Op;
 use super::ops::Node;
 use super::parts::{NormKind, Parts};
 use super::per_layer::{self, PerLayer};
-use super::rows::{Beside, Row, Scaled, Together, routing};
-use super::scales::{self, Matrix};
+use super::rows::{Beside, QkNorming, Row, Scaled, Together, routing};
+use super::scales;
 use super::selector::SelectorCache;
 use crate::error::MathError;
 use crate::spec::{
     Attention, Dense, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, Moe, Operations, OutputGate, QkvLayout,
 };
 use crate::tensor::Component;
-use crate::units::mul;
 
 /// The caches of a decoder: full-length, and for sliding-window layers.
 #[derive(Debug, Clone, Copy)]
@@ -57,8 +53,7 @@ pub(super) fn build(
         _ => false,
     };
     let feeds = |layer: &Layer| match &layer.feed_forward {
-        FeedForward::Dense(_) => true,
-        FeedForward::Moe(moe) => moe.latent.is_none(),
+        FeedForward::Dense(_) | FeedForward::Moe(_) => true,
         FeedForward::ChannelMix { .. } | FeedForward::None => false,
     };
     let fits = |layer: &Layer| {
@@ -72,25 +67,40 @@ pub(super) fn build(
                 || has_norm(layer, "attn_output_norm").is_some()
                 || has_norm(layer, "post_attention_norm").is_some())
             && layer.cross_attention.is_none()
-            && (extras_are_known(layer)
-                || row.norms_values
-                    && layer.extra.iter().all(|weight| KNOWN.contains(&weight.name.as_str()) || scales::is_scale(weight)))
+            && extras_are_known(layer, row.extras)
     };
     if !spec.layers.iter().all(fits) || spec.encoder.is_some() {
         return Ok(false);
     }
+    let norm = match (spec.operations.n_norm_groups, spec.operations.norms_by_root_mean_square) {
+        (groups, _) if groups > 0 => NormKind::Groups(groups),
+        (_, Some(false)) if row.rotates_dense => NormKind::Layer,
+        _ => row.norm,
+    };
+    let row = &Row { norm, ..*row };
     let sectioned = row.sections_allowed && spec.operations.sectioned_positions == Some(true);
     let positions = parts.positions(if sectioned { 4 } else { row.positions_per_token })?;
     // Layers' own embeddings may be looked up before tokens are.
     let own_width = per_layer::width(spec);
     let n_layers = u64::try_from(spec.layers.len()).unwrap_or(u64::MAX);
     let mut found = None;
-    if let (Some(width), true) = (own_width, parts.setting.tables_first) {
+    let looks_up = spec.embedding.extra.iter().any(|weight| weight.name == "per_layer_token_embd.weight");
+    if let (Some(width), true) = (own_width.filter(|_| looks_up), parts.setting.tables_first) {
         let rows = parts.look_up_layers(width, n_layers, spec.embedding.n_vocab)?;
         parts.graph.expand(rows)?;
         found = Some(rows);
     }
-    let embedded = embed(parts, spec, row, positions)?;
+    let axes = if row.qk_norm == QkNorming::Halves {
+        let tokens = parts.setting.tokens;
+        let mut axis = || parts.graph.view_1d(positions, tokens);
+        Some([axis()?, axis()?, axis()?])
+    } else {
+        None
+    };
+    let mut embedded = embed(parts, spec, row, positions)?;
+    if row.norms_embedding {
+        embedded = parts.bare_norm(embedded, row.norm)?;
+    }
     let mut current = embedded;
     let (full, sliding) = attended(parts, spec, caches, window)?;
     let factors = spec.embedding.extra.iter().find(|weight| weight.name.starts_with("rope_f"));
@@ -105,9 +115,11 @@ pub(super) fn build(
         Scaled::WhereTold if by_position => Some(parts.attention_scale()?),
         Scaled::Never | Scaled::WhereTold => None,
     };
-    let rows = parts.output_rows()?;
+    let rows = if row.keeps_rows { positions } else { parts.output_rows()? };
     let mut own_embeddings = None;
-    if let Some(width) = own_width {
+    if let Some(width) = own_width.filter(|_| !looks_up) {
+        own_embeddings = Some(parts.only_projected_layers(current, width, n_layers)?);
+    } else if let Some(width) = own_width {
         let dims = [width, n_layers, parts.setting.tokens, 1];
         let found = match found {
             Some(rows) => {
@@ -143,13 +155,15 @@ pub(super) fn build(
         operations: spec.operations,
         window,
         per_layer: own_embeddings,
+        axes,
+        skip: row.adds_embedding.then_some(embedded),
         deepstack: (spec.operations.n_deepstack_layers > 0).then_some(embedded),
         n_layers: spec.layers.len(),
     };
     for step in &steps {
         let Some(layer) = spec.layers.get(step.layer) else { continue };
         parts.begin_layer(step, layer);
-        let chooses = step.layer == last && !late;
+        let chooses = step.layer == last && !late && !row.keeps_rows;
         current = trunk.layer(parts, layer, spec.d_model, step.layer, current, chooses)?;
     }
     parts.begin_output();
@@ -166,17 +180,25 @@ pub(super) fn build(
     } else if spec.head.norm.is_some() {
         current = parts.norm(current, row.norm, norm_bias, false)?;
     }
+    if row.projects_embedding {
+        let width = spec.head.n_outputs.unwrap_or(spec.d_model);
+        current = parts.linear(current, width)?;
+    }
     parts.graph.output(current)?;
     if late && row.norms_before_choosing {
         current = parts.graph.get_rows(current, rows)?;
         parts.graph.output(current)?;
     }
-    if spec.head.lm_head == LmHead::None || row.embeds_batches {
+    if spec.head.lm_head == LmHead::None || row.embeds_batches || row.projects_embedding {
         parts.graph.expand(current)?;
         return Ok(true);
     }
     let outputs = spec.head.n_outputs.unwrap_or(spec.embedding.n_vocab);
-    current = parts.linear_bias(current, outputs, spec.head.lm_head == LmHead::Own { bias: true })?;
+    current = if row.reads_table {
+        parts.graph.mul_mat(parts.table, current)?
+    } else {
+        parts.linear_bias(current, outputs, spec.head.lm_head == LmHead::Own { bias: true })?
+    };
     if row.scales_logits {
         current = parts.scale(current)?;
     }
@@ -187,9 +209,6 @@ pub(super) fn build(
     parts.graph.expand(current)?;
     Ok(true)
 }
-
-/// Tensors of layers beyond those of their mechanisms, which this file knows.
-const KNOWN: &[&str] = &["inp_gate.weight", "proj.weight", "post_norm.weight", "layer_output_scale.weight", "ffn_gate_inp.scale"];
 
 /// Embedded tokens with everything that is added to them before the first layer.
 pub(super) fn embed(parts: &mut Parts, spec: &ModelSpec, row: &Row, positions: Node) -> Result<Node, MathError> {
@@ -267,8 +286,9 @@ pub(super) fn attended(
 }
 
 /// Whether a layer has no weights but those of its mechanisms; a header lists a selector's as the layer's own.
-pub(super) fn extras_are_known(layer: &Layer) -> bool {
+pub(super) fn extras_are_known(layer: &Layer, read: &[&str]) -> bool {
     layer.extra.iter().all(|weight| match &layer.mixer {
+        _ if scales::is_scale(weight) || read.contains(&weight.name.as_str()) => true,
         Mixer::KimiDelta(_) | Mixer::LightningAttention(_) if weight.component == Component::SsmLinear => true,
         // Biases that loaders of delta attention accept and no graph reads.
         Mixer::KimiDelta(_) if weight.name.ends_with(".bias") => true,
@@ -285,7 +305,6 @@ pub(super) fn extras_are_known(layer: &Layer) -> bool {
             ];
             // The last of all: the same correction of choices as ever, named without its suffix.
             weight.component == Component::AttnIndexer
-                || scales::is_scale(weight)
                 || weight.name == "exp_probs_b"
                 || norms.contains(&weight.name.as_str())
                 || latent.contains(&weight.name.as_str())
@@ -307,12 +326,6 @@ pub(super) fn ssm_shape(layer: &Layer, name: &str) -> Option<u64> {
     layer.extra.iter().find(|weight| weight.name == name).map(|weight| weight.shape.row())
 }
 
-/// Whether queries and keys are normed over all heads together, before they are split.
-const fn normed_flat(attention: &Attention) -> bool {
-    let [width, rows] = attention.qk_norm.q;
-    attention.n_heads > 1 && rows <= 1 && width > attention.k_head_dim
-}
-
 /// What all layers read.
 pub(super) struct Trunk<'a> {
     pub(super) row: &'a Row,
@@ -328,6 +341,10 @@ pub(super) struct Trunk<'a> {
     pub(super) operations: Operations,
     pub(super) window: HasWindow<'a>,
     pub(super) per_layer: Option<PerLayer>,
+    /// Positions in time, height and width, apart.
+    pub(super) axes: Option<[Node; 3]>,
+    /// The normed embedding that every layer adds.
+    pub(super) skip: Option<Node>,
     /// Embedded tokens with the features of an image encoder's deeper layers beside them.
     pub(super) deepstack: Option<Node>,
     pub(super) n_layers: usize,
@@ -364,7 +381,7 @@ impl Trunk<'_> {
             attended = parts.norm(input, row.norm, bias, true)?;
         }
         let mut mixed = match &layer.mixer {
-            Mixer::Attention(attention) => self.attention(parts, attention, d_model, index, attended)?,
+            Mixer::Attention(attention) => self.attention(parts, layer, attention, d_model, index, attended)?,
             Mixer::Mla(mla) => {
                 let told = latent::Told { positions: Some(self.positions), scale: self.attention_scale };
                 latent::attention(parts, mla, &self.full, self.sparse.as_mut(), told, d_model, attended)?
@@ -416,8 +433,11 @@ impl Trunk<'_> {
         {
             mixed = parts.norm(mixed, row.norm, bias, true)?;
         }
-        if row.scales_residual {
+        if row.scales_residual || row.scales_sums {
             mixed = parts.scale(mixed)?;
+        }
+        if row.scales_sums {
+            residual = parts.scale(residual)?;
         }
         let joined = if row.residual_leads { parts.graph.sum(residual, mixed)? } else { parts.graph.sum(mixed, residual)? };
         // A layer without `ffn_norm` names the norm before its feed-forward `post_attention_norm`.
@@ -455,11 +475,20 @@ impl Trunk<'_> {
         if let Some(bias) = has_norm(layer, "post_ffw_norm").or_else(|| has_norm(layer, "layer_output_norm")) {
             fed = parts.norm(fed, row.norm, bias, row.pins_last_norm)?;
         }
-        if row.scales_residual {
+        if row.scales_residual || row.scales_sums {
             fed = parts.scale(fed)?;
         }
+        let joined = if row.scales_sums { parts.scale(joined)? } else { joined };
         let (first, second) = if row.residual_first { (joined, fed) } else { (fed, joined) };
         let mut out = parts.graph.sum(first, second)?;
+        if let Some(mut skip) = self.skip {
+            if chooses {
+                skip = parts.graph.get_rows(skip, self.rows)?;
+            }
+            let factor = parts.weight(&[1])?;
+            let skip = parts.graph.product(skip, factor)?;
+            return parts.graph.sum(out, skip);
+        }
         let n_deep = usize::try_from(self.operations.n_deepstack_layers).unwrap_or(usize::MAX);
         if let Some(embedded) = self.deepstack.filter(|_| index < n_deep) {
             let ([width, tokens, ..], [_, stride, ..]) = (parts.graph.dims(embedded)?, parts.graph.strides(embedded)?);
@@ -509,188 +538,5 @@ impl Trunk<'_> {
         let fed = self.feed_forward(parts, layer, d_model, joined)?;
         let sum = parts.graph.sum(fed, joined)?;
         parts.norm(sum, norm, has_norm(layer, "layer_output_norm").unwrap_or(false), true)
-    }
-
-    pub(super) fn feed_forward(&self, parts: &mut Parts, layer: &Layer, d_model: u64, x: Node) -> Result<Node, MathError> {
-        match &layer.feed_forward {
-            FeedForward::Dense(dense) => parts.feed_forward(x, dense, d_model, self.row.activation),
-            FeedForward::Moe(moe) => {
-                let (routing, activation) = (routing(self.row, moe, self.operations), self.row.activation);
-                let routed = match moe.latent {
-                    None => parts.experts(x, moe, routing, activation)?,
-                    Some(width) => {
-                        // Experts read and write a narrower state; the router reads the whole one (`nemotron-h.cpp`).
-                        let latent = parts.linear(x, width)?;
-                        let logits = parts.linear(x, moe.n_experts)?;
-                        let mut routed = parts.experts_by(latent, logits, moe, routing, activation)?;
-                        if let Some(bias) = has_norm(layer, "ffn_routed_norm") {
-                            routed = parts.norm(routed, self.row.norm, bias, true)?;
-                        }
-                        parts.linear(routed, d_model)?
-                    }
-                };
-                match &moe.shared {
-                    Some(shared) => {
-                        let mut shared = parts.shared_experts(x, shared, d_model, self.row.activation)?;
-                        if moe.shared_gate {
-                            let logit = parts.linear(x, 1)?;
-                            let mut gate = parts.unary(logit)?;
-                            if self.row.divides_gate {
-                                // A sigmoid, written as SiLU over its own input (`src/models/qwen2moe.cpp`).
-                                gate = parts.graph.apply(Op::Div, gate, &[logit])?;
-                            }
-                            shared = parts.graph.product(shared, gate)?;
-                        }
-                        parts.graph.sum(routed, shared)
-                    }
-                    None => Ok(routed),
-                }
-            }
-            FeedForward::ChannelMix { .. } | FeedForward::None => Ok(x),
-        }
-    }
-
-    pub(super) fn attention(
-        &self,
-        parts: &mut Parts,
-        attention: &Attention,
-        d_model: u64,
-        index: usize,
-        x: Node,
-    ) -> Result<Node, MathError> {
-        let row = self.row;
-        let tokens = parts.setting.tokens;
-        let (full, k, v) = self.queries_keys_values(parts, attention, x, tokens)?;
-        let (mut k, mut v) = (k, v);
-        let (mut q, gate) = match attention.gate {
-            OutputGate::InQuery => {
-                let [width, heads, ..] = parts.graph.dims(full)?;
-                let [_, s1, s2, _] = parts.graph.strides(full)?;
-                let half = [width / 2, heads, tokens];
-                (parts.graph.view_3d(full, half, s1, s2)?, Some(parts.graph.view_3d(full, half, s1, s2)?))
-            }
-            OutputGate::None | OutputGate::Own { .. } => (full, None),
-        };
-        let [q_norm, _] = attention.qk_norm.q;
-        if q_norm > 0 && !normed_flat(attention) {
-            q = parts.norm(q, row.norm, attention.qk_norm.bias, true)?;
-            k = k.map(|k| parts.norm(k, row.norm, attention.qk_norm.bias, true)).transpose()?;
-        }
-        if row.norms_values {
-            v = v.map(|v| parts.bare_norm(v, row.norm)).transpose()?;
-        }
-        let windowed = (self.window)(attention);
-        let factors = if row.factors_on_full_layers && windowed { None } else { self.factors };
-        let deep_enough = row.rotates_at_depth == 0 || row.rotates_at_depth == self.n_layers;
-        let number = u64::try_from(index).unwrap_or(u64::MAX);
-        let first = row.unrotated_first_of > 0 && self.sliding.is_some() && number.is_multiple_of(row.unrotated_first_of);
-        let by_row =
-            !first && row.rotates(index) && deep_enough && (windowed || self.sliding.is_none() || !row.rotates_windows_only);
-        let rotates = self.operations.rotates.unwrap_or(by_row);
-        if rotates {
-            let factors = factors.map(|width| parts.shared_vector(width)).transpose()?;
-            q = parts.graph.rope(q, self.positions, factors)?;
-            k = k.map(|k| parts.graph.rope(k, self.positions, factors)).transpose()?;
-            if row.bare_qk_norm {
-                q = parts.bare_norm(q, NormKind::Rms)?;
-                k = k.map(|k| parts.bare_norm(k, NormKind::Rms)).transpose()?;
-            }
-        }
-        if let Some(scale) = self.attention_scale
-            && !(rotates && row.scales_by_position == Scaled::UnrotatedLayers)
-        {
-            q = parts.graph.product(q, scale)?;
-        }
-        if row.scales_queries {
-            q = parts.scale(q)?;
-        }
-        let sinks = if attention.sinks { Some(parts.weight(&[attention.n_heads])?) } else { None };
-        let (inputs, v_width) = match (&self.sliding, windowed) {
-            (Some(sliding), true) => (sliding, self.caches.v_widths[1]),
-            _ => (&self.full, self.caches.v_widths[0]),
-        };
-        let attend = Attend {
-            q,
-            k,
-            v,
-            n_kv_heads: attention.n_kv_heads,
-            k_head: attention.k_head_dim,
-            v_head: attention.v_head_dim,
-            v_width,
-            sinks,
-            soft_cap: row.caps_scores,
-            bias: None,
-        };
-        let mut attended = parts.attend(inputs, &attend)?;
-        if let Some(gate) = gate {
-            let dims = parts.graph.dims(attended)?;
-            let flat = parts.graph.cont(gate, dims)?;
-            let gate = parts.unary(flat)?;
-            attended = parts.graph.product(attended, gate)?;
-        }
-        if let OutputGate::Own { width } = attention.gate {
-            let gate = parts.project(x, width, Matrix::AttentionGate, false)?;
-            let gate = parts.unary(gate)?;
-            attended = if width == attention.n_heads {
-                let by_head = parts.graph.reshape(attended, [attention.v_head_dim, width, tokens, 1])?;
-                let gate = parts.graph.reshape(gate, [1, width, tokens, 1])?;
-                let gated = parts.graph.product(by_head, gate)?;
-                parts.graph.reshape(gated, [mul(attention.v_head_dim, width)?, tokens, 1, 1])?
-            } else {
-                parts.graph.product(attended, gate)?
-            };
-        }
-        parts.project(attended, d_model, Matrix::AttentionOutput, attention.bias.o)
-    }
-
-    /// Projections (`build_qkv`), each `[head, heads, tokens]`; queries only where another layer has written keys and values.
-    fn queries_keys_values(
-        &self,
-        parts: &mut Parts,
-        attention: &Attention,
-        x: Node,
-        tokens: u64,
-    ) -> Result<(Node, Option<Node>, Option<Node>), MathError> {
-        let q_head = if attention.gate == OutputGate::InQuery { mul(2, attention.k_head_dim)? } else { attention.k_head_dim };
-        let shapes = [
-            (q_head, attention.n_heads, attention.bias.q, Matrix::Query),
-            (attention.k_head_dim, attention.n_kv_heads, attention.bias.k, Matrix::Key),
-            (attention.v_head_dim, attention.n_kv_heads, attention.bias.v, Matrix::Value),
-        ];
-        let own = !matches!(attention.kv_source, KvSource::Layer { .. });
-        let mut out: Vec<Node> = Vec::new();
-        if attention.layout == QkvLayout::Fused {
-            let mut width = 0_u64;
-            for (head, heads, ..) in shapes {
-                width = width.saturating_add(mul(head, heads)?);
-            }
-            let fused = parts.project(x, width, Matrix::QueryKeyValue, attention.bias.q)?;
-            let row = mul(4, width)?;
-            for (head, heads, ..) in shapes {
-                out.push(parts.graph.view_3d(fused, [head, heads, tokens], mul(4, head)?, row)?);
-            }
-        } else {
-            let mut before = None;
-            for (head, heads, bias, matrix) in shapes {
-                if !own && !out.is_empty() {
-                    break;
-                }
-                let mut flat = match before {
-                    // Values are the keys before their norm.
-                    Some(keys) if out.len() == 2 && attention.layout == QkvLayout::ValueIsKey => keys,
-                    _ => parts.project(x, mul(head, heads)?, matrix, bias)?,
-                };
-                before = Some(flat);
-                if normed_flat(attention) && out.len() < 2 {
-                    flat = parts.norm(flat, self.row.norm, attention.qk_norm.bias, true)?;
-                }
-                out.push(parts.graph.reshape(flat, [head, heads, tokens, 1])?);
-            }
-        }
-        match out.as_slice() {
-            [q] => Ok((*q, None, None)),
-            [q, k, v] => Ok((*q, Some(*k), Some(*v))),
-            _ => Err(MathError::Overflow { quantity: "projections" }),
-        }
     }
 }

@@ -7,6 +7,7 @@ use super::ops::Node;
 use super::parts::Parts;
 use super::scales::Matrix;
 use crate::error::MathError;
+use crate::format::StorageFormat;
 use crate::spec::{Dense, Moe};
 use crate::units::mul;
 
@@ -28,8 +29,21 @@ pub(super) enum Asks {
     Nothing,
     /// Whether they are scaled.
     Scale,
+    /// Whether they are divided by their sum; they never are scaled.
+    NormOnly,
     /// Whether they are divided by their sum, and whether they are scaled.
     NormAndScale,
+}
+
+/// What experts are chosen on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// What becomes their weights.
+    Weights,
+    /// Raw logits, corrected if there is a correction (Llama 4, Kolibri).
+    Logits,
+    /// Sigmoids of the logits, beside weights that are none (GroveMoE).
+    Sigmoids,
 }
 
 /// How router logits become weights.
@@ -41,8 +55,10 @@ pub(super) struct Routing {
     pub(super) normed: bool,
     /// Weights are scaled by a constant.
     pub(super) scaled: bool,
-    /// The choice is made on raw logits (Llama 4).
-    pub(super) choose_on_logits: bool,
+    /// What the choice is made on.
+    pub(super) choice: Choice,
+    /// Sigmoids are weights, also where no choice is corrected.
+    pub(super) sigmoid: bool,
     /// Weights are applied before the experts (Llama 4).
     pub(super) weighted_first: bool,
     /// Two operations make weights of logits (the square root of softplus).
@@ -86,19 +102,29 @@ impl Parts {
         activation: Activation,
         [gate_matrix, up_matrix, down_matrix]: [Matrix; 3],
     ) -> Result<Node, MathError> {
-        let hidden = if dense.gated && dense.fused_gate_up {
+        let hidden = self.hidden(x, dense, activation, [gate_matrix, up_matrix])?;
+        self.project_biased(hidden, d_model, down_matrix, dense.down_bias)
+    }
+    /// What a feed-forward hands to its last projection.
+    pub(super) fn hidden(
+        &mut self,
+        x: Node,
+        dense: &Dense,
+        activation: Activation,
+        [gate_matrix, up_matrix]: [Matrix; 2],
+    ) -> Result<Node, MathError> {
+        if dense.gated && dense.fused_gate_up {
             let both = self.project_biased(x, mul(2, dense.d_ff)?, up_matrix, dense.up_bias)?;
-            self.graph.glu_halves(both)?
+            self.graph.glu_halves(both)
         } else {
             let up = self.project_biased(x, dense.d_ff, up_matrix, dense.up_bias)?;
             if dense.gated {
                 let gate = self.project_biased(x, dense.d_ff, gate_matrix, dense.up_bias)?;
-                self.gate(gate, up, activation)?
+                self.gate(gate, up, activation)
             } else {
-                self.activate(up, activation)?
+                self.activate(up, activation)
             }
-        };
-        self.project_biased(hidden, d_model, down_matrix, dense.down_bias)
+        }
     }
 
     /// A gate times an up projection.
@@ -124,6 +150,22 @@ impl Parts {
         self.experts_by(x, logits, moe, routing, activation)
     }
 
+    /// Routed experts, and on what they yield the experts of their groups, by the same logits (`models/grovemoe.cpp`).
+    pub(super) fn experts_of_experts(
+        &mut self,
+        x: Node,
+        moe: &Moe,
+        chunks: &Moe,
+        routing: Routing,
+        activation: Activation,
+    ) -> Result<Node, MathError> {
+        let logits = self.linear(x, moe.n_experts)?;
+        let routed = self.experts_by(x, logits, moe, routing, activation)?;
+        let added = self.experts_by(routed, logits, chunks, routing, activation)?;
+        let added = self.scale(added)?;
+        self.graph.sum(routed, added)
+    }
+
     /// Routed experts, chosen by logits that are there already.
     pub(super) fn experts_by(
         &mut self,
@@ -143,24 +185,32 @@ impl Parts {
             }
             // Corrected choices are made on sigmoids.
             (false, true) => self.unary(logits)?,
-            (false, false) if routing.choose_on_logits => self.unary(logits)?,
+            (false, false) if routing.sigmoid || routing.choice == Choice::Logits => self.unary(logits)?,
             (false, false) => self.soft_max(logits)?,
         };
-        let mut selection = probabilities;
+        let mut selection = match routing.choice {
+            Choice::Weights => probabilities,
+            Choice::Logits => logits,
+            Choice::Sigmoids => self.unary(logits)?,
+        };
         if moe.correction_bias.is_some() {
-            selection = self.bias(probabilities)?;
-        }
-        if routing.choose_on_logits {
-            selection = logits;
+            selection = self.bias(selection)?;
         }
         if routing.groups > 1 {
             selection = self.choose_groups(selection, n_experts, tokens, routing)?;
         }
-        let ids = match routing.looked_up {
+        let mut ids = match routing.looked_up {
             Some(ids) => ids,
             None => self.graph.argsort_top_k(selection, chosen)?,
         };
-        let rows = self.graph.reshape(probabilities, [1, n_experts, tokens, 1])?;
+        let [n_weights, ..] = self.graph.dims(probabilities)?;
+        if n_weights != n_experts {
+            // Numbers of experts become those of groups of experts, by way of floating point.
+            let numbers = self.graph.cast(ids, Self::F32)?;
+            let scaled = self.scale(numbers)?;
+            ids = self.graph.cast(scaled, StorageFormat::I32)?;
+        }
+        let rows = self.graph.reshape(probabilities, [1, n_weights, tokens, 1])?;
         let mut weights = self.graph.get_rows(rows, ids)?;
         if routing.softmax_after {
             let flat = self.graph.reshape(weights, [chosen, tokens, 1, 1])?;

@@ -176,7 +176,7 @@ fn fits(layer: &Layer) -> bool {
         FeedForward::Dense(_) | FeedForward::None => true,
         FeedForward::ChannelMix { .. } => false,
     };
-    mixer && feeds && layer.cross_attention.is_none() && extras_are_known(layer) && layer.weights_of.is_none()
+    mixer && feeds && layer.cross_attention.is_none() && extras_are_known(layer, &[]) && layer.weights_of.is_none()
 }
 
 /// Heads whose decay is an input, 0 without lightning attention.
@@ -234,6 +234,8 @@ pub(super) fn build(
         operations: spec.operations,
         window,
         per_layer: None,
+        axes: None,
+        skip: None,
         deepstack: None,
         n_layers: spec.layers.len(),
     };
@@ -314,7 +316,7 @@ impl Hybrid<'_> {
         }
         let mut joined = if let Mixer::Parallel(parallel) = &layer.mixer {
             // The engine computes the norm once for each half, and chooses rows after the halves have joined.
-            let attended = self.trunk.attention(parts, &parallel.attention, d_model, index, normed)?;
+            let attended = self.trunk.attention(parts, layer, &parallel.attention, d_model, index, normed)?;
             let again = parts.norm(input, row.norm, bias, true)?;
             let state = self.state(parts, &parallel.state, again)?;
             let both = parts.graph.sum(attended, state)?;
@@ -322,7 +324,7 @@ impl Hybrid<'_> {
             if chooses { parts.graph.get_rows(joined, self.trunk.rows)? } else { joined }
         } else {
             let mut mixed = match &layer.mixer {
-                Mixer::Attention(attention) => self.trunk.attention(parts, attention, d_model, index, normed)?,
+                Mixer::Attention(attention) => self.trunk.attention(parts, layer, attention, d_model, index, normed)?,
                 Mixer::Mla(mla) => {
                     let positions = (row.no_rope_every != 1).then_some(self.trunk.positions);
                     let told = latent::Told { positions, scale: None };

@@ -13,6 +13,7 @@ mod depth;
 mod encoder_decoder;
 mod experts;
 mod fused;
+mod feeding;
 mod hybrid;
 mod hyper;
 mod kernels;
@@ -20,6 +21,7 @@ mod latent;
 pub mod length;
 mod lightning;
 mod metal;
+mod mixing;
 pub mod op;
 pub mod ops;
 mod parts;
@@ -330,6 +332,7 @@ impl<'a> Recipe<'a> {
             hands_out_hidden_state: facts.build.hands_out_hidden_state(),
             fused: self.fused,
             shares_selector_mask: facts.build.masks_chosen_cells_at_once(),
+            scales: scales::Reads::of(facts),
             sections: facts.build.rotates_in_sections(facts.arch),
             limits_experts: facts.build.limits_expert_activations(facts.arch),
         };

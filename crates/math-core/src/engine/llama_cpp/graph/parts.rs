@@ -9,7 +9,7 @@ use super::fused::{Fused, FusedNode, Fusible};
 use super::op::Op;
 use super::ops::{Builder, Node};
 use super::places::Places;
-use super::scales::Scales;
+use super::scales::{Reads, Scales};
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::Layer;
@@ -73,6 +73,8 @@ pub(super) struct Setting {
     pub(super) shares_selector_mask: bool,
     /// Whether the inputs of experts' last matrices are scaled into f16's range (`build.rs:limits_expert_activations`).
     pub(super) limits_experts: bool,
+    /// Which scales of matrices the graph reads.
+    pub(super) scales: Reads,
     /// The build rotates by sections where the file has them.
     pub(super) sections: bool,
 }
@@ -83,6 +85,8 @@ pub(super) struct Parts {
     pub(super) graph: Builder,
     /// The input of token numbers, once there is one.
     pub(super) tokens: Node,
+    /// The table of embeddings, once there is one.
+    pub(super) table: Node,
     pub(super) setting: Setting,
     /// How many layers are shown.
     pub(super) depth: Depth,
@@ -115,6 +119,8 @@ pub(super) enum NormKind {
     Rms,
     /// Mean and variance: never in place.
     Layer,
+    /// Root mean square of each of so many groups.
+    Groups(u64),
 }
 
 impl Setting {
@@ -133,6 +139,7 @@ impl Parts {
         Self {
             graph: Builder::new(),
             tokens: Node(0),
+            table: Node(0),
             setting,
             depth,
             places: Rc::clone(places),
@@ -170,7 +177,7 @@ impl Parts {
     }
     /// A layer begins.
     pub(super) fn begin_layer(&mut self, step: &Step, layer: &Layer) {
-        self.scales = Scales::of(layer);
+        self.scales = Scales::of(layer, self.setting.scales);
         let place = self.places.layer(step.layer);
         (self.setting.device, self.setting.cache_device) = (place.backend, place.cache);
         self.layer = Some(step.layer);
@@ -277,6 +284,12 @@ impl Parts {
         match kind {
             NormKind::Rms => self.graph.apply(Op::RmsNorm, x, &[]),
             NormKind::Layer => self.graph.apply(Op::Norm, x, &[]),
+            NormKind::Groups(groups) => {
+                let dims @ [width, tokens, ..] = self.graph.dims(x)?;
+                let grouped = self.graph.reshape(x, [width / groups.max(1), groups, tokens, 1])?;
+                let normed = self.graph.apply(Op::RmsNorm, grouped, &[])?;
+                self.graph.reshape(normed, dims)
+            }
         }
     }
     /// Times a number.
@@ -310,6 +323,7 @@ impl Parts {
         let whole = [add(width, mul(width, n_deep)?)?, all_tokens, 1, 1];
         let direct = self.graph.input(Self::F32, whole)?;
         let table = self.host_weight(width, vocabulary)?;
+        self.table = table;
         let rows = self.graph.get_rows(table, tokens)?;
         self.graph.expand(rows)?;
         let pad = |parts: &mut Self, rows: Node| -> Result<Node, MathError> {

@@ -42,13 +42,31 @@ impl Parts {
 
     /// Joins them with a projection of the embedded tokens (`project_per_layer_inputs`). `found` is `[width, layers, tokens]`.
     pub(super) fn project_layers(&mut self, embedded: Node, found: Node) -> Result<PerLayer, MathError> {
-        let [width, layers, tokens, _] = self.graph.dims(found)?;
+        let [width, layers, ..] = self.graph.dims(found)?;
+        let projected = self.projected_layers(embedded, width, layers)?;
+        let joined = self.graph.sum(projected, found)?;
+        let joined = self.scale(joined)?;
+        self.by_layer(joined)
+    }
+
+    /// Embeddings of all layers that are nothing but a projection of the embedded tokens.
+    pub(super) fn only_projected_layers(&mut self, embedded: Node, width: u64, layers: u64) -> Result<PerLayer, MathError> {
+        let projected = self.projected_layers(embedded, width, layers)?;
+        self.by_layer(projected)
+    }
+
+    /// A projection of the embedded tokens, normed layer by layer: `[width, layers, tokens]`.
+    fn projected_layers(&mut self, embedded: Node, width: u64, layers: u64) -> Result<Node, MathError> {
+        let [_, tokens, ..] = self.graph.dims(embedded)?;
         let projected = self.linear(embedded, mul(width, layers)?)?;
         let projected = self.scale(projected)?;
         let projected = self.graph.reshape(projected, [width, layers, tokens, 1])?;
-        let projected = self.norm(projected, NormKind::Rms, false, false)?;
-        let joined = self.graph.sum(projected, found)?;
-        let joined = self.scale(joined)?;
+        self.norm(projected, NormKind::Rms, false, false)
+    }
+
+    /// Turned around, so that each layer's embeddings lie together.
+    fn by_layer(&mut self, joined: Node) -> Result<PerLayer, MathError> {
+        let [width, layers, tokens, _] = self.graph.dims(joined)?;
         let turned = self.graph.permute(joined, [0, 2, 1, 3])?;
         let all = self.graph.cont(turned, [width, tokens, layers, 1])?;
         Ok(PerLayer { all, width })

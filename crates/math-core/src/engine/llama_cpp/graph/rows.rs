@@ -1,6 +1,6 @@
 //! One row of facts per architecture for what a model's mechanisms do not say about its graph (`src/models/*.cpp`).
 
-use super::experts::{Activation, Asks, Routing};
+use super::experts::{Activation, Asks, Choice, Routing};
 use super::parts::NormKind;
 use crate::spec::{Moe, Operations};
 
@@ -69,8 +69,28 @@ pub(super) struct Row {
     pub(super) chooses_late: bool,
     /// Layers without rotary embedding: every so many, 0 for none.
     pub(super) no_rope_every: u64,
-    /// Norms of queries and keys come after the rotary embedding and have no weights (Llama 4).
-    pub(super) bare_qk_norm: bool,
+    /// How queries and keys are normed and rotated.
+    pub(super) qk_norm: QkNorming,
+    /// Embedded tokens are normed without weights.
+    pub(super) norms_embedding: bool,
+    /// Every layer adds the normed embedding again, times a number of its own (Talkie).
+    pub(super) adds_embedding: bool,
+    /// Layers without experts rotate queries and keys whatever they see.
+    pub(super) rotates_dense: bool,
+    /// The sum of routed and shared experts is halved.
+    pub(super) averages_shared: bool,
+    /// Both sides of every residual sum are scaled (Beam).
+    pub(super) scales_sums: bool,
+    /// The gate on attention's output.
+    pub(super) gate: Gate,
+    /// Logits are products with the table of embeddings, where that is stored (BitNet).
+    pub(super) reads_table: bool,
+    /// The last matrix makes embeddings, not logits.
+    pub(super) projects_embedding: bool,
+    /// Logits are made of all tokens.
+    pub(super) keeps_rows: bool,
+    /// Tensors of layers beyond those of their mechanisms that the graph reads or that it may leave.
+    pub(super) extras: &'static [&'static str],
     /// Queries are scaled by how far into the text they are.
     pub(super) scales_by_position: Scaled,
     /// A model's own sections of its rotary embedding decide about [`Row::positions_per_token`].
@@ -98,6 +118,30 @@ pub(super) enum Beside {
     Averaged,
     /// Experts read the layer's input, past attention (Arctic).
     PastAttention,
+}
+
+/// How queries and keys are normed and rotated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum QkNorming {
+    /// Norms with weights, if there are any, come first.
+    First,
+    /// Norms without weights come last (Llama 4).
+    BareLast,
+    /// Norms come last, and only the one of queries has weights (Talkie).
+    QueryLast,
+    /// Both halves of a head are normed, and rotated three times: by time, height and width (SenseNova U1).
+    Halves,
+}
+
+/// The gate on attention's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// A sigmoid.
+    Sigmoid,
+    /// A softplus to the base of 2 (K2 Horizon).
+    Softplus,
+    /// A sigmoid of a sum with one bias a head (Beam).
+    Biased,
 }
 
 /// What builds an architecture's graph.
@@ -139,7 +183,8 @@ pub(super) const SOFTMAX: Routing = Routing {
     softmax_after: false,
     normed: true,
     scaled: false,
-    choose_on_logits: false,
+    choice: Choice::Weights,
+    sigmoid: false,
     weighted_first: false,
     two_steps: false,
     looked_up: None,
@@ -150,6 +195,20 @@ pub(super) const SOFTMAX: Routing = Routing {
 
 /// As the model says.
 const TOLD: Routing = Routing { asks: Asks::NormAndScale, ..SOFTMAX };
+
+/// Tensors of layers with embeddings of their own.
+const PER_LAYER: &[&str] = &[
+    "inp_gate.weight",
+    "proj.weight",
+    "post_norm.weight",
+    "layer_output_scale.weight",
+    "ffn_gate_inp.scale",
+    "ffn_down_exps.scale",
+];
+
+/// Matrices for the tokens of images, which a graph of text leaves.
+const IMAGE_EXPERTS: &[&str] =
+    &["vis_attn_qkv.weight", "vis_attn_output.weight", "vis_gate.weight", "vis_down.weight", "vis_up.weight"];
 
 pub(super) const PLAIN: Row = Row {
     archs: &[],
@@ -184,7 +243,17 @@ pub(super) const PLAIN: Row = Row {
     norms_before_choosing: false,
     chooses_late: false,
     no_rope_every: 0,
-    bare_qk_norm: false,
+    qk_norm: QkNorming::First,
+    norms_embedding: false,
+    adds_embedding: false,
+    rotates_dense: false,
+    averages_shared: false,
+    scales_sums: false,
+    gate: Gate::Sigmoid,
+    reads_table: false,
+    projects_embedding: false,
+    keeps_rows: false,
+    extras: &[],
     scales_by_position: Scaled::Never,
     sections_allowed: false,
     positions_per_token: 1,
@@ -223,7 +292,14 @@ const ROWS: &[Row] = &[
         ],
         ..PLAIN
     },
-    Row { archs: &["gpt2", "starcoder", "bloom", "mpt", "jais"], norm: NormKind::Layer, no_rope_every: 1, ..PLAIN },
+    Row { archs: &["gpt2", "starcoder", "bloom", "jais"], norm: NormKind::Layer, no_rope_every: 1, ..PLAIN },
+    Row {
+        archs: &["mpt"],
+        norm: NormKind::Layer,
+        no_rope_every: 1,
+        extras: &["ffn.act.scales", "attn_k_norm.weight", "attn_k_norm.bias"],
+        ..PLAIN
+    },
     Row { archs: &["falcon"], norm: NormKind::Layer, parallel: Some(Together::ResidualLast), ..PLAIN },
     Row { archs: &["phi2"], norm: NormKind::Layer, parallel: Some(Together::AttentionFirst), scales_queries: true, ..PLAIN },
     Row {
@@ -244,18 +320,27 @@ const ROWS: &[Row] = &[
     },
     Row { archs: &["modern-bert"], norm: NormKind::Layer, ..PLAIN },
     Row { archs: &["neo-bert", "eurobert", "dream", "llada"], ..PLAIN },
-    Row { archs: &["gemma-embedding", "gemma-embedding2"], scales_embedding: true, scales_queries: true, ..PLAIN },
+    Row { archs: &["gemma-embedding"], scales_embedding: true, scales_queries: true, ..PLAIN },
     Row { archs: &["mistral3"], scales_by_position: Scaled::WhereTold, ..PLAIN },
     Row { archs: &["glm4"], sections_allowed: true, ..PLAIN },
     Row { archs: &["t5", "t5encoder"], built_by: BuiltBy::EncoderDecoder, ..PLAIN },
     Row { archs: &["rwkv6", "rwkv7"], built_by: BuiltBy::Rwkv, norm: NormKind::Layer, ..PLAIN },
     Row { archs: &["rwkv6qwen2", "arwkv7"], built_by: BuiltBy::Rwkv, ..PLAIN },
-    Row { archs: &["gemma3n"], built_by: BuiltBy::AltUp, scales_embedding: true, norms_values: true, caps_logits: true, ..PLAIN },
+    Row {
+        archs: &["gemma3n"],
+        built_by: BuiltBy::AltUp,
+        scales_embedding: true,
+        norms_values: true,
+        caps_logits: true,
+        extras: PER_LAYER,
+        ..PLAIN
+    },
     Row {
         archs: &["gemma4"],
         beside: Beside::Normed,
         scales_embedding: true,
         norms_values: true,
+        extras: PER_LAYER,
         factors_on_full_layers: true,
         caps_where_told: true,
         norms_before_choosing: true,
@@ -323,7 +408,7 @@ const ROWS: &[Row] = &[
     Row { archs: &["gemma"], scales_embedding: true, scales_queries: true, ..PLAIN },
     Row { archs: &["nemotron", "jais2"], activation: Activation::Squared, norm: NormKind::Layer, ..PLAIN },
     Row { archs: &["minicpm"], scales_embedding: true, scales_residual: true, scales_logits: true, ..PLAIN },
-    Row { archs: &["stablelm", "orion", "codeshell", "starcoder2"], norm: NormKind::Layer, ..PLAIN },
+    Row { archs: &["stablelm", "orion", "codeshell", "starcoder2", "pockettts"], norm: NormKind::Layer, ..PLAIN },
     Row { archs: &["smollm3"], no_rope_every: 4, ..PLAIN },
     Row { archs: &["phi3", "phimoe"], scales_queries: true, residual_first: true, ..PLAIN },
     Row { archs: &["gemma2"], scales_embedding: true, scales_queries: true, caps_scores: true, caps_logits: true, ..PLAIN },
@@ -344,11 +429,88 @@ const ROWS: &[Row] = &[
     },
     Row { archs: &["granite", "granitemoe"], scales_embedding: true, scales_residual: true, scales_logits: true, ..PLAIN },
     Row {
+        archs: &["gemma-embedding2"],
+        scales_embedding: true,
+        norms_values: true,
+        projects_embedding: true,
+        extras: PER_LAYER,
+        ..PLAIN
+    },
+    Row { archs: &["granite_swa"], scales_embedding: true, scales_residual: true, scales_logits: true, ..PLAIN },
+    Row { archs: &["flint"], routing: TOLD, ..PLAIN },
+    Row { archs: &["spark2_5"], gates_attention: true, ..PLAIN },
+    Row { archs: &["maple"], rotates_windows_only: true, ..PLAIN },
+    Row {
+        archs: &["talkie"],
+        bare_norms: true,
+        norms_embedding: true,
+        adds_embedding: true,
+        qk_norm: QkNorming::QueryLast,
+        scales_logits: true,
+        extras: &["layer_output_scale.weight"],
+        ..PLAIN
+    },
+    Row {
+        archs: &["muse-glimmer"],
+        norms_embedding: true,
+        gates_attention: true,
+        rotates_windows_only: true,
+        norms_before_rows: true,
+        scales_logits: true,
+        caps_where_told: true,
+        ..PLAIN
+    },
+    Row {
+        archs: &["kolibri1"],
+        rotates_windows_only: true,
+        norms_before_rows: true,
+        pins_last_norm: true,
+        routing: Routing { choice: Choice::Logits, asks: Asks::NormOnly, ..SOFTMAX },
+        ..PLAIN
+    },
+    Row { archs: &["maion-coder"], rotates_windows_only: true, pins_last_norm: true, ..PLAIN },
+    Row {
+        archs: &["beam"],
+        gates_attention: true,
+        gate: Gate::Biased,
+        rotates_windows_only: true,
+        norms_before_rows: true,
+        pins_last_norm: true,
+        scales_sums: true,
+        scales_by_position: Scaled::UnrotatedLayers,
+        caps_where_told: true,
+        routing: TOLD,
+        extras: &["attn_gate.bias"],
+        ..PLAIN
+    },
+    Row {
+        archs: &["cohere2moe"],
+        parallel: Some(Together::ResidualFirst),
+        rotates_windows_only: true,
+        rotates_dense: true,
+        averages_shared: true,
+        scales_logits: true,
+        norms_before_choosing: true,
+        chooses_late: true,
+        routing: Routing { sigmoid: true, ..TOLD },
+        ..PLAIN
+    },
+    Row { archs: &["sensenova_u1"], positions_per_token: 4, qk_norm: QkNorming::Halves, ..PLAIN },
+    Row { archs: &["k2-horizon"], gates_attention: true, gate: Gate::Softplus, routing: TOLD, ..PLAIN },
+    Row { archs: &["bitnet"], reads_table: true, extras: &["attn_sub_norm.weight", "ffn_sub_norm.weight"], ..PLAIN },
+    Row { archs: &["cogvlm"], keeps_rows: true, extras: IMAGE_EXPERTS, ..PLAIN },
+    Row {
+        archs: &["grovemoe"],
+        routing: Routing { choice: Choice::Sigmoids, ..SOFTMAX },
+        extras: &["ffn_gate_chexps.weight", "ffn_up_chexps.weight", "ffn_down_chexps.weight"],
+        ..PLAIN
+    },
+    Row {
         archs: &["llama4"],
         no_rope_every: 4,
         scales_by_position: Scaled::UnrotatedLayers,
-        bare_qk_norm: true,
-        routing: Routing { normed: false, choose_on_logits: true, weighted_first: true, ..SOFTMAX },
+        qk_norm: QkNorming::BareLast,
+        routing: Routing { normed: false, choice: Choice::Logits, weighted_first: true, ..SOFTMAX },
         ..PLAIN
     },
 ];
@@ -370,12 +532,14 @@ pub(super) fn routing(row: &Row, moe: &Moe, operations: Operations) -> Routing {
     let told = |asks: bool, said: Option<bool>| said.filter(|_| asks);
     let (asks_norm, asks_scale) = match row.routing.asks {
         Asks::Nothing => (false, false),
+        Asks::NormOnly => (true, false),
         Asks::Scale => (false, true),
         Asks::NormAndScale => (true, true),
     };
     Routing {
         normed: told(asks_norm, operations.norms_expert_weights).unwrap_or(row.routing.normed || corrected),
-        scaled: told(asks_scale, operations.scales_expert_weights).unwrap_or(row.routing.scaled || corrected),
+        scaled: told(asks_scale, operations.scales_expert_weights)
+            .unwrap_or(row.routing.scaled || corrected && row.routing.asks != Asks::NormOnly),
         groups: operations.n_expert_groups,
         groups_kept: operations.n_expert_groups_per_token,
         ..row.routing

@@ -4,6 +4,7 @@
 use super::op::Op;
 use super::ops::Node;
 use super::parts::Parts;
+use crate::engine::llama_cpp::facts::Facts;
 use crate::error::MathError;
 use crate::spec::{FeedForward, Layer, Weight};
 
@@ -64,21 +65,74 @@ pub(super) fn any(layer: &Layer) -> bool {
     layer.extra.iter().any(is_scale)
 }
 
+/// Architectures whose graphs multiply by the scales of experts, of feed-forwards, and of shared experts. All others load
+/// them and leave them (`models/*.cpp`, calls of `build_moe_ffn` and `build_ffn`).
+#[rustfmt::skip]
+const READS_EXPERTS: &[&str] = &[
+    "cohere2moe", "deepseek32", "dots3note", "flint", "gemma4", "glm-dsa", "hy_v3", "llama", "llama-embed", "mellum",
+    "mistral-large4", "mistral3", "nemotron_h", "nemotron_h_moe", "qwen35moe", "qwen3moe", "qwen3next", "qwen4exp",
+];
+#[rustfmt::skip]
+const READS_DENSE: &[&str] = &[
+    "bitnet", "clef", "cohere2", "cohere2moe", "deepseek32", "dflash", "dots3note", "flint", "gemma-embedding2", "gemma4",
+    "glm-dsa", "hy_v3", "llama", "llama-embed", "mistral-large4", "mistral3", "nanbeige", "nemotron_h", "nemotron_h_moe",
+    "qwen3", "qwen35", "qwen35moe", "sensenova_u1", "talkie",
+];
+#[rustfmt::skip]
+const READS_SHARED: &[&str] = &[
+    "cohere2moe", "deepseek32", "dots3note", "flint", "glm-dsa", "hy_v3", "mistral-large4", "nemotron_h", "nemotron_h_moe",
+    "qwen35moe", "qwen3next", "qwen4exp",
+];
+
+/// Which scales of feed-forwards an architecture's graph reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reads {
+    experts: bool,
+    dense: bool,
+    shared: bool,
+}
+
+impl Reads {
+    /// What an architecture's graph reads in a build.
+    pub(super) fn of(facts: Facts<'_>) -> Self {
+        let newly = facts.build.reads_scales(facts.arch);
+        let reads = |list: &[&str]| newly || list.contains(&facts.arch);
+        Self { experts: reads(READS_EXPERTS), dense: reads(READS_DENSE), shared: reads(READS_SHARED) }
+    }
+    const fn matrix(self, matrix: Matrix) -> bool {
+        match matrix {
+            Matrix::ExpertGate | Matrix::ExpertUp | Matrix::ExpertDown => self.experts,
+            Matrix::Gate | Matrix::Up | Matrix::Down => self.dense,
+            Matrix::SharedGate | Matrix::SharedUp | Matrix::SharedDown => self.shared,
+            Matrix::Query
+            | Matrix::Key
+            | Matrix::Value
+            | Matrix::QueryKeyValue
+            | Matrix::AttentionGate
+            | Matrix::AttentionOutput
+            | Matrix::StateInput
+            | Matrix::StateOutput
+            | Matrix::StateAlpha
+            | Matrix::StateBeta => true,
+        }
+    }
+}
+
 /// Which matrices of a layer have scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Scales([bool; NAMES.len()]);
 
 impl Scales {
-    /// Those of a layer.
-    pub(super) fn of(layer: &Layer) -> Self {
+    /// Those of a layer that the graph reads.
+    pub(super) fn of(layer: &Layer, reads: Reads) -> Self {
         let of_experts: &[Weight] = match &layer.feed_forward {
             FeedForward::Moe(moe) => &moe.extra,
             FeedForward::Dense(_) | FeedForward::ChannelMix { .. } | FeedForward::None => &[],
         };
         let mut out = Self::default();
         for weight in layer.extra.iter().chain(of_experts).filter(|weight| weight.name.ends_with(".scale")) {
-            for (slot, (_, name)) in out.0.iter_mut().zip(NAMES) {
-                *slot |= weight.name == name;
+            for (slot, (matrix, name)) in out.0.iter_mut().zip(NAMES) {
+                *slot |= weight.name == name && reads.matrix(matrix);
             }
         }
         out
