@@ -11,6 +11,9 @@ use crate::format::StorageFormat;
 use crate::spec::{Attends, Layer, Mixer, ModelSpec};
 use crate::units::add;
 
+/// Batches below this size stay where the weights are (`op_offload_min_batch_size`).
+pub(super) const OFFLOADED_BATCH: u64 = 32;
+
 /// Heads of one attention layer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Heads {
@@ -37,6 +40,11 @@ pub(crate) fn stays_with_its_layers(
     for (index, layer) in (0_u32..).zip(&spec.layers) {
         if matches!(layer.mixer.attends(), Attends::Never) {
             continue;
+        }
+        // Keys and values of an encoder's output are many rows, which a device takes over from the host.
+        let takes_over = layout.offloads_operations() && layout.layer(index) == Location::Host;
+        if layer.cross_attention.is_some() && takes_over && spec.max_context >= OFFLOADED_BATCH {
+            return Ok(false);
         }
         let place = fused_place(spec, facts, layout, index);
         let backend = layout.backend(place);

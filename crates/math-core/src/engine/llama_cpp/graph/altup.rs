@@ -71,6 +71,7 @@ pub(super) fn build(
         parts.begin_layer(step, layer);
         current = altup.layer(parts, &trunk, layer, step.layer, current)?;
     }
+    parts.begin_output();
     current = altup.merge(parts, current)?;
     current = parts.graph.get_rows(current, rows)?;
     current = parts.norm(current, row.norm, false, false)?;
@@ -158,7 +159,7 @@ impl AltUp {
     }
     fn correct(&self, parts: &mut Parts, predictions: Node, computed: Node) -> Result<Node, MathError> {
         let [width, tokens, versions, _] = parts.graph.dims(predictions)?;
-        let modalities = self.modalities(parts, computed)?;
+        let modalities = parts.again(|parts| self.modalities(parts, computed))?;
         let active = parts.slice(predictions)?;
         let innovation = parts.graph.apply(Op::Sub, computed, &[active])?;
         let coefficients = parts.linear(modalities, versions)?;

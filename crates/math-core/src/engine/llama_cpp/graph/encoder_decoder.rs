@@ -24,8 +24,9 @@ pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, row: &Row, caches: &Cac
             let buckets = parts.graph.input(StorageFormat::I32, [parts.setting.tokens, parts.setting.tokens, 1, 1])?;
             let inputs = parts.batch_inputs()?;
             let rows = parts.output_rows()?;
-            let stack = Stack { row, d_model: spec.d_model, buckets, inputs, encoded: None, rows };
+            let mut stack = Stack { row, d_model: spec.d_model, buckets, inputs, encoded: None, rows, table: None };
             let current = stack.layers(parts, &encoder.layers, embedded)?;
+            parts.begin_output();
             let current = parts.norm(current, row.norm, encoder.norm.as_ref().is_some_and(|norm| norm.bias), false)?;
             parts.graph.output(current)?;
             parts.graph.expand(current)?;
@@ -43,8 +44,10 @@ fn decoder(parts: &mut Parts, spec: &ModelSpec, row: &Row, caches: &Caches) -> R
     let buckets = parts.graph.input(StorageFormat::I32, [inputs.cells, parts.setting.tokens, 1, 1])?;
     let read = parts.attended_inputs(spec.max_context)?;
     let rows = parts.output_rows()?;
-    let stack = Stack { row, d_model: spec.d_model, buckets, inputs, encoded: Some((encoded, read)), rows };
+    let encoded = Some((encoded, read));
+    let mut stack = Stack { row, d_model: spec.d_model, buckets, inputs, encoded, rows, table: None };
     let mut current = stack.layers(parts, &spec.layers, embedded)?;
+    parts.begin_output();
     current = parts.norm(current, row.norm, spec.head.norm.as_ref().is_some_and(|norm| norm.bias), false)?;
     parts.graph.output(current)?;
     let outputs = spec.head.n_outputs.unwrap_or(spec.embedding.n_vocab);
@@ -63,10 +66,12 @@ struct Stack<'a> {
     /// The encoder's output, and how it is read.
     encoded: Option<(Node, CacheInputs)>,
     rows: Node,
+    /// What each bucket adds to the scores: the first layer's is everybody's.
+    table: Option<Node>,
 }
 
 impl Stack<'_> {
-    fn layers(&self, parts: &mut Parts, layers: &[Layer], embedded: Node) -> Result<Node, MathError> {
+    fn layers(&mut self, parts: &mut Parts, layers: &[Layer], embedded: Node) -> Result<Node, MathError> {
         let buckets = layers.iter().find_map(|layer| match &layer.mixer {
             Mixer::Attention(attention) if attention.relative_buckets > 0 => Some(attention.relative_buckets),
             _ => None,
@@ -82,12 +87,12 @@ impl Stack<'_> {
         Ok(current)
     }
 
-    fn layer(&self, parts: &mut Parts, layer: &Layer, buckets: u64, input: Node, last: bool) -> Result<Node, MathError> {
+    fn layer(&mut self, parts: &mut Parts, layer: &Layer, buckets: u64, input: Node, last: bool) -> Result<Node, MathError> {
         let (Mixer::Attention(attention), FeedForward::Dense(dense)) = (&layer.mixer, &layer.feed_forward) else {
             return Ok(input);
         };
-        let norm =
-            |parts: &mut Parts, x: Node, name: &str| parts.norm(x, self.row.norm, has_norm(layer, name).unwrap_or(false), true);
+        let kind = self.row.norm;
+        let norm = |parts: &mut Parts, x: Node, name: &str| parts.norm(x, kind, has_norm(layer, name).unwrap_or(false), true);
         let normed = norm(parts, input, "attn_norm")?;
         let bias = self.bias(parts, attention.n_heads, buckets)?;
         let mut mixed = self.attention(parts, attention, &self.inputs, [normed, normed], Some(bias))?;
@@ -108,10 +113,14 @@ impl Stack<'_> {
     }
 
     /// What relative positions add to the scores of each head (`build_pos_bias`).
-    fn bias(&self, parts: &mut Parts, heads: u64, buckets: u64) -> Result<Node, MathError> {
+    fn bias(&mut self, parts: &mut Parts, heads: u64, buckets: u64) -> Result<Node, MathError> {
         let [cells, tokens, ..] = parts.graph.dims(self.buckets)?;
         let all = parts.graph.reshape(self.buckets, [mul(cells, tokens)?, 1, 1, 1])?;
-        let table = parts.weight(&[heads, buckets])?;
+        let table = match self.table {
+            Some(table) => table,
+            None => parts.weight(&[heads, buckets])?,
+        };
+        self.table = Some(table);
         let found = parts.graph.get_rows(table, all)?;
         let found = parts.graph.reshape(found, [heads, cells, tokens, 1])?;
         let turned = parts.graph.permute(found, [2, 0, 1, 3])?;

@@ -317,7 +317,7 @@ impl Hybrid<'_> {
         let mut joined = if let Mixer::Parallel(parallel) = &layer.mixer {
             // The engine computes the norm once for each half, and chooses rows after the halves have joined.
             let attended = self.trunk.attention(parts, layer, &parallel.attention, d_model, index, normed)?;
-            let again = parts.norm(input, row.norm, bias, true)?;
+            let again = parts.again(|parts| parts.norm(input, row.norm, bias, true))?;
             let state = self.state(parts, &parallel.state, again)?;
             let both = parts.graph.sum(attended, state)?;
             let joined = parts.graph.sum(both, input)?;

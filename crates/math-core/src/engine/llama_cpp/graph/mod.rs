@@ -27,6 +27,7 @@ pub mod ops;
 mod parts;
 mod per_layer;
 mod places;
+mod reading;
 mod recurrent;
 pub(super) mod regimes;
 pub mod replay;
@@ -50,7 +51,7 @@ use super::loader_facts::LoaderFacts;
 use super::resolve::{ResolveFacts, Resolved, resolve_with};
 use crate::deployment::{Backend, Deployment};
 use crate::error::MathError;
-use crate::spec::{Attention, Mixer, ModelSpec};
+use crate::spec::{Attention, ModelSpec};
 use crate::tensor::TensorTable;
 use compressed::{CompressedCache, CompressedCaches};
 use decoder::Caches;
@@ -210,17 +211,11 @@ impl<'a> Recipe<'a> {
         if !known || !served || moves || !facts.build.graphs_are_known() {
             return Ok(None);
         }
-        // RWKV has many matrices of one shape, and hands more than one tensor from layer to layer: which are fetched, and what
-        // crosses between devices, is not known.
-        if !places.is_single() && row.is_some_and(|row| row.built_by == BuiltBy::Rwkv) {
-            return Ok(None);
-        }
         // Which of several scales of one element a product reads is not known where each may have to be fetched.
         if !places.is_single() && spec.layers.iter().any(scales::any) {
             return Ok(None);
         }
-        // A norm that is computed once for each half of a layer reads one weight twice, and a copy of it stays between.
-        if !places.is_single() && spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Parallel(_))) {
+        if !places.tells_weights_apart {
             return Ok(None);
         }
         let asked = ResolveFacts::new(spec, facts, deployment)?;

@@ -102,6 +102,8 @@ pub(super) struct Parts {
     pub(super) scales: Scales,
     /// Which of the weights of the layer under way, and of no layer, the graph has read.
     taken: [Vec<bool>; 2],
+    /// Tensors of those weights.
+    made: [Vec<Option<Node>>; 2],
     /// Weights that layers have in common, one for each backend.
     shared: Vec<(u64, usize, Node)>,
     /// How many cells the next attention reads for a token at most, where it chooses; 0 where it reads all.
@@ -148,6 +150,7 @@ impl Parts {
             rotations: Vec::new(),
             scales: Scales::default(),
             taken: [Vec::new(), Vec::new()],
+            made: [Vec::new(), Vec::new()],
             shared: Vec::new(),
             most_cells: 0,
             fused: Vec::new(),
@@ -181,8 +184,9 @@ impl Parts {
         let place = self.places.layer(step.layer);
         (self.setting.device, self.setting.cache_device) = (place.backend, place.cache);
         self.layer = Some(step.layer);
-        let [in_layer, _] = &mut self.taken;
-        in_layer.clear();
+        let ([taken, _], [made, _]) = (&mut self.taken, &mut self.made);
+        taken.clear();
+        made.clear();
         self.graph.begin_layer();
     }
 
@@ -206,10 +210,11 @@ impl Parts {
             return self.graph.weight(Self::F32, dims, backend);
         }
         let list = self.places.weights(self.layer);
-        let [in_layer, in_none] = &mut self.taken;
-        let taken = if self.layer.is_some() { in_layer } else { in_none };
+        let ([taken, of_none], [made, made_of_none]) = (&mut self.taken, &mut self.made);
+        let (taken, made) = if self.layer.is_some() { (taken, made) } else { (of_none, made_of_none) };
         taken.resize(list.len(), false);
-        // Weights of one shape are read in the order in which they lie in the file.
+        made.resize(list.len(), None);
+        // Weights of one shape are read in the order in which they lie there.
         let alike = || list.iter().enumerate().filter(|(_, weight)| weight.dims == dims);
         let fresh = alike().find(|(index, weight)| !weight.looks_up && taken.get(*index) == Some(&false));
         let Some((index, stored)) = fresh.or_else(|| alike().next()) else {
@@ -218,11 +223,25 @@ impl Parts {
         if let Some(slot) = taken.get_mut(index) {
             *slot = true;
         }
+        let Some(made) = made.get_mut(index) else { return Err(MathError::Overflow { quantity: "weights" }) };
+        if let Some(node) = *made {
+            return Ok(node);
+        }
         let node = self.graph.weight(stored.format, dims, stored.backend)?;
+        *made = Some(node);
         if stored.repacked {
             self.graph.repack(node)?;
         }
         Ok(node)
+    }
+    /// A part of a layer that reads weights again which the layer has read: the first of their shapes.
+    pub(super) fn again<T>(&mut self, part: impl FnOnce(&mut Self) -> Result<T, MathError>) -> Result<T, MathError> {
+        let [taken, _] = &mut self.taken;
+        let before = core::mem::take(taken);
+        let out = part(self);
+        let [taken, _] = &mut self.taken;
+        *taken = before;
+        out
     }
     /// How many factors the rotary embedding has, where the file has them.
     pub(super) fn rope_factors(&self) -> Option<u64> {

@@ -5,6 +5,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::depth::kinds;
+use super::reading;
 use crate::deployment::{Backend, Deployment, Location};
 use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::layout::Layout;
@@ -35,26 +36,17 @@ pub(super) struct LayerPlace {
     pub(super) cache: usize,
 }
 
-/// When a graph reads a weight of its layer: queries, keys, values, output, up, gate, down; experts before those that are
-/// shared.
-fn read_in(base: &str) -> u8 {
-    const ORDER: &[&str] = &[
-        "attn_q.",
-        "attn_k.",
-        "attn_v.",
-        "attn_output.",
-        "ffn_up.",
-        "ffn_gate.",
-        "ffn_down.",
-        "ffn_up_exps.",
-        "ffn_gate_exps.",
-        "ffn_down_exps.",
-        "ffn_up_shexp.",
-        "ffn_gate_shexp.",
-        "ffn_down_shexp.",
-    ];
-    let found = (1_u8..).zip(ORDER).find(|(_, name)| base.starts_with(**name));
-    found.map_or(0, |(rank, _)| rank)
+/// The position of a weight that is read at some time or other.
+const UNKNOWN: usize = usize::MAX;
+
+/// What names begin with in the stack of layers that the graph shows, and in the one that it does not: files of
+/// encoder-decoders hold two.
+fn stacks(spec: &ModelSpec) -> (&'static str, Option<&'static str>) {
+    match &spec.encoder {
+        None => ("", None),
+        Some(_) if spec.layers.iter().all(|layer| layer.cross_attention.is_none()) => ("enc.", Some("dec.")),
+        Some(_) => ("dec.", Some("enc.")),
+    }
 }
 
 /// The layer whose cache this one reads.
@@ -82,6 +74,8 @@ pub(super) struct Places {
     weights: Vec<Vec<StoredWeight>>,
     /// Weights of no layer.
     others: Vec<StoredWeight>,
+    /// Whether it is known which weight a graph means wherever that makes a difference.
+    pub(super) tells_weights_apart: bool,
     /// How many factors the rotary embedding has, where the file has them.
     pub(super) rope_factors: Option<u64>,
     /// Norms are kept on their layer's device whatever the batch.
@@ -110,6 +104,7 @@ impl Places {
             kinds: Vec::new(),
             weights: Vec::new(),
             others: Vec::new(),
+            tells_weights_apart: true,
             rope_factors: None,
             everything_on_devices: true,
             forgets_pins: false,
@@ -152,7 +147,9 @@ impl Places {
         let mut others = Vec::new();
         let mut has_lookup = false;
         let mut rope_factors = None;
-        let mut order: Vec<Vec<u8>> = vec![Vec::new(); layers.len()];
+        let mut order: Vec<Vec<usize>> = vec![Vec::new(); layers.len()];
+        let mut order_of_others = Vec::new();
+        let (stack, other_stack) = stacks(spec);
         for (tensor, place) in weight_homes(build, &LoaderFacts::of(spec, build)?, table, deployment)? {
             if tensor.name.starts_with("rope_f") {
                 rope_factors = Some(tensor.shape.row());
@@ -167,19 +164,33 @@ impl Places {
                 backend: number(place.place()),
                 repacked: place == WeightPlace::HostRepacked,
             };
-            let in_layer = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-            let Some((layer, base)) = in_layer.and_then(|(layer, base)| Some((layer.parse::<usize>().ok()?, base))) else {
-                others.push(stored);
+            if other_stack.is_some_and(|prefix| tensor.name.starts_with(prefix)) {
                 continue;
+            }
+            let name = tensor.name.strip_prefix(stack).unwrap_or(&tensor.name);
+            let in_layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+            let in_layer = in_layer.and_then(|(layer, base)| Some((layer.parse::<usize>().ok()?, base)));
+            let (layer, base) = in_layer.map_or((None, name), |(layer, base)| (Some(layer), base));
+            let (list, ranks) = match layer {
+                Some(layer) => (weights.get_mut(layer), order.get_mut(layer)),
+                None => (Some(&mut others), Some(&mut order_of_others)),
             };
-            // Weights of one shape are told apart by the order in which a graph reads them.
-            let rank = read_in(base);
-            if let (Some(list), Some(ranks)) = (weights.get_mut(layer), order.get_mut(layer)) {
+            if let (Some(list), Some(ranks)) = (list, ranks) {
+                let rank = reading::position(base).unwrap_or(UNKNOWN);
                 let place = ranks.partition_point(|known| *known <= rank);
                 ranks.insert(place, rank);
                 list.insert(place, stored);
             }
         }
+        let known = |((weights, ranks), place): ((&Vec<StoredWeight>, &Vec<usize>), &LayerPlace)| {
+            let own = place.backend;
+            weights.iter().zip(ranks).all(|(weight, rank)| {
+                let mut alike = weights.iter().filter(|other| other.dims == weight.dims);
+                let at_home = |weight: &StoredWeight| weight.backend == own && own != host;
+                *rank != UNKNOWN || alike.clone().all(at_home) || alike.all(|other| other == weight)
+            })
+        };
+        let tells_weights_apart = weights.iter().zip(&order).zip(&layers).all(known);
         // Weights on their layer's own device are as good as any; those on the host may be fetched.
         let foreign = weights.iter().zip(&layers).map(|(weights, place)| {
             let own = place.backend;
@@ -195,6 +206,7 @@ impl Places {
             kinds,
             weights,
             others,
+            tells_weights_apart,
             rope_factors,
             everything_on_devices: layout.output() != Location::Host && !layers.iter().any(|layer| layer.backend == host),
             forgets_pins: layout.is_projected(),

@@ -11,6 +11,7 @@ use super::op::Op;
 use super::ops::{Builder, Built, Home};
 use super::tensors::{Graph, GraphTensor};
 use crate::deployment::Backend;
+use crate::engine::llama_cpp::flash::OFFLOADED_BATCH;
 use crate::error::MathError;
 
 /// What graphs are scheduled on.
@@ -24,9 +25,6 @@ pub(super) struct Machine<'a> {
     pub(super) copies: usize,
     pub(super) kernels: Kernels,
 }
-
-/// Batches below this size stay where the weights are (`op_offload_min_batch_size`).
-const OFFLOADED_BATCH: u64 = 32;
 
 const GONE: MathError = MathError::Overflow { quantity: "graph" };
 
