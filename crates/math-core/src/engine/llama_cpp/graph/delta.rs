@@ -68,6 +68,9 @@ impl Parts {
     /// Keeps a new state of the micro-batch's sequences.
     pub(super) fn store_state(&mut self, state: State, updated: Node) -> Result<(), MathError> {
         let target = self.graph.view_2d(state.cache, state.width, self.setting.sequences, mul(4, state.width)?)?;
+        self.store_in(target, updated)
+    }
+    fn store_in(&mut self, target: Node, updated: Node) -> Result<(), MathError> {
         let stored = self.graph.copy(updated, target)?;
         self.graph.expand(stored)
     }
@@ -128,7 +131,13 @@ impl Parts {
         let k = self.l2_norm(k)?;
         let [out, updated] = self.delta_rule(&DeltaRule { q, k, v, decay, beta, state: square })?;
         let out = self.graph.cont(out, by_token)?;
-        self.store_state(state, updated)?;
+        if form.decay == KimiDecay::Softplus {
+            // Kimi Linear's target is a vector, which Metal's fused kernel does not know for several sequences.
+            let target = self.graph.view_1d(state.cache, mul(state.width, sequences)?)?;
+            self.store_in(target, updated)?;
+        } else {
+            self.store_state(state, updated)?;
+        }
 
         let flat = self.graph.reshape(input, [d_model, all_tokens, 1, 1])?;
         let from = if form.low_rank_gate { self.linear(flat, head)? } else { flat };

@@ -12,8 +12,8 @@ mod delta;
 mod depth;
 mod encoder_decoder;
 mod experts;
-mod fused;
 mod feeding;
+mod fused;
 mod hybrid;
 mod hyper;
 mod kernels;
@@ -209,10 +209,6 @@ impl<'a> Recipe<'a> {
         let on_cuda = places.backends.iter().any(|backend| matches!(backend, Backend::Cuda { .. }));
         let moves = on_cuda && facts.build.multiplies_expert_inputs_in_full(facts.arch);
         if !known || !served || moves || !facts.build.graphs_are_known() {
-            return Ok(None);
-        }
-        // Which of several scales of one element a product reads is not known where each may have to be fetched.
-        if !places.is_single() && spec.layers.iter().any(scales::any) {
             return Ok(None);
         }
         if !places.tells_weights_apart {

@@ -60,11 +60,6 @@ pub(super) fn is_scale(weight: &Weight) -> bool {
     weight.name.ends_with(".input_scale") || NAMES.iter().any(|(_, name)| *name == weight.name)
 }
 
-/// Whether some matrix of a layer has a scale of one element.
-pub(super) fn any(layer: &Layer) -> bool {
-    layer.extra.iter().any(|weight| is_scale(weight) && weight.shape.row() == 1)
-}
-
 /// Architectures whose graphs multiply by the scales of experts, of feed-forwards, and of shared experts. All others load
 /// them and leave them (`models/*.cpp`, calls of `build_moe_ffn` and `build_ffn`).
 #[rustfmt::skip]
