@@ -10,7 +10,6 @@
 
 use std::collections::BTreeMap;
 
-use plimsoll_math::engine::vllm::quantization::WeightScheme;
 use plimsoll_math::engine::vllm::weights::weights;
 use plimsoll_math::error::MathError;
 use serde_json::{Value, json};
@@ -40,18 +39,11 @@ fn every_rank_weighs_what_was_recorded() {
     let mut models = BTreeMap::new();
     let mut answers: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     let mut wrong: BTreeMap<String, (usize, String)> = BTreeMap::new();
-    let (mut compared, mut not_followed, mut known) = (0, 0, 0);
+    let mut compared = 0;
     for row in vllm::rows().iter().filter(|row| row.get("expected").is_some()) {
         let key = vllm::config(row, &configs).to_string();
         let model = models.entry(key).or_insert_with(|| vllm::model(row, &configs));
         let knobs = vllm::knobs(row);
-        if model.checkpoint.scheme == Some(WeightScheme::Unknown) {
-            // DeepSeek V4's own scheme and ModelOpt's mixtures: refused as unsupported, never guessed.
-            let answer = weights(&model.spec, &model.tensors, &model.checkpoint, &knobs);
-            assert!(matches!(answer, Err(MathError::Unsupported { .. })), "{}", row["model"]);
-            not_followed += 1;
-            continue;
-        }
         compared += 1;
         let theirs: Vec<Value> =
             row["weights_per_pp_rank"].as_array().unwrap().iter().map(|rank| rank["target"]["by_dtype"].clone()).collect();
@@ -65,10 +57,7 @@ fn every_rank_weighs_what_was_recorded() {
                     .collect(),
                 Err(error) => vec![json!(error.to_string())],
             });
-        if *ours != theirs && row["model"] == "moonshotai--Kimi-K3" && knobs.parallelism.tensor == 8 {
-            // On eight ranks the engine holds 0.3 % more than the rules followed here say.
-            known += 1;
-        } else if *ours != theirs {
+        if *ours != theirs {
             let line = format!(
                 "{} {} tp{} pp{} ep{} {} {}: ours {} vLLM's {}",
                 row["tag"],
@@ -88,7 +77,6 @@ fn every_rank_weighs_what_was_recorded() {
     for (model, (count, first)) in &wrong {
         eprintln!("{count} x {model}: {first}");
     }
-    assert_eq!((not_followed, known), (40, 4), "rows that are not compared, and known differences");
     assert!(compared > 1_300, "{compared} rows compared");
     let total: usize = wrong.values().map(|(count, _)| count).sum();
     assert_eq!(total, 0, "{total} of {compared} rows differ");

@@ -1,12 +1,7 @@
 //! What an engine that loads the checkpoint itself reads from its config beyond the architecture.
 
-use alloc::borrow::ToOwned;
-use alloc::string::String;
-use alloc::vec::Vec;
-
 use plimsoll_math::engine::vllm::facts::Checkpoint;
 use plimsoll_math::engine::vllm::options::CacheDtype;
-use plimsoll_math::engine::vllm::quantization::WeightScheme;
 use plimsoll_math::format::StorageFormat;
 
 use super::config::Config;
@@ -15,6 +10,24 @@ use crate::error::IngestError;
 /// Models whose image tokens see each other unless the config says otherwise
 /// (vLLM: `transformers_utils/model_arch_config_convertor.py:is_mm_prefix_lm`).
 const PREFIX_MODELS: [&str; 5] = ["bagel", "gemma3", "molmo2", "moondream3", "paligemma"];
+/// Models whose numbers leave the range of half precision (`config/model.py:_FLOAT16_NOT_SUPPORTED_MODELS`).
+const NEEDS_RANGE: [&str; 4] = ["gemma2", "gemma3", "gemma3_text", "glm4"];
+/// Models that `is_causal: false` turns into encoders (`models/qwen2.py`, `qwen3.py`, `llama.py`).
+const SEES_AHEAD: [&str; 4] = ["qwen2", "qwen3", "llama", "mistral"];
+/// The longest request where a config says nothing (`config/model.py:_get_and_verify_max_len`).
+const UNSTATED_LENGTH: u64 = 2048;
+/// Keys of a config that say a longest request (`model_arch_config_convertor.py:derive_max_model_len_and_key`).
+const LENGTHS: [&str; 9] = [
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "model_max_length",
+    "max_target_positions",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_len",
+];
 /// Frames of a clip that Gemma 4's processor takes at most, and tokens of a frame with its marks
 /// (vLLM: `model_executor/models/gemma4_mm.py:get_mm_max_tokens_per_item`).
 const GEMMA4_CLIP: u64 = 32 * (70 + 2 + 6);
@@ -34,13 +47,18 @@ pub(super) fn read(root: &Config<'_>) -> Result<Checkpoint, IngestError> {
         }
         Ok(None)
     };
+    let model_type = root.str(&["model_type"])?.unwrap_or_default();
+    let class = super::vllm_classes::class_of(
+        root.str_list(&["architectures"]).ok().flatten().and_then(|names| names.first().copied()).unwrap_or_default(),
+    );
     let dtype = match named(&["dtype", "torch_dtype"])? {
-        Some(StorageFormat::F16) => StorageFormat::F16,
+        Some(StorageFormat::F16) if !NEEDS_RANGE.contains(&model_type) => StorageFormat::F16,
+        None | Some(StorageFormat::F32) if class.pooling && !NEEDS_RANGE.contains(&model_type) => StorageFormat::F16,
         // Single precision and 8-bit formats are served in bfloat16.
         _ => StorageFormat::Bf16,
     };
-    let model_type = root.str(&["model_type"])?.unwrap_or_default();
-    let mut facts = Checkpoint { dtype, ..Checkpoint::default() };
+    let mut facts = Checkpoint { dtype, class, ..Checkpoint::default() };
+    facts.sees_ahead = text.bool(&["is_causal"]).ok().flatten() == Some(false) && SEES_AHEAD.contains(&model_type);
     facts.cache_dtype = cache_dtype(root, text)?;
     facts.ssm_dtype = state_dtype(root, text, model_type)?;
     let sees_both_ways = text.str(&["use_bidirectional_attention"]).ok().flatten();
@@ -53,7 +71,7 @@ pub(super) fn read(root: &Config<'_>) -> Result<Checkpoint, IngestError> {
         facts.media_tokens = Some(GEMMA4_CLIP);
     }
     facts.max_length = max_length(text, model_type)?;
-    (facts.scheme, facts.unquantized) = scheme(root, text, model_type)?;
+    super::vllm_quantization::read(root, text, model_type, &mut facts)?;
     Ok(facts)
 }
 
@@ -112,85 +130,15 @@ fn state_dtype(root: &Config<'_>, text: &Config<'_>, model_type: &str) -> Result
     Ok(None)
 }
 
-/// How the weights are quantized, as the engine reads it, and what stays unquantized.
-fn scheme(root: &Config<'_>, text: &Config<'_>, model_type: &str) -> Result<(Option<WeightScheme>, Vec<String>), IngestError> {
-    let mut found = None;
-    for object in [root, text] {
-        for key in ["quantization_config", "compression_config"] {
-            if found.is_none() {
-                found = object.child(&[key])?;
-            }
-        }
-    }
-    let Some(config) = found else { return Ok((None, Vec::new())) };
-    let inner = config.child(&["quantization"])?;
-    let inner = inner.as_ref().unwrap_or(&config);
-    let mut left_out = Vec::new();
-    for level in [&config, inner] {
-        for key in ["ignore", "modules_to_not_convert", "exclude_modules", "ignored_layers"] {
-            if let Ok(Some(names)) = level.str_list(&[key]) {
-                left_out.extend(names.into_iter().map(ToOwned::to_owned));
-            }
-        }
-    }
-    let number = |config: &Config<'_>, key: &str| config.u64(&[key]).ok().flatten();
-    let method = config.str(&["quant_method"])?.unwrap_or_default();
-    let algorithm = inner.str(&["quant_algo"])?.unwrap_or_default();
-    let block = config.u64_list(&["weight_block_size"])?.and_then(|sizes| <[u64; 2]>::try_from(sizes).ok());
-    let scheme = match (method, algorithm) {
-        ("fp8", _) if model_type.starts_with("deepseek_v4") => WeightScheme::Unknown,
-        ("fp8", _) => match block {
-            Some([rows, columns]) => WeightScheme::Fp8Block { rows, columns, compressed: false },
-            None => WeightScheme::Fp8Tensor { static_activations: config.str(&["activation_scheme"])? == Some("static") },
-        },
-        ("gptq" | "awq", _) => WeightScheme::Grouped {
-            bits: number(&config, "bits").or_else(|| number(&config, "w_bit")).unwrap_or(4),
-            group: number(&config, "group_size").unwrap_or(0),
-            awq: method == "awq",
-            reordered: config.bool(&["desc_act"]).ok().flatten() == Some(true),
-        },
-        ("mxfp4", _) => WeightScheme::ExpertsMxfp4,
-        ("compressed-tensors", _) => compressed(&config, model_type)?,
-        ("modelopt" | "modelopt_fp4" | "", "FP8") => WeightScheme::Fp8Tensor { static_activations: true },
-        ("modelopt" | "modelopt_fp4" | "", "NVFP4") => WeightScheme::Nvfp4 { input_scale: true, compressed: false },
-        _ => WeightScheme::Unknown,
-    };
-    Ok((Some(scheme), left_out))
-}
-
-/// compressed-tensors, by the first group of its config.
-fn compressed(config: &Config<'_>, model_type: &str) -> Result<WeightScheme, IngestError> {
-    let format = config.str(&["format"])?.unwrap_or_default();
-    if format == "mxfp4-pack-quantized" && model_type.starts_with("kimi_k3") {
-        return Ok(WeightScheme::ExpertsMxfp4);
-    }
-    let Some(groups) = config.child(&["config_groups"])? else { return Ok(WeightScheme::Unknown) };
-    let Some(group) = groups.child(&["group_0"])? else { return Ok(WeightScheme::Unknown) };
-    let Some(weights) = group.child(&["weights"])? else { return Ok(WeightScheme::Unknown) };
-    let activations = group.child(&["input_activations"])?;
-    let bits = weights.u64(&["num_bits"])?.unwrap_or(0);
-    let float = weights.str(&["type"])? == Some("float");
-    let size = weights.u64(&["group_size"]).ok().flatten().unwrap_or(0);
-    let strategy = weights.str(&["strategy"])?.unwrap_or_default();
-    Ok(match (bits, float, strategy) {
-        (8, true, "block") => {
-            let block = weights.u64_list(&["block_structure"])?.and_then(|sizes| <[u64; 2]>::try_from(sizes).ok());
-            let [rows, columns] = block.unwrap_or([128, 128]);
-            WeightScheme::Fp8Block { rows, columns, compressed: true }
-        }
-        (8, _, "channel") if activations.is_some() => WeightScheme::Channel8 { integer: !float },
-        (4, true, _) if size == 32 => WeightScheme::Mxfp4,
-        (4, true, _) => WeightScheme::Nvfp4 { input_scale: activations.is_some(), compressed: true },
-        (4 | 8, false, _) => WeightScheme::Packed { bits, group: if strategy == "channel" { 0 } else { size } },
-        _ => WeightScheme::Unknown,
-    })
-}
-
 /// The length that vLLM derives where it is not `max_position_embeddings` (`config/model.py:_get_and_verify_max_len`):
 /// Cohere's `model_max_length`, and positions that are stretched by a plain factor.
 fn max_length(text: &Config<'_>, model_type: &str) -> Result<Option<u64>, IngestError> {
     if let Some(tokens) = text.u64(&["model_max_length"]).ok().flatten() {
         return Ok(Some(tokens));
+    }
+    // Models of states alone have no position that a default could stand for.
+    if ["mamba", "mamba2", "falcon_mamba"].contains(&model_type) && !LENGTHS.iter().any(|key| text.has(&[key])) {
+        return Ok(Some(UNSTATED_LENGTH));
     }
     for key in ["rope_scaling", "rope_parameters"] {
         let Ok(Some(rope)) = text.child(&[key]) else { continue };

@@ -239,6 +239,12 @@ impl<'a> Config<'a> {
         &self.path
     }
 
+    /// The keys of this object.
+    #[must_use]
+    pub fn keys(&self) -> Vec<String> {
+        self.map.keys().cloned().collect()
+    }
+
     /// Keys of this object that nobody asked for, with their paths.
     #[must_use]
     pub fn unasked(&self) -> Vec<String> {

@@ -19,5 +19,6 @@ pub mod reader;
 pub mod recipe;
 pub mod towers;
 mod vllm_classes;
+mod vllm_quantization;
 
 pub use door::{Limits, Options, ingest, parse};

@@ -44,6 +44,12 @@ pub struct ModelClass {
     pub least_expert_share: u64,
     /// Norms of queries and keys that are divided with the heads.
     pub split_norms: SplitNorms,
+    /// It is built from the Transformers library's own modules, in a division over ranks that is not followed.
+    pub library: bool,
+    /// It answers with vectors or scores instead of text: steps are not overlapped, and nothing is drafted.
+    pub pooling: bool,
+    /// Positions and kinds of tokens are embedded like a vocabulary: filled up and divided.
+    pub divided_embeddings: bool,
     /// Vision and audio towers.
     pub tower: TowerClass,
 }
@@ -108,13 +114,15 @@ pub struct Router {
     pub single_precision: bool,
     /// Their matrix is given to the checkpoint's quantization.
     pub through_scheme: bool,
+    /// Their correction is a buffer, which is no parameter.
+    pub buffered_correction: bool,
 }
 
 impl Router {
     /// In single precision.
-    pub const SINGLE: Self = Self { single_precision: true, through_scheme: false };
+    pub const SINGLE: Self = Self { single_precision: true, through_scheme: false, buffered_correction: false };
     /// Quantized with the rest.
-    pub const QUANTIZED: Self = Self { single_precision: false, through_scheme: true };
+    pub const QUANTIZED: Self = Self { single_precision: false, through_scheme: true, buffered_correction: false };
 }
 
 /// What checkpoints call the module that experts are in.
@@ -147,8 +155,12 @@ pub enum SplitNorms {
 pub struct TowerClass {
     /// They are on every rank as a whole.
     pub whole: bool,
+    /// Their layers are on every rank as a whole where the ranks do not divide their heads.
+    pub whole_if_uneven: bool,
     /// The projector is on every rank as a whole.
     pub whole_projector: bool,
+    /// Their linear layers are not given to the checkpoint's quantization.
+    pub unquantized: bool,
     /// Patch embeddings and projector are divided by their outputs.
     pub split_patches: bool,
     /// The features of the last layer but one are read, and nothing is built above it.

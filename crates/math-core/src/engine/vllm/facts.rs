@@ -8,6 +8,31 @@ use super::options::CacheDtype;
 use super::quantization::WeightScheme;
 use crate::format::StorageFormat;
 
+/// How lists of layers are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum NameMatching {
+    /// Whole names (`fp8`, `mxfp4`: `utils/quant_utils.py:is_layer_skipped`).
+    #[default]
+    Exact,
+    /// Parts of names (`awq`, `gptq`).
+    Substring,
+    /// Whole names, or expressions after `re:` (`compressed-tensors`).
+    Patterns,
+    /// Parts of names and shell wildcards (`modelopt`).
+    Wildcards,
+}
+
+/// Layers that are quantized in a way of their own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct LayerScheme {
+    /// Their name, or a pattern of it.
+    pub name: String,
+    /// How.
+    pub scheme: WeightScheme,
+}
+
 /// Facts of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -18,12 +43,20 @@ pub struct Checkpoint {
     pub dtype: StorageFormat,
     /// How its weights are quantized.
     pub scheme: Option<WeightScheme>,
-    /// Parts of layer names that stay unquantized.
+    /// How experts are, where it differs.
+    pub experts_scheme: Option<WeightScheme>,
+    /// Layers that the checkpoint quantizes in a way of their own.
+    pub layer_schemes: Vec<LayerScheme>,
+    /// Names of layers that stay unquantized.
     pub unquantized: Vec<String>,
+    /// How those names are read.
+    pub matching: NameMatching,
     /// The cache format its quantization asks for.
     pub cache_dtype: Option<CacheDtype>,
     /// The type of recurrent states its config names (`mamba_ssm_cache_dtype`, `mamba_ssm_dtype`).
     pub ssm_dtype: Option<StorageFormat>,
+    /// Whether text tokens see each other in both directions, so that nothing is cached (`is_causal: false`).
+    pub sees_ahead: bool,
     /// Whether image tokens see each other in both directions (`is_mm_prefix_lm`).
     pub mm_prefix: bool,
     /// The longest request the engine derives, where it is not the one the model was trained for.
@@ -38,9 +71,13 @@ impl Default for Checkpoint {
             class: ModelClass::default(),
             dtype: StorageFormat::Bf16,
             scheme: None,
+            experts_scheme: None,
+            layer_schemes: Vec::new(),
             unquantized: Vec::new(),
+            matching: NameMatching::Exact,
             cache_dtype: None,
             ssm_dtype: None,
+            sees_ahead: false,
             mm_prefix: false,
             max_length: None,
             media_tokens: None,

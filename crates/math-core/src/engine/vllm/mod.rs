@@ -14,6 +14,7 @@ pub mod groups;
 pub mod layers;
 mod modules;
 pub mod options;
+mod pattern;
 pub mod plan;
 pub mod quantization;
 pub mod shard;

@@ -76,7 +76,7 @@ impl CachePlan {
         let groups = groups(&layers, layout, hybrid_manager)?;
         let mut plan = Self { layers, groups, layout, request, stages: stages.max(1), block_bytes: Vec::new() };
         let mut bytes = vec![];
-        for stage in 0..plan.stages {
+        for stage in (0..plan.stages).filter(|_| !plan.groups.is_empty()) {
             bytes.push(block_bytes(&plan.groups, layout, |layer| plan.stage_of(layer) == Some(stage))?);
         }
         plan.block_bytes = bytes;

@@ -24,6 +24,8 @@ pub struct Matrix {
     /// Whether it is the first matrix of the one that vLLM fuses it into (queries of `qkv_proj`, gate of
     /// `gate_up_proj`), which carries what the fused one has once.
     pub leads: bool,
+    /// Matrices of the checkpoint that it is made of.
+    pub shards: u64,
     /// The type the model computes in.
     pub dtype: StorageFormat,
     /// Whether its inputs are an expert's hidden layer.
@@ -36,6 +38,18 @@ pub struct Matrix {
     pub inputs_split: bool,
     /// Whether ranks share its outputs.
     pub outputs_split: bool,
+}
+
+/// The scale of a matrix's inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum InputScale {
+    /// There is none.
+    None,
+    /// In single precision.
+    Single,
+    /// Made in the model's type, for checkpoints that bring one all the same.
+    Ignored,
 }
 
 /// A scheme of quantized linears.
@@ -56,6 +70,8 @@ pub enum WeightScheme {
         columns: u64,
         /// Whether compressed-tensors wrote it.
         compressed: bool,
+        /// Whether scales are powers of two, stored as exponents.
+        exponents: bool,
     },
     /// 8 bits with a scale for every output (compressed-tensors).
     Channel8 {
@@ -82,8 +98,8 @@ pub enum WeightScheme {
     },
     /// NVIDIA's 4-bit floats with an fp8 scale for every 16.
     Nvfp4 {
-        /// Whether inputs have a scale.
-        input_scale: bool,
+        /// The scale of inputs.
+        input_scale: InputScale,
         /// Whether compressed-tensors wrote it.
         compressed: bool,
     },
@@ -91,6 +107,10 @@ pub enum WeightScheme {
     Mxfp4,
     /// The same for experts only (gpt-oss, Kimi K3).
     ExpertsMxfp4,
+    /// 8-bit floats with a power-of-two scale for every 32 (ModelOpt's `MXFP8`).
+    Mxfp8,
+    /// Only layers that are named, each in its own way (ModelOpt's `MIXED_PRECISION`).
+    Named,
     /// One that is not followed.
     Unknown,
 }
@@ -116,7 +136,7 @@ impl WeightScheme {
             | Self::Mxfp4
             | Self::Nvfp4 { compressed: true, .. }
             | Self::Fp8Block { compressed: true, .. } => (3, 3),
-            Self::Fp8Tensor { .. } | Self::Fp8Block { .. } | Self::Nvfp4 { .. } => (4, 0),
+            Self::Fp8Tensor { .. } | Self::Fp8Block { .. } | Self::Nvfp4 { .. } | Self::Mxfp8 | Self::Named => (4, 0),
             Self::Grouped { .. } | Self::ExpertsMxfp4 | Self::Unknown => (0, 0),
         }
     }
@@ -134,12 +154,18 @@ impl WeightScheme {
         let expert = matrix.experts.is_some();
         Ok(match *self {
             Self::Fp8Tensor { static_activations } => {
-                let scales = mul(stack, if static_activations { 2 } else { 1 })?;
+                let of_weights = mul(stack, matrix.shards)?;
                 // One scale for an expert's inputs, however many matrices read them.
-                let scales = if expert && static_activations && !matrix.leads { stack } else { scales };
+                let of_inputs = match (static_activations, expert) {
+                    (false, _) => 0,
+                    (true, false) => of_weights,
+                    (true, true) if matrix.leads || matrix.reads_hidden => stack,
+                    (true, true) => 0,
+                };
+                let scales = add(of_weights, of_inputs)?;
                 vec![(F::F8E4M3, n), (F::F32, scales)]
             }
-            Self::Fp8Block { rows, columns, compressed } => {
+            Self::Fp8Block { rows, columns, compressed, exponents } => {
                 if !expert && compressed && matrix.outputs_split && !o.is_multiple_of(rows) {
                     return Err(refused(format!(
                         "Weight output_partition_size = {o} is not divisible by weight quantization block_n = {rows}."
@@ -163,7 +189,7 @@ impl WeightScheme {
                     (rows, columns)
                 };
                 let scales = mul(o.div_ceil(rows.max(1)), k.div_ceil(columns.max(1)))?;
-                vec![(F::F8E4M3, n), (F::F32, mul(scales, stack)?)]
+                vec![(F::F8E4M3, n), (if exponents { F::F8E8M0 } else { F::F32 }, mul(scales, stack)?)]
             }
             Self::Channel8 { integer } => {
                 vec![(if integer { F::I8 } else { F::F8E4M3 }, n), (F::F32, mul(o, stack)?)]
@@ -226,8 +252,14 @@ impl WeightScheme {
                 if !compressed && !k.is_multiple_of(16) {
                     return Err(refused("Unsupported model when in features size is not multiple of 16".to_string()));
                 }
-                let scales = mul(stack, if input_scale { 2 } else { 1 })?;
-                vec![(F::U8, n / 2), (F::F8E4M3, mul(mul(o, k / 16)?, stack)?), (F::F32, scales)]
+                let scales = mul(stack, matrix.shards)?;
+                let mut parts = vec![(F::U8, n / 2), (F::F8E4M3, mul(mul(o, k / 16)?, stack)?), (F::F32, scales)];
+                match input_scale {
+                    InputScale::None => {}
+                    InputScale::Single => parts.push((F::F32, scales)),
+                    InputScale::Ignored => parts.push((dtype, scales)),
+                }
+                parts
             }
             Self::Mxfp4 => vec![(F::U8, add(n / 2, n / 32)?)],
             Self::ExpertsMxfp4 => {
@@ -242,7 +274,8 @@ impl WeightScheme {
                 let n = mul(mul(k, o)?, stack)?;
                 vec![(F::U8, add(n / 2, n / 32)?)]
             }
-            Self::Unknown => vec![(dtype, n)],
+            Self::Mxfp8 => vec![(F::F8E4M3, n), (F::U8, n / 32)],
+            Self::Named | Self::Unknown => vec![(dtype, n)],
         })
     }
 }

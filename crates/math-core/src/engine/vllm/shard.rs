@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 use super::VERSION;
 use super::class::{ModelClass, SplitNorms};
 use super::facts::Checkpoint;
+use super::modules::Names;
 use super::options::Knobs;
 use super::quantization::{Matrix, WeightScheme};
 use super::weights::is_created;
@@ -36,11 +37,21 @@ pub struct Part {
     pub outputs_split: bool,
 }
 
+impl Part {
+    /// One matrix that no rank shares.
+    #[must_use]
+    pub const fn whole(n_in: u64, n_out: u64) -> Self {
+        Self { n_in, n_out, stack: 1, inputs_split: false, outputs_split: false }
+    }
+}
+
 /// What decides about a model's tensors.
 #[derive(Debug)]
 pub struct Rules<'a> {
     pub(super) spec: &'a ModelSpec,
     pub(super) class: &'a ModelClass,
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) names: Names<'a>,
     ranks: u64,
     experts_whole: bool,
     expert_ranks: u64,
@@ -50,7 +61,7 @@ pub struct Rules<'a> {
 
 /// How a tensor is split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Split {
+pub(super) enum Split {
     /// On every rank.
     Whole,
     /// Outputs are divided.
@@ -87,19 +98,23 @@ fn divide(count: u64, ranks: u64, what: &str) -> Result<u64, MathError> {
 
 impl<'a> Rules<'a> {
     /// Rules of a model under options.
-    #[must_use]
-    pub fn new(spec: &'a ModelSpec, checkpoint: &'a Checkpoint, knobs: &Knobs) -> Self {
+    ///
+    /// # Errors
+    /// [`MathError::Unsupported`] for lists of layers that are not understood.
+    pub fn new(spec: &'a ModelSpec, checkpoint: &'a Checkpoint, knobs: &Knobs) -> Result<Self, MathError> {
         let ranks = knobs.parallelism.tensor.max(1);
-        Self {
+        Ok(Self {
             spec,
             class: &checkpoint.class,
+            checkpoint,
+            names: Names::of(checkpoint)?,
             ranks,
             experts_whole: knobs.parallelism.expert,
             expert_ranks: ranks.saturating_mul(knobs.parallelism.data.max(1)),
-            rounds_experts: checkpoint.scheme.is_some_and(WeightScheme::experts_only),
+            rounds_experts: checkpoint.experts_scheme.or(checkpoint.scheme).is_some_and(WeightScheme::experts_only),
             // Triton's kernels on Hopper take tiles of 64; Marlin, CUTLASS and TRT-LLM round both sides.
             rounding: if knobs.gpu.major() == 9 { (64, 64) } else { (128, 256) },
-        }
+        })
     }
 
     pub(super) fn layer(&self, tensor: &Tensor) -> Option<&'a Layer> {
@@ -114,11 +129,29 @@ impl<'a> Rules<'a> {
     pub fn loads(&self, tensor: &Tensor) -> bool {
         let created = match tensor.counts {
             // Router corrections are parameters to the engine; other buffers stay buffers.
-            Counts::Buffer => role(&tensor.name) == "exp_probs_b.bias",
+            Counts::Buffer => match role(&tensor.name) {
+                "exp_probs_b.bias" => !self.class.router.buffered_correction,
+                name => name == "ffn_gate_tid2eid.weight",
+            },
             counts => is_created(counts),
         };
         // Padding of decay rates exists in the model's own library only.
-        created && !self.above_the_features(tensor) && role(&tensor.name) != "ssm_a_padding"
+        created && !self.above_the_features(tensor) && role(&tensor.name) != "ssm_a_padding" && !self.pools(tensor)
+    }
+
+    /// Poolers of encoders are left to whoever takes the vectors.
+    fn pools(&self, tensor: &Tensor) -> bool {
+        self.class.divided_embeddings && tensor.name.starts_with("pooler.")
+    }
+
+    /// Whether a tensor is an embedding that is filled up to whole tiles and divided over ranks.
+    #[must_use]
+    pub fn is_vocabulary(&self, name: &str) -> bool {
+        match name {
+            "token_embd.weight" | "output.weight" => !self.class.plain_vocabulary,
+            "position_embd.weight" | "token_types.weight" => self.class.divided_embeddings,
+            _ => false,
+        }
     }
 
     /// Whether it belongs to what is above the features that are read.
@@ -135,12 +168,6 @@ impl<'a> Rules<'a> {
     #[must_use]
     pub fn belongs_to_the_end(&self, name: &str) -> bool {
         name == "token_embd_norm.weight" && self.class.embedding_norm_last
-    }
-
-    /// Whether the vocabulary is neither filled up nor split.
-    #[must_use]
-    pub const fn plain_vocabulary(&self) -> bool {
-        self.class.plain_vocabulary
     }
 
     /// Whether a class builds a part of the model's ends on every pipeline stage.
@@ -189,6 +216,7 @@ impl<'a> Rules<'a> {
             n_out,
             experts: expert.then_some(stack),
             leads,
+            shards: self.shards(tensor, name),
             dtype: checkpoint.dtype,
             reads_hidden: name == "ffn_down_exps",
             expert_hidden: hidden,
@@ -198,16 +226,49 @@ impl<'a> Rules<'a> {
         })
     }
 
+    /// Matrices of the checkpoint that a tensor's matrix is made of.
+    fn shards(&self, tensor: &Tensor, name: &str) -> u64 {
+        let layer = self.layer(tensor);
+        let delta = matches!(layer.map(|layer| &layer.mixer), Some(Mixer::GatedDeltaNet(_) | Mixer::KimiDelta(_)));
+        let fused_gate = || match layer.map(|layer| &layer.feed_forward) {
+            Some(FeedForward::Dense(dense)) => tensor.shape.rows().is_ok_and(|rows| rows == dense.d_ff.saturating_mul(2)),
+            _ => false,
+        };
+        match name {
+            "ssm_in" if delta => 4,
+            "ssm_in" => match self.mamba2(tensor) {
+                Some(mamba) if mamba.n_groups.is_multiple_of(self.ranks) => 5,
+                Some(_) => 1,
+                None => 2,
+            },
+            "attn_qkv" | "shortconv.in_proj" => 3,
+            "ssm_ba" | "ffn_gate_up_exps" => 2,
+            "ffn_up" if fused_gate() => 2,
+            _ => 1,
+        }
+    }
+
+    fn compresses(&self, tensor: &Tensor) -> bool {
+        matches!(self.layer(tensor).map(|layer| &layer.mixer), Some(Mixer::CompressedAttention(_)))
+    }
+
     /// The number type of an unquantized tensor.
     #[must_use]
     pub fn format(&self, tensor: &Tensor, checkpoint: &Checkpoint) -> StorageFormat {
         let name = role(&tensor.name);
+        if name == "ffn_gate_tid2eid.weight" {
+            return StorageFormat::I32;
+        }
         let single = match name {
             // Decay rates.
             "ssm_a" => !self.class.model_type_decay,
             "exp_probs_b.bias" | "altup_correct_scale.weight" => true,
             "ffn_gate_inp.weight" => self.class.router.single_precision,
             "indexer.k_norm.weight" | "indexer.k_norm.bias" => true,
+            // Hyper-connections, and positions inside the groups that are compressed.
+            "attn_compressor_ape.weight" | "indexer_compressor_ape.weight" => true,
+            name if name.starts_with("hc_") || name.starts_with("output_hc_") => true,
+            "attn_sinks.weight" => self.compresses(tensor),
             "ssm_conv1d_q.weight" | "ssm_conv1d_k.weight" | "ssm_conv1d_v.weight" | "ssm_dt.bias" => {
                 matches!(self.layer(tensor).map(|layer| &layer.mixer), Some(Mixer::KimiDelta(_)))
             }
@@ -223,8 +284,9 @@ impl<'a> Rules<'a> {
     pub fn parts(&self, tensor: &Tensor) -> Result<Vec<Part>, MathError> {
         let (mut n_in, mut n_out, mut stack) = (tensor.shape.row(), 1, 1);
         let [_, b, c, d] = tensor.shape.0;
-        // A convolution is a matrix of taps, however many dimensions it is written with.
-        if tensor.shape.n_dims() <= 2 || role(&tensor.name).contains("conv") {
+        // A convolution is a matrix of taps, however many dimensions it is written with, and groups of output
+        // projections are one matrix.
+        if tensor.shape.n_dims() <= 2 || role(&tensor.name).contains("conv") || role(&tensor.name) == "attn_output_a.weight" {
             n_out = mul(mul(b, c)?, d)?;
         } else {
             n_out = mul(n_out, b)?;
@@ -246,6 +308,10 @@ impl<'a> Rules<'a> {
                 if role(name) == "ssm_beta.weight" {
                     // The matrix it is fused into may have tiles.
                     part = round_up(part, self.class.rate_tile.max(1))?;
+                }
+                if role(name) == "attn_sinks.weight" && self.compresses(tensor) {
+                    // The decoding kernel takes 64 or 128 heads (`get_padded_num_q_heads`).
+                    part = if part <= 64 { 64 } else { 128 };
                 }
                 (n_in, n_out) = outputs(n_in, n_out, part, whole);
             }
@@ -366,7 +432,7 @@ impl<'a> Rules<'a> {
         }
     }
 
-    fn split(&self, tensor: &Tensor) -> Split {
+    pub(super) fn split(&self, tensor: &Tensor) -> Split {
         if matches!(tensor.place, Place::Tower) {
             return self.split_tower(tensor);
         }
@@ -383,6 +449,7 @@ impl<'a> Rules<'a> {
             | "attn_k_b"
             | "attn_v_b"
             | "attn_kv_b"
+            | "attn_output_a"
             | "ffn_up"
             | "ffn_gate"
             | "ffn_up_shexp"
@@ -403,7 +470,7 @@ impl<'a> Rules<'a> {
             "attn_qkv" if delta => Split::Outputs,
             "attn_qkv" => Split::Fused,
             "attn_output" | "attn_o" | "cross_attn_o" | "ffn_down" | "ffn_down_shexp" if is_bias => Split::Whole,
-            "attn_output" | "attn_o" | "cross_attn_o" | "ffn_down" | "ffn_down_shexp" => Split::Inputs,
+            "attn_output" | "attn_output_b" | "attn_o" | "cross_attn_o" | "ffn_down" | "ffn_down_shexp" => Split::Inputs,
             "ffn_up_exps" | "ffn_gate_exps" | "ffn_gate_up_exps" if is_bias => Split::ExpertBias { outputs: true },
             "ffn_down_exps" if is_bias => Split::ExpertBias { outputs: false },
             "ffn_up_exps" | "ffn_gate_exps" | "ffn_gate_up_exps" => Split::ExpertOutputs,
@@ -442,7 +509,11 @@ impl<'a> Rules<'a> {
     fn split_tower(&self, tensor: &Tensor) -> Split {
         let class = self.class.tower;
         let name = tensor.name.as_str();
-        let whole = class.whole || (class.whole_projector && name.starts_with("v.mm."));
+        let uneven = || {
+            let layer = self.spec.towers.first().and_then(|tower| tower.layers.first());
+            matches!(layer.map(|layer| &layer.mixer), Some(Mixer::Attention(attention)) if !attention.n_heads.is_multiple_of(self.ranks))
+        };
+        let whole = class.whole || (class.whole_projector && name.starts_with("v.mm.")) || (class.whole_if_uneven && uneven());
         if tensor.component != Component::VisionAudio || whole {
             return Split::Whole;
         }
@@ -454,6 +525,7 @@ impl<'a> Rules<'a> {
             "attn_output" | "attn_out" | "ffn_down" if is_bias => Split::Whole,
             "attn_output" | "attn_out" | "ffn_down" => Split::Inputs,
             "patch_embd" | "mm" if class.split_patches => Split::Outputs,
+            "patch_merger" => Split::Whole,
             _ if stem.contains("merger.0")
                 || stem.contains("adapter.0")
                 || stem == "v.mm.0"

@@ -4,6 +4,7 @@
 //! format. Matrices that vLLM fuses (`qkv_proj`, `gate_up_proj`) weigh what their parts weigh.
 
 use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -12,8 +13,8 @@ use super::VERSION;
 use super::facts::Checkpoint;
 use super::layers::stages;
 use super::options::Knobs;
-use super::quantization::WeightScheme;
-use super::shard::Rules;
+use super::quantization::{Matrix, WeightScheme};
+use super::shard::{Part, Rules};
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::{LmHead, Mixer, ModelSpec};
@@ -47,6 +48,15 @@ impl RankWeights {
         *sum = add(*sum, bytes)?;
         Ok(())
     }
+
+    /// What stands for a matrix under a scheme; nothing for one that another tensor's matrix holds.
+    fn put_matrix(&mut self, scheme: WeightScheme, matrix: Option<Matrix>) -> Result<(), MathError> {
+        let Some(matrix) = matrix else { return Ok(()) };
+        for (format, elements) in scheme.tensors(&matrix)? {
+            self.put(format, elements)?;
+        }
+        Ok(())
+    }
 }
 
 /// The weights of the first rank of every pipeline stage; ranks of a stage are alike.
@@ -61,11 +71,17 @@ pub fn weights(
 ) -> Result<Vec<RankWeights>, MathError> {
     check_scheme(checkpoint.scheme)?;
     let tensor = knobs.parallelism.tensor.max(1);
+    if checkpoint.class.library && (tensor > 1 || knobs.parallelism.pipeline > 1) {
+        return Err(MathError::Unsupported {
+            engine: VERSION.to_string(),
+            mechanism: format!("how {} of the Transformers library is divided over ranks", spec.architecture),
+        });
+    }
     let layers = u64::try_from(spec.layers.len()).unwrap_or(u64::MAX);
     let ranges = stages(layers, knobs.parallelism.pipeline);
     let last = ranges.len().saturating_sub(1);
     let mut ranks = vec![RankWeights::default(); ranges.len()];
-    let rules = Rules::new(spec, checkpoint, knobs);
+    let rules = Rules::new(spec, checkpoint, knobs)?;
     for tensor_of in &table.tensors {
         if !rules.loads(tensor_of) {
             continue;
@@ -125,22 +141,21 @@ fn place(
     ranks: u64,
 ) -> Result<(), MathError> {
     let format = rules.format(tensor, checkpoint);
-    if matches!(tensor.name.as_str(), "token_embd.weight" | "output.weight") && !rules.plain_vocabulary() {
+    if rules.is_vocabulary(&tensor.name) {
         let rows = round_up(tensor.shape.rows()?, VOCAB_PADDING)?;
-        let elements = mul(rows / ranks, tensor.shape.row())?;
-        rank.put(format, elements)?;
-        rank.vocabulary = add(rank.vocabulary, mul(elements, format.block_bytes())?)?;
+        let part = Part::whole(tensor.shape.row(), rows / ranks);
+        let before = rank.bytes();
+        match rules.scheme(tensor) {
+            Some(scheme) => rank.put_matrix(scheme, rules.matrix(tensor, &part, checkpoint))?,
+            None => rank.put(format, mul(part.n_in, part.n_out)?)?,
+        }
+        rank.vocabulary = add(rank.vocabulary, rank.bytes().saturating_sub(before))?;
         return Ok(());
     }
-    let scheme = checkpoint.scheme.filter(|_| rules.quantized(tensor, checkpoint));
+    let scheme = rules.scheme(tensor);
     for part in rules.parts(tensor)? {
         match scheme {
-            Some(scheme) => {
-                let Some(matrix) = rules.matrix(tensor, &part, checkpoint) else { continue };
-                for (format, elements) in scheme.tensors(&matrix)? {
-                    rank.put(format, elements)?;
-                }
-            }
+            Some(scheme) => rank.put_matrix(scheme, rules.matrix(tensor, &part, checkpoint))?,
             None => rank.put(format, mul(mul(part.n_in, part.n_out)?, part.stack)?)?,
         }
     }

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use super::super::VERSION;
 use super::super::backend::{Backend, Needs};
 use super::super::class::{DraftModule, ModelClass};
+use super::super::facts::Checkpoint;
 use super::super::options::{CacheDtype, DraftMethod, Knobs};
 use super::super::states::{State, state_of};
 use super::refused;
@@ -75,6 +76,11 @@ pub(super) const fn has_state(layer: &Layer) -> bool {
     matches!(layer.mixer, Mixer::Parallel(_)) || state_of(&layer.mixer).is_some()
 }
 
+/// Whether a layer's attention sees all of the text, and caches nothing.
+pub(super) const fn sees_ahead(layer: &Layer) -> bool {
+    matches!(&layer.mixer, Mixer::Attention(attention) if attention.bidirectional)
+}
+
 pub(super) const fn heads_of(layer: &Layer) -> Option<(u64, u64)> {
     match &layer.mixer {
         Mixer::Attention(attention) => Some((attention.n_heads, attention.n_kv_heads)),
@@ -87,10 +93,11 @@ pub(super) const fn heads_of(layer: &Layer) -> Option<(u64, u64)> {
 /// Every part that keeps a cache, in the order the model builds them.
 pub(super) fn find<'a>(
     spec: &'a ModelSpec,
-    class: &ModelClass,
+    checkpoint: &Checkpoint,
     knobs: &Knobs,
     needs: Needs,
 ) -> Result<Vec<Found<'a>>, MathError> {
+    let class = &checkpoint.class;
     let ranges = stages(u64::try_from(spec.layers.len()).unwrap_or(0), knobs.parallelism.pipeline);
     let mut found = Vec::new();
     let turbo_skips = turbo_skips(spec, needs.cache);
@@ -114,6 +121,9 @@ pub(super) fn find<'a>(
         for (index, layer) in (n..).zip(drafts) {
             layer_parts(layer, (index, last, true), needs, knobs, &mut found)?;
         }
+    }
+    if checkpoint.sees_ahead {
+        found.retain(|entry| matches!(entry.part, Part::State(_)));
     }
     if class.attention_first {
         found.sort_by_key(|entry| matches!(entry.part, Part::State(_)));

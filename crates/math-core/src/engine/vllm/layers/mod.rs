@@ -23,7 +23,7 @@ use crate::format::StorageFormat;
 use crate::spec::{Mixer, ModelSpec, Window};
 use crate::units::mul;
 use blocks::{heterogeneous_block, hybrid_block, preferred_block};
-use find::{Part, effective_dtype, find, has_state, head_counts, heads_of, turbo_skips};
+use find::{Part, effective_dtype, find, has_state, head_counts, heads_of, sees_ahead, turbo_skips};
 pub use find::{draft_layers, stages};
 use specs::{Blocks, caches_of};
 
@@ -73,7 +73,8 @@ pub fn cache_plan(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs) -> R
     let has_states = spec.layers.iter().any(has_state);
     let has_attention = spec.layers.iter().any(|layer| heads_of(layer).is_some());
     let attention_free = has_states && !has_attention;
-    let prefix_caching = knobs.prefix_caching.unwrap_or(!attention_free && !encoder_decoder);
+    let encoder_only = spec.layers.iter().all(sees_ahead);
+    let prefix_caching = knobs.prefix_caching.unwrap_or(!attention_free && !encoder_decoder && !encoder_only);
     let aligned = has_states && prefix_caching;
     let (batch_default, sequences_default) = knobs.batch_defaults();
     let trained = checkpoint.max_length.unwrap_or(spec.max_context);
@@ -96,7 +97,11 @@ pub fn cache_plan(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs) -> R
         max_batched_tokens = max_batched_tokens.max(tokens);
     }
     let drafted = knobs.speculation.map_or(0, |speculation| speculation.tokens);
-    let batches = if knobs.async_scheduling { knobs.parallelism.pipeline.max(1) + 1 } else { knobs.parallelism.pipeline.max(1) };
+    let batches = if knobs.async_scheduling && !checkpoint.class.pooling {
+        knobs.parallelism.pipeline.max(1) + 1
+    } else {
+        knobs.parallelism.pipeline.max(1)
+    };
     let mut request = RequestShape {
         max_tokens: max_length,
         in_flight_tokens: mul(batches, max_batched_tokens)?,
@@ -124,7 +129,7 @@ pub fn cache_plan(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs) -> R
         expanded: checkpoint.class.expands_latents,
         context_parallel: knobs.parallelism.decode_context.max(1),
     };
-    let found = find(spec, &checkpoint.class, knobs, needs)?;
+    let found = find(spec, checkpoint, knobs, needs)?;
     let context = StateContext { knobs, checkpoint, d_model: spec.d_model };
 
     // One block size for all attention backends, then one that a recurrent state fits in. The choice looks at the model's
