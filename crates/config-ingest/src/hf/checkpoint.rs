@@ -71,6 +71,11 @@ pub(super) fn read(root: &Config<'_>) -> Result<Checkpoint, IngestError> {
         facts.media_tokens = Some(GEMMA4_CLIP);
     }
     facts.max_length = max_length(text, model_type)?;
+    // Models of states alone have no position that a default could stand for.
+    if ["mamba", "mamba2", "falcon_mamba"].contains(&model_type) && !LENGTHS.iter().any(|key| text.has(&[key])) {
+        facts.max_length = Some(UNSTATED_LENGTH);
+        facts.assumed_length = true;
+    }
     super::vllm_quantization::read(root, text, model_type, &mut facts)?;
     Ok(facts)
 }
@@ -135,10 +140,6 @@ fn state_dtype(root: &Config<'_>, text: &Config<'_>, model_type: &str) -> Result
 fn max_length(text: &Config<'_>, model_type: &str) -> Result<Option<u64>, IngestError> {
     if let Some(tokens) = text.u64(&["model_max_length"]).ok().flatten() {
         return Ok(Some(tokens));
-    }
-    // Models of states alone have no position that a default could stand for.
-    if ["mamba", "mamba2", "falcon_mamba"].contains(&model_type) && !LENGTHS.iter().any(|key| text.has(&[key])) {
-        return Ok(Some(UNSTATED_LENGTH));
     }
     for key in ["rope_scaling", "rope_parameters"] {
         let Ok(Some(rope)) = text.child(&[key]) else { continue };

@@ -61,6 +61,8 @@ pub struct Checkpoint {
     pub mm_prefix: bool,
     /// The longest request the engine derives, where it is not the one the model was trained for.
     pub max_length: Option<u64>,
+    /// Whether that is only what the engine assumes where nothing is said, so that longer ones may be asked for.
+    pub assumed_length: bool,
     /// Tokens of the largest image or clip, where the model says so ahead of time.
     pub media_tokens: Option<u64>,
 }
@@ -80,6 +82,7 @@ impl Default for Checkpoint {
             sees_ahead: false,
             mm_prefix: false,
             max_length: None,
+            assumed_length: false,
             media_tokens: None,
         }
     }

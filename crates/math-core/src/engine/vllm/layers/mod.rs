@@ -80,7 +80,7 @@ pub fn cache_plan(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs) -> R
     let trained = checkpoint.max_length.unwrap_or(spec.max_context);
     let max_length = match knobs.max_length {
         MaxLength::Tokens(tokens) => {
-            if trained > 0 && tokens > trained {
+            if trained > 0 && tokens > trained && !checkpoint.assumed_length {
                 return Err(refused(format!(
                     "User-specified max_model_len ({tokens}) is greater than the derived max_model_len \
                      (max_position_embeddings={} or model_max_length=None in model's config.json).",
