@@ -110,7 +110,6 @@ impl<'a> Question<'a> {
             return Ok(question);
         }
         if question.effective.engine.is_served() {
-            question.options.quant = None;
             question.check_served()?;
             return Ok(question);
         }
@@ -166,7 +165,7 @@ impl<'a> Question<'a> {
         let mut changed = self.clone();
         let build = match self.effective.engine {
             Engine::LlamaCpp(build) => build,
-            Engine::Ideal | Engine::Vllm | Engine::Transformers => Build::default(),
+            _ => Build::default(),
         };
         // Towers are converted into a file of their own (llama.cpp: conversion, mmproj).
         let mut table = TensorTable { tensors: self.model.tensors.tensors.clone() };
@@ -191,6 +190,7 @@ impl<'a> Question<'a> {
     /// Whether the question is something for the engine.
     fn check_served(&self) -> Result<(), PlanError> {
         match self.effective.engine {
+            Engine::Mlx => crate::mlx::check(self),
             Engine::Transformers => crate::transformers::check(self),
             Engine::LlamaCpp(_) | Engine::Vllm | Engine::Ideal => Ok(()),
         }
@@ -241,6 +241,7 @@ impl<'a> Question<'a> {
         let mut planned = match self.effective.engine {
             Engine::LlamaCpp(build) if !self.model.generic => self.plan_llama_cpp(build)?,
             Engine::Vllm => crate::vllm::plan(self)?,
+            Engine::Mlx => crate::mlx::plan(self)?,
             Engine::Transformers => crate::transformers::plan(self)?,
             _ => self.plan_ideal()?,
         };

@@ -19,6 +19,7 @@ mod generic;
 pub mod inspect;
 pub mod like;
 pub mod limits;
+pub mod mlx;
 pub mod model;
 pub mod naive;
 pub mod pace;

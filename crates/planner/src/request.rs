@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use plimsoll_math::deployment::{ContextRequest, Deployment, FlashAttention, Share, SplitMode};
 use plimsoll_math::device::Device;
 use plimsoll_math::engine::llama_cpp::Build;
-use plimsoll_math::engine::{transformers, vllm};
+use plimsoll_math::engine::{mlx, transformers, vllm};
 use plimsoll_math::format::StorageFormat;
 use serde::{Deserialize, Serialize};
 
@@ -134,6 +134,8 @@ pub enum Engine {
     LlamaCpp(Build),
     /// vLLM, the version that is followed.
     Vllm,
+    /// MLX-LM, the version that is followed.
+    Mlx,
     /// Transformers, the version that is followed.
     Transformers,
     /// The textbook: no rounding, no buffers.
@@ -142,12 +144,12 @@ pub enum Engine {
 
 impl Engine {
     /// Every engine that is followed in one version.
-    pub const PLAIN: &'static [Self] = &[Self::Vllm, Self::Transformers, Self::Ideal];
+    pub const PLAIN: &'static [Self] = &[Self::Vllm, Self::Mlx, Self::Transformers, Self::Ideal];
 
     /// Whether it is behind [`crate::served`]: neither llama.cpp's nor vLLM's policy, nor the textbook.
     #[must_use]
     pub const fn is_served(self) -> bool {
-        matches!(self, Self::Transformers)
+        matches!(self, Self::Mlx | Self::Transformers)
     }
 
     /// Whether its cache is a pool of a size of its own, whatever is asked of it.
@@ -187,6 +189,7 @@ impl Engine {
         match self {
             Self::LlamaCpp(_) => "llama.cpp",
             Self::Vllm => "vllm",
+            Self::Mlx => "mlx",
             Self::Transformers => "transformers",
             Self::Ideal => "ideal",
         }
@@ -198,6 +201,7 @@ impl Engine {
         match self {
             Self::LlamaCpp(build) => build.tag(),
             Self::Vllm => vllm::VERSION_NUMBER,
+            Self::Mlx => mlx::VERSION_NUMBER,
             Self::Transformers => transformers::VERSION_NUMBER,
             Self::Ideal => "1",
         }

@@ -84,6 +84,7 @@ const COMMON: &[&str] = &["engine", "context", "sequences", "device", "displays"
 /// Options that an engine has beside [`COMMON`]; `None` for engines that check their own.
 fn own(engine: Engine) -> Option<&'static [&'static str]> {
     match engine {
+        Engine::Mlx => Some(&["dtype", "quant", "kv_type"]),
         Engine::Transformers => Some(&["dtype", "cache", "kv_type"]),
         Engine::LlamaCpp(_) | Engine::Vllm | Engine::Ideal => None,
     }

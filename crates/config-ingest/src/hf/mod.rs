@@ -12,6 +12,7 @@ pub mod families;
 mod generic;
 mod keys;
 mod lookup;
+mod mlx_classes;
 mod operations;
 mod python_json;
 pub mod quantization;

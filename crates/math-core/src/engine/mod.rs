@@ -2,7 +2,9 @@
 
 pub mod activations;
 pub mod ideal;
+pub mod kept;
 pub mod llama_cpp;
+pub mod mlx;
 pub mod terms;
 pub mod transformers;
 pub mod vllm;

@@ -1,8 +1,9 @@
 //! Cache classes (`src/transformers/cache_utils.py`): which tensors each layer keeps.
 
+use crate::engine::kept::{Recurrence, rows, selector, state};
 use crate::error::MathError;
 use crate::format::StorageFormat;
-use crate::spec::{Attention, Indexer, KvSource, Layer, Mixer, ModelSpec, Window};
+use crate::spec::{Layer, Mixer, ModelSpec, Window};
 use crate::units::{add, mul};
 use alloc::format;
 use alloc::string::ToString;
@@ -70,46 +71,6 @@ fn unknown(mechanism: &str) -> MathError {
     MathError::Unsupported { engine: VERSION.to_string(), mechanism: mechanism.to_string() }
 }
 
-fn selector(indexer: Option<&Indexer>) -> u64 {
-    indexer.filter(|indexer| indexer.own).map_or(0, |indexer| indexer.head_dim)
-}
-
-fn attention(attention: &Attention) -> Result<Kept, MathError> {
-    if attention.kv_source != KvSource::Own {
-        return Ok(Kept::default());
-    }
-    let per_token = mul(attention.n_kv_heads, add(attention.k_head_dim, attention.v_head_dim)?)?;
-    let window = match attention.window {
-        Window::Full | Window::Symmetric { .. } => None,
-        // The class of a chunk is the class of a window; only its mask differs.
-        Window::Sliding { tokens } | Window::Chunked { tokens } => Some(tokens),
-    };
-    Ok(Kept { per_token, window, selector: selector(attention.indexer.as_ref()), ..Kept::default() })
-}
-
-/// A convolution state holds the kernel's full length: its last column is the newest token.
-fn state(mixer: &Mixer, d_model: u64) -> Result<Kept, MathError> {
-    let (width, taps, recurrent) = match mixer {
-        Mixer::Mamba1(mamba) => (mamba.d_inner, mamba.d_conv, mul(mamba.d_inner, mamba.d_state)?),
-        Mixer::Mamba2(mamba) => {
-            let groups = mul(2, mul(mamba.n_groups, mamba.d_state)?)?;
-            (add(mamba.d_inner, groups)?, mamba.d_conv, mul(mamba.d_inner, mamba.d_state)?)
-        }
-        Mixer::GatedDeltaNet(net) => {
-            let values = mul(net.n_v_heads, net.v_head_dim)?;
-            let keys = mul(net.n_k_heads, net.k_head_dim)?;
-            (add(mul(2, keys)?, values)?, net.d_conv, mul(values, net.k_head_dim)?)
-        }
-        Mixer::ShortConv(conv) => (d_model, conv.d_conv, 0),
-        Mixer::KimiDelta(_) => return Err(unknown("Kimi delta attention")),
-        Mixer::LightningAttention(_) => return Err(unknown("lightning attention")),
-        Mixer::Rwkv(_) => return Err(unknown("RWKV")),
-        Mixer::Rglru(_) => return Err(unknown("real-gated linear recurrent units")),
-        _ => return Ok(Kept::default()),
-    };
-    Ok(Kept { conv: mul(width, taps)?, recurrent, ..Kept::default() })
-}
-
 /// What a layer keeps.
 ///
 /// # Errors
@@ -118,23 +79,38 @@ pub fn kept(layer: &Layer, d_model: u64) -> Result<Kept, MathError> {
     if layer.hash_history > 0 {
         return Err(unknown("histories of hash embeddings"));
     }
-    match &layer.mixer {
-        Mixer::Attention(own) => attention(own),
-        Mixer::Parallel(parallel) => {
-            let own = attention(&parallel.attention)?;
-            let beside = state(&parallel.state, d_model)?;
-            Ok(Kept { conv: beside.conv, recurrent: beside.recurrent, ..own })
-        }
+    let mut out = match &layer.mixer {
         // Latents are cached before they are expanded: one compressed vector and one rope key.
-        Mixer::Mla(mla) => Ok(Kept {
+        Mixer::Mla(mla) => Kept {
             per_token: add(mla.kv_lora_rank, mla.qk_rope_head_dim)?,
             window: mla.window.tokens(),
             selector: selector(mla.indexer.as_ref()),
             ..Kept::default()
-        }),
-        Mixer::CompressedAttention(_) => Err(unknown("attention over compressed tokens")),
-        other => state(other, d_model),
+        },
+        Mixer::CompressedAttention(_) => return Err(unknown("attention over compressed tokens")),
+        mixer => match rows(mixer) {
+            Some(rows) => Kept {
+                per_token: rows.per_token()?,
+                // The class of a chunk is the class of a window; only its mask differs.
+                window: if matches!(rows.window, Window::Symmetric { .. }) { None } else { rows.window.tokens() },
+                selector: rows.selector,
+                ..Kept::default()
+            },
+            None => Kept::default(),
+        },
+    };
+    if let Some(state) = state(&layer.mixer, d_model)? {
+        match state.recurrence {
+            Recurrence::Mamba1 | Recurrence::Mamba2 | Recurrence::GatedDelta | Recurrence::ShortConv => {}
+            Recurrence::KimiDelta | Recurrence::Lightning | Recurrence::Rwkv | Recurrence::Rglru => {
+                return Err(unknown(state.recurrence.name()));
+            }
+        }
+        // A convolution state holds the kernel's full length: its last column is the newest token.
+        out.conv = mul(state.width, state.taps)?;
+        out.recurrent = state.recurrent;
     }
+    Ok(out)
 }
 
 /// Bytes of one layer.

@@ -39,6 +39,9 @@ pub struct LayerScheme {
 pub struct Checkpoint {
     /// What the model's class decides.
     pub class: ModelClass,
+    /// What MLX-LM's class of the model decides; `None` where it has none.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub mlx: Option<crate::engine::mlx::cache::ModelClass>,
     /// The type it computes in (`dtype`; single precision is served in bfloat16).
     pub dtype: StorageFormat,
     /// How its weights are quantized.
@@ -71,6 +74,7 @@ impl Default for Checkpoint {
     fn default() -> Self {
         Self {
             class: ModelClass::default(),
+            mlx: None,
             dtype: StorageFormat::Bf16,
             scheme: None,
             experts_scheme: None,
