@@ -159,7 +159,7 @@ impl Question {
 /// Everything that can be asked of a deployment.
 #[derive(Debug, Args)]
 pub(crate) struct Asked {
-    /// Whose rules: llama.cpp (the newest build followed, and the default), llama.cpp@BUILD, vllm, transformers, or ideal (the textbook)
+    /// Whose rules: llama.cpp (the newest build followed, and the default), llama.cpp@BUILD, vllm, mlx, transformers, or ideal (the textbook)
     #[arg(long, value_name = "ENGINE")]
     engine: Option<String>,
 

@@ -289,6 +289,8 @@ pub(crate) fn fit(answer: &Fit) -> String {
         let text = if answer.deployment.vllm.is_some() {
             "the log says \"GPU KV cache size\" and \"Maximum concurrency\", the metric vllm:cache_config_info the blocks"
                 .to_owned()
+        } else if answer.engine.name == "mlx" {
+            "print mlx.core.get_active_memory() and get_peak_memory() after a request".to_owned()
         } else if answer.engine.name == "transformers" {
             "print torch.cuda.max_memory_allocated() after it, and the nbytes of the cache's tensors".to_owned()
         } else {
