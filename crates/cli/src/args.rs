@@ -1,5 +1,6 @@
 //! The grammar of the command line. What is in `--help` works.
 
+mod fleet;
 mod planning;
 
 use clap::builder::styling::{AnsiColor, Styles};
@@ -9,6 +10,7 @@ use plimsoll::planner::custom::{CustomDevice, Decimal, Size};
 use plimsoll::planner::size::{parse_bytes, parse_tokens};
 use plimsoll::planner::{Options, PlanError};
 
+pub(crate) use fleet::{CapacityArgs, FleetArgs};
 pub(crate) use planning::CompareArgs;
 
 const STYLES: Styles = Styles::styled()
@@ -46,6 +48,10 @@ pub(crate) enum Verb {
     Inspect(InspectArgs),
     /// The devices that are known by name
     Devices(DevicesArgs),
+    /// Many models onto many hosts: which replica on which devices, and what does not fit
+    Fleet(FleetArgs),
+    /// How many replicas a load needs, and on what
+    Capacity(CapacityArgs),
     /// Write a completion script for a shell to standard output
     Completions {
         /// The shell
@@ -354,6 +360,14 @@ impl Asked {
         let mut options = self.plain();
         crate::places::describe(&mut options, self.devices_file.as_deref(), &changes)?;
         Ok(options)
+    }
+
+    /// The same where the devices may be named elsewhere.
+    pub(crate) fn options_beside(&self, named_elsewhere: bool) -> Result<Options, PlanError> {
+        if named_elsewhere && !self.device.is_empty() {
+            return Err(PlanError::request("device", "names beside --on", "one of the two"));
+        }
+        self.options()
     }
 
     fn plain(&self) -> Options {

@@ -140,6 +140,8 @@ fn run(verb: &Verb) -> Result<u8, PlanError> {
             verbs::devices::run(arguments)?;
             Ok(FITS)
         }
+        Verb::Fleet(arguments) => verbs::fleet::run(arguments),
+        Verb::Capacity(arguments) => verbs::capacity::run(arguments),
         Verb::Completions { shell } => {
             let mut out = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "plimsoll", &mut out);

@@ -254,6 +254,10 @@ fn the_other_questions_take_the_same_options() {
     }
     let beside_those = |verb: &str| -> BTreeSet<String> { options(verb).difference(&options("fit")).cloned().collect() };
     assert_eq!(beside_those("compare"), BTreeSet::from(["--with".to_owned()]));
+    assert_eq!(options("fleet"), BTreeSet::from(["--devices-file", "--json", "--solver-seconds"].map(str::to_owned)));
+    let of_load =
+        ["--rate", "--prompt", "--output", "--trace", "--requests", "--seed", "--ttft", "--tpot", "--on", "--max-replicas"];
+    assert_eq!(beside_those("capacity"), BTreeSet::from(of_load.map(str::to_owned)));
     let of_devices = ["--csv", "--devices-file", "--json", "--local"].map(str::to_owned);
     assert_eq!(options("devices"), BTreeSet::from(of_devices));
     assert_eq!(options("inspect"), BTreeSet::from(["--assume-generic".to_owned(), "--json".to_owned()]));
@@ -261,7 +265,19 @@ fn the_other_questions_take_the_same_options() {
 
 #[test]
 fn completions_and_the_manual_page_know_every_command() {
-    let verbs = ["fit", "explain", "max-context", "max-sequences", "compare", "inspect", "devices", "completions", "man"];
+    let verbs = [
+        "fit",
+        "explain",
+        "max-context",
+        "max-sequences",
+        "compare",
+        "inspect",
+        "devices",
+        "fleet",
+        "capacity",
+        "completions",
+        "man",
+    ];
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let script = plimsoll(&["completions", shell]);
         assert_eq!((script.code, script.err.as_str()), (0, ""), "{shell}");

@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+pub mod capacity;
 pub mod change;
 pub mod command;
 pub mod compare;
@@ -15,6 +16,7 @@ pub mod driver;
 pub mod engine;
 pub mod error;
 pub mod fit;
+pub mod fleet;
 mod generic;
 pub mod inspect;
 pub mod like;
@@ -36,6 +38,7 @@ pub mod wire;
 pub use compare::compare;
 pub use error::PlanError;
 pub use fit::{explain, export, fit};
+pub use fleet::fleet;
 pub use inspect::inspect;
 pub use limits::{reach_context as max_context, reach_sequences as max_sequences};
 pub use model::{Basis, Model};

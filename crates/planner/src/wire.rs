@@ -205,3 +205,88 @@ pub fn devices() -> Result<String, String> {
         .and_then(|list| serde_json::to_string(&list).map_err(|error| PlanError::request("response", error, "text")))
         .map_err(|error| error_json(&error))
 }
+
+/// A fleet with its models inside.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FleetQuestion {
+    /// Hosts, models and rules.
+    pub fleet: crate::fleet::FleetRequest,
+    /// The models, in the order of the fleet's.
+    pub models: Vec<WireModel>,
+}
+
+/// `fleet`: where every replica goes.
+///
+/// # Errors
+/// JSON `{"error": {"code", "message", "hint"}}`.
+pub fn fleet(request: &str) -> Result<String, String> {
+    serde_json::from_str::<FleetQuestion>(request)
+        .map_err(|error| PlanError::request("request", error, "the fields of the schema"))
+        .and_then(|question| {
+            let given = question.models.into_iter().zip(&question.fleet.model);
+            let models = given.map(|(model, wanted)| model.model(&wanted.options)).collect::<Result<Vec<_>, _>>()?;
+            crate::fleet::fleet(&question.fleet, &models)
+        })
+        .and_then(|response| serde_json::to_string(&response).map_err(|error| PlanError::request("response", error, "text")))
+        .map_err(|error| error_json(&error))
+}
+
+/// A load on a model.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CapacityQuestion {
+    /// The model.
+    pub model: WireModel,
+    /// How a replica runs.
+    #[serde(default)]
+    pub options: Options,
+    /// Requests per second.
+    pub rate: f64,
+    /// How many are played.
+    pub requests: u32,
+    /// What they are drawn from.
+    pub seed: u64,
+    /// Tokens of prompts.
+    pub prompt: crate::capacity::lengths::Lengths,
+    /// Tokens of answers.
+    pub output: crate::capacity::lengths::Lengths,
+    /// Latencies.
+    pub promises: crate::capacity::Promises,
+    /// Places to try; those of the options when empty.
+    #[serde(default)]
+    pub places: Vec<String>,
+}
+
+/// `capacity`: replicas for a load.
+///
+/// # Errors
+/// JSON `{"error": {"code", "message", "hint"}}`.
+pub fn capacity(request: &str) -> Result<String, String> {
+    const MOST: u32 = 100_000;
+    serde_json::from_str::<CapacityQuestion>(request)
+        .map_err(|error| PlanError::request("request", error, "the fields of the schema"))
+        .and_then(|question| {
+            if question.requests == 0 || question.requests > MOST {
+                return Err(PlanError::request("requests", question.requests, "1 to 100000"));
+            }
+            let arrivals = crate::capacity::lengths::arrivals(
+                question.seed,
+                question.rate,
+                question.requests,
+                question.prompt,
+                question.output,
+            )?;
+            let model = question.model.model(&question.options)?;
+            let asked = crate::capacity::Asked {
+                arrivals,
+                promises: question.promises,
+                places: question.places,
+                most: None,
+                notes: Vec::new(),
+            };
+            crate::capacity::capacity(&model, &question.options, &asked)
+        })
+        .and_then(|response| serde_json::to_string(&response).map_err(|error| PlanError::request("response", error, "text")))
+        .map_err(|error| error_json(&error))
+}

@@ -1,10 +1,12 @@
 //! Answers as people read them: the verdict first, then what every byte pays for.
 
 mod bar;
+mod capacity;
 mod compare;
 mod devices;
 mod explain;
 mod fit;
+mod fleet;
 mod inspect;
 mod text;
 
@@ -12,10 +14,12 @@ use plimsoll::math::allocation::{Certainty, Term, TermKind};
 use plimsoll::planner::response::{DeploymentBrief, EngineBrief, LimitedBy, ModelBrief, Reach};
 use plimsoll::planner::size::{count, grouped, long, short};
 
+pub(crate) use capacity::capacity;
 pub(crate) use compare::compare;
 pub(crate) use devices::{devices, devices_csv, local, local_csv};
 pub(crate) use explain::explain;
 pub(crate) use fit::fit;
+pub(crate) use fleet::fleet;
 pub(crate) use inspect::inspect;
 
 use text::{BAD, BOLD, GOOD, command, cut, flow, headline, paint, width, wrap};

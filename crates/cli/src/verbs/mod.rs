@@ -1,3 +1,5 @@
 //! Verbs with more to them than one call: one file each.
 
+pub(crate) mod capacity;
 pub(crate) mod devices;
+pub(crate) mod fleet;

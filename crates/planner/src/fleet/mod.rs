@@ -1,0 +1,170 @@
+//! Many models onto many hosts: which replica on which devices, what does not fit, and the cheapest fix.
+//!
+//! Every replica takes what the engine's policy plans for it on those devices, to the byte; a placement is a choice of replicas for
+//! blocks of devices such that no device and no host holds more than its headroom leaves.
+
+mod demand;
+mod fix;
+mod greedy;
+mod problem;
+#[cfg(feature = "fleet-solver")]
+mod solve;
+mod wire;
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use plimsoll_math::units::Bytes;
+
+pub use problem::{Bin, Candidate, Problem, Wanted};
+pub use wire::{
+    DeviceLoad, FLEET_SCHEMA, Fix, Fleet, FleetHost, FleetModel, FleetRequest, Headroom, HostLoad, Method, OnDevice, Placement,
+    Spread, Unplaced,
+};
+
+use crate::error::PlanError;
+use crate::model::Model;
+use crate::size::short;
+use demand::Ground;
+
+/// The most candidates that are given to a solver: beyond, only the greedy placement is made, and its gap said.
+#[cfg(feature = "fleet-solver")]
+const MOST_FOR_A_SOLVER: usize = 20_000;
+/// The most models, hosts and replicas of one question.
+const MOST: usize = 10_000;
+
+/// Places `request.model`, in the order of `models`, onto its hosts.
+///
+/// # Errors
+/// [`PlanError`] for a request that cannot be, and for models that their engine does not know.
+pub fn fleet(request: &FleetRequest, models: &[Model]) -> Result<Fleet, PlanError> {
+    check(request, models)?;
+    let ground = Ground::of(request)?;
+    let (problem, demands) = demand::problem(request, models, &ground)?;
+    let bound = problem.bound();
+    let (counts, method) = arrange(&problem, request.solver_seconds.unwrap_or(2));
+    let placed = problem.value(&counts);
+    let optimal = placed >= bound || method == Method::Proven;
+    let gap_percent = if optimal || bound == 0 { 0 } else { (bound - placed).saturating_mul(100).div_ceil(bound) };
+    let left = problem.left(&counts);
+    let placements = demand::placements(request, models, &ground, &problem, &demands, &counts)?;
+    let mut unplaced = Vec::new();
+    for (index, (wanted, model)) in problem.wanted.iter().zip(&request.model).enumerate() {
+        let there: u64 = problem.of(index).map(|(option, _)| counts.get(option).copied().unwrap_or(0)).sum();
+        if there >= wanted.replicas {
+            continue;
+        }
+        let fixes = match models.get(index) {
+            Some(facts) => fix::fixes(request, index, facts, &ground, &problem, &left, &counts)?,
+            None => Vec::new(),
+        };
+        unplaced.push(Unplaced {
+            model: model.name.clone(),
+            replicas: wanted.replicas - there,
+            reason: reason(&problem, index, &left),
+            fixes,
+        });
+    }
+    Ok(Fleet {
+        schema: FLEET_SCHEMA.to_string(),
+        method,
+        optimal,
+        gap_percent,
+        placed_replicas: counts.iter().sum(),
+        wanted_replicas: problem.wanted.iter().map(|wanted| wanted.replicas).sum(),
+        hosts: ground.loads(&problem, &left)?,
+        placements,
+        unplaced,
+        notes: ground.notes.clone(),
+    })
+}
+
+/// Refuses what makes no sense before anything is worked out.
+fn check(request: &FleetRequest, models: &[Model]) -> Result<(), PlanError> {
+    let some = |field: &str, count: usize| {
+        if (1..=MOST).contains(&count) { Ok(()) } else { Err(PlanError::request(field, count, format!("1 to {MOST} of them"))) }
+    };
+    some("model", request.model.len())?;
+    some("host", request.host.len())?;
+    if models.len() != request.model.len() {
+        return Err(PlanError::request("model", format!("{} sources", models.len()), "one for every model of the request"));
+    }
+    for (index, model) in request.model.iter().enumerate() {
+        let field = |what: &str| format!("model {} ({}), {what}", index + 1, model.name);
+        if model.replicas.is_some_and(|count| count == 0 || count > 10_000) {
+            return Err(PlanError::request(&field("replicas"), model.replicas.unwrap_or(0), "1 to 10000"));
+        }
+        if model.priority.is_some_and(|priority| priority == 0 || priority > 1_000_000) {
+            return Err(PlanError::request(&field("priority"), model.priority.unwrap_or(0), "1 to 1000000"));
+        }
+        if request.model.iter().filter(|other| other.name == model.name).count() > 1 {
+            return Err(PlanError::request(&field("name"), &model.name, "a name of its own"));
+        }
+        if let Some(stranger) =
+            model.apart_from.iter().flatten().find(|name| request.model.iter().all(|other| other.name != **name))
+        {
+            return Err(PlanError::request(&field("apart_from"), stranger, "names of models of this request"));
+        }
+    }
+    Ok(())
+}
+
+/// How many replicas go to each candidate: greedy where that is proven enough or too much is asked of a solver, which may look for
+/// something better for so many seconds.
+#[must_use]
+#[cfg_attr(not(feature = "fleet-solver"), allow(unused_variables, clippy::allow_attributes, reason = "only a solver takes time"))]
+pub fn arrange(problem: &Problem, seconds: u64) -> (Vec<u64>, Method) {
+    let first = greedy::place(problem);
+    if problem.value(&first) >= problem.bound() {
+        return (first, Method::Greedy);
+    }
+    #[cfg(feature = "fleet-solver")]
+    if problem.candidates.len() <= MOST_FOR_A_SOLVER
+        && seconds > 0
+        && let Some((found, proven)) = solve::place(problem, &first, seconds)
+    {
+        if proven {
+            return if problem.value(&found) >= problem.value(&first) {
+                (found, Method::Proven)
+            } else {
+                (first, Method::Greedy)
+            };
+        }
+        if problem.value(&found) > problem.value(&first) {
+            return (found, Method::Solver);
+        }
+    }
+    (first, Method::Greedy)
+}
+
+/// Why nothing more of a model fits.
+fn reason(problem: &Problem, model: usize, left: &[u64]) -> String {
+    let Some((_, nearest)) =
+        problem.of(model).min_by_key(|(_, candidate)| missing(candidate, left).map_or(u64::MAX, |(_, bytes)| bytes))
+    else {
+        return "no host has devices on which a single replica fits, even alone".to_string();
+    };
+    match missing(nearest, left) {
+        Some((bin, bytes)) => {
+            let name = problem.bins.get(bin).map_or("", |bin| bin.name.as_str());
+            format!("{} is missing on {name}, the nearest", short(bytes))
+        }
+        None => "where it would fit, a replica that it must not share the host with already is".to_string(),
+    }
+}
+
+/// The bin that misses most for a candidate.
+fn missing(candidate: &Candidate, left: &[u64]) -> Option<(usize, u64)> {
+    candidate
+        .uses
+        .iter()
+        .filter_map(|(bin, bytes)| Some((*bin, bytes.checked_sub(left.get(*bin).copied()?)?)))
+        .filter(|(_, bytes)| *bytes > 0)
+        .max_by_key(|(_, bytes)| *bytes)
+}
+
+/// Bytes within the exact range.
+fn exact(bytes: u64) -> Result<Bytes, PlanError> {
+    Ok(Bytes::new(bytes)?)
+}
