@@ -289,6 +289,10 @@ pub(crate) struct Asked {
     #[arg(long, value_name = "N", help_heading = "What runs")]
     context_checkpoints: Option<u64>,
 
+    /// Threads of the processor, which its work buffer depends on; as many as this machine has cores with --device cpu
+    #[arg(long, short, value_name = "N", help_heading = "What runs")]
+    threads: Option<u64>,
+
     /// Take what llama-server itself would choose (--fit) for what is left open: context, layers, shares, overrides.
     /// Without --sequences that is for its four slots of one cache
     #[arg(long, help_heading = "Where")]
@@ -428,6 +432,7 @@ impl Asked {
             embeddings: self.embeddings.then_some(true),
             cache_ram: self.cache_ram,
             context_checkpoints: self.context_checkpoints,
+            threads: self.threads,
             like_engine: self.like_engine.then_some(true),
             fit_margin: self.fit_margin,
             fit_context: self.fit_context,

@@ -108,7 +108,12 @@ pub(crate) fn describe(options: &mut Options, file: Option<&Path>, changes: &Cus
     }
     // `cpu` without a size means this machine's memory.
     if options.memory.is_none() && names.iter().any(|name| is(name, "cpu")) {
-        options.memory = plimsoll_probe::host().memory.known().copied();
+        let host = plimsoll_probe::host();
+        options.memory = host.memory.known().copied();
+        // llama.cpp starts a thread for each core; other engines know no such option.
+        if options.threads.is_none() && options.engine.as_deref().is_none_or(|engine| engine.starts_with("llama.cpp")) {
+            options.threads = host.cores.known().and_then(|cores| u64::try_from(*cores).ok());
+        }
     }
     let speeds = CustomDevice { memory: None, ..changes.clone() };
     if speeds != CustomDevice::default() {

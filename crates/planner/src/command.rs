@@ -93,6 +93,9 @@ pub fn command(question: &Question<'_>, planned: &Planned) -> Vec<String> {
         option("--spec-type", "draft-mtp");
         option("--spec-draft-n-max", &deployment.draft_tokens.to_string());
     }
+    if let Some(threads) = question.effective.threads {
+        option("-t", &threads.to_string());
+    }
     if question.effective.cache_ram != 8 << 30 {
         option("--cache-ram", &question.effective.cache_ram.div_ceil(1 << 20).to_string());
     }

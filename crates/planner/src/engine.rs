@@ -257,6 +257,7 @@ impl<'a> Question<'a> {
         let deployment = &self.effective.deployment;
         let mut allocated = allocate(&self.converted(), &self.tensors, deployment, build)?;
         let resolved = allocated.resolved;
+        allocated.allocation.host.terms.extend(crate::runtime::work(self, build)?);
         let layout = Layout::of(&self.converted(), deployment)?;
         // The driver sets up those devices that the engine works with.
         let devices = (0_u8..).zip(allocated.allocation.devices.iter_mut().zip(&deployment.devices));
@@ -337,7 +338,10 @@ impl<'a> Question<'a> {
     pub fn compile(&self) -> Result<Compiled<'a>, PlanError> {
         match self.effective.engine {
             Engine::LlamaCpp(build)
-                if !self.model.generic && !self.effective.deployment.draft_context && self.is_in_one_place()? =>
+                if !self.model.generic
+                    && !self.effective.deployment.draft_context
+                    && self.effective.threads.is_none()
+                    && self.is_in_one_place()? =>
             {
                 let deployment = &self.effective.deployment;
                 Ok(Compiled::LlamaCpp {

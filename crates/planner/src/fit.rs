@@ -171,6 +171,7 @@ pub(crate) fn deployment_brief(question: &Question<'_>, planned: &Planned) -> De
         embeddings: deployment.embeddings,
         device: question.effective.device.name.clone(),
         prediction_layers: !question.converted().mtp.is_empty(),
+        threads: question.effective.threads,
         draft_mtp: deployment.draft_context.then_some(deployment.draft_tokens),
         devices: question.effective.devices.iter().map(|device| device.name.clone()).collect(),
         backend: question.effective.device.backend_name(),
@@ -228,46 +229,9 @@ fn places(question: &Question<'_>, planned: &Planned, with_children: bool) -> Re
             terms: shown(place),
         });
     }
-    let limits = server_limits(question, planned)?;
+    let limits = crate::runtime::limits(question, planned)?;
     let host = HostUse { used: planned.allocation.host.used()?, terms: shown(&planned.allocation.host), limits };
     Ok((devices, host))
-}
-
-/// What llama-server may keep in host memory as it runs: prompts of idle slots, and copies of what cannot be rolled back.
-fn server_limits(question: &Question<'_>, planned: &Planned) -> Result<Vec<Term>, PlanError> {
-    let Engine::LlamaCpp(build) = question.effective.engine else { return Ok(Vec::new()) };
-    let up_to = |label: &str, bytes: u64, formula: String, source: &str| -> Result<Term, PlanError> {
-        let high = Bytes::new(bytes)?;
-        Ok(Term {
-            component: TermKind::Other,
-            label: label.to_string(),
-            bytes: high,
-            certainty: Certainty::Bounded { low: Bytes::ZERO, high },
-            formula,
-            source: format!("{build}: {source}"),
-            children: Vec::new(),
-        })
-    };
-    let mut limits = Vec::new();
-    if question.effective.cache_ram > 0 {
-        limits.push(up_to(
-            "prompt cache",
-            question.effective.cache_ram,
-            "up to --cache-ram of idle prompts' states".to_string(),
-            "tools/server/server-context.cpp:server_prompt_cache",
-        )?);
-    }
-    let count = question.effective.context_checkpoints;
-    let slots = question.effective.deployment.sequences;
-    if planned.checkpoint_bytes > 0 && count > 0 {
-        limits.push(up_to(
-            "context checkpoints",
-            mul(planned.checkpoint_bytes, mul(count, slots)?)?,
-            format!("up to {count} checkpoints x {slots} slots x {} B of windows and states", planned.checkpoint_bytes),
-            "tools/server/server-context.cpp:create_checkpoint",
-        )?);
-    }
-    Ok(limits)
 }
 
 fn notes(question: &Question<'_>, planned: &Planned) -> Vec<String> {

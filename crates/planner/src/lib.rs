@@ -28,6 +28,7 @@ pub mod pace;
 pub mod place;
 pub mod request;
 pub mod response;
+mod runtime;
 pub mod served;
 pub mod size;
 pub mod speed;

@@ -130,6 +130,7 @@ impl Options {
             ("embeddings", self.embeddings == Some(true)),
             ("cache_ram", self.cache_ram.is_some()),
             ("context_checkpoints", self.context_checkpoints.is_some()),
+            ("threads", self.threads.is_some()),
             ("like_engine", self.like_engine == Some(true)),
         ];
         set.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect()

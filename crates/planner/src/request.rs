@@ -63,6 +63,8 @@ pub struct Options {
     pub cache_ram: Option<u64>,
     /// How many checkpoints of a slot the server keeps at most; 32 when left out.
     pub context_checkpoints: Option<u64>,
+    /// Threads of the processor; where they are left out, the processor's work buffer is a limit and not a figure.
+    pub threads: Option<u64>,
     /// The device's name, with a count for several of one kind: `RTX 4090`, `RTX 4090x2`.
     pub device: Option<String>,
     /// More devices, after `device`, in the engine's order.
@@ -225,6 +227,8 @@ pub struct Effective {
     pub cache_ram: u64,
     /// How many checkpoints of a slot the server keeps at most.
     pub context_checkpoints: u64,
+    /// Threads of the processor, where they are given.
+    pub threads: Option<u64>,
     /// What had to be assumed, one sentence each.
     pub notes: alloc::vec::Vec<String>,
 }
@@ -305,6 +309,7 @@ impl Options {
                 prediction_layers: None,
                 cache_ram: 0,
                 context_checkpoints: 0,
+                threads: None,
                 engine,
                 deployment,
                 device,
@@ -338,6 +343,7 @@ impl Options {
             prediction_layers,
             cache_ram,
             context_checkpoints,
+            threads: self.threads.map(|threads| one_or_more("threads", Some(threads), 1)).transpose()?,
             engine,
             deployment,
             device,

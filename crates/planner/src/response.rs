@@ -94,6 +94,8 @@ pub struct DeploymentBrief {
     pub prediction_layers: bool,
     /// Tokens that these draft, `null` where they do not.
     pub draft_mtp: Option<u64>,
+    /// Threads of the processor; `null` where they were not given.
+    pub threads: Option<u64>,
     /// All devices, in the engine's order.
     pub devices: Vec<String>,
     /// How many layers go to devices, the output counted as one more; `null` for all.

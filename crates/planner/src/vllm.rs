@@ -126,6 +126,7 @@ pub fn check(model: &Model, options: &Options) -> Result<(), PlanError> {
         ("like_engine", options.like_engine == Some(true)),
         ("prediction_layers", options.prediction_layers.is_some()),
         ("draft_mtp", options.draft_mtp.is_some()),
+        ("threads", options.threads.is_some()),
         ("embeddings", options.embeddings.is_some()),
         ("cache_ram", options.cache_ram.is_some()),
         ("context_checkpoints", options.context_checkpoints.is_some()),

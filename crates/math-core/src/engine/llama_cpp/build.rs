@@ -346,6 +346,35 @@ impl Build {
             Self::B12032 => false,
         }
     }
+
+    /// Since v0.5.0 the processor unpacks matrices into tiles, a slot of half a mebibyte for every thread
+    /// (`ggml-cpu/tiled`); before, into panels of eight rows, and only formats with a table of values.
+    #[must_use]
+    pub const fn multiplies_by_tiles(self) -> bool {
+        match self {
+            Self::V0_5_0 => false,
+            Self::C0c1e57098 | Self::B12032 => true,
+        }
+    }
+
+    /// b12032 writes rows of caches with all threads, those before with one (`ggml-cpu.c:ggml_get_n_tasks`).
+    #[must_use]
+    pub const fn writes_rows_in_parallel(self) -> bool {
+        match self {
+            Self::V0_5_0 | Self::C0c1e57098 => false,
+            Self::B12032 => true,
+        }
+    }
+
+    /// v0.5.0's `--fit` starts from the trained context times the number of sequences, also where they share one cache;
+    /// since then only where each has its own (`common/fit.cpp`, `n_ctx_max`).
+    #[must_use]
+    pub const fn fits_a_context_for_each_sequence(self) -> bool {
+        match self {
+            Self::V0_5_0 => true,
+            Self::C0c1e57098 | Self::B12032 => false,
+        }
+    }
 }
 
 impl core::fmt::Display for Build {

@@ -76,9 +76,18 @@ impl Layout {
                     reason: format!("invalid value for main_gpu: {} (available devices: {})", deployment.main_gpu, devices.len()),
                 });
             }
-            // One device holds all rows.
-            SplitMode::Row | SplitMode::Tensor if devices.len() <= 1 => all.collect(),
-            SplitMode::Row => return Err(not_followed("rows of matrices split among devices (--split-mode row)")),
+            SplitMode::Row | SplitMode::Tensor if devices.is_empty() => Vec::new(),
+            // Neither CUDA nor Metal has buffers of divided matrices any more, and the loader asks for them before it looks
+            // where layers go (`llama-model.cpp:make_gpu_buft_list`): the same for one device and for none of its layers.
+            SplitMode::Row => {
+                let device = engine_name(&devices, Location::Device(0));
+                return Err(MathError::Refused {
+                    engine: "llama.cpp".to_string(),
+                    reason: format!("device {device} does not support split buffers (--split-mode row)"),
+                });
+            }
+            // One device holds all parts.
+            SplitMode::Tensor if devices.len() == 1 => all.collect(),
             SplitMode::Tensor => return Err(not_followed("tensors split among devices (--split-mode tensor)")),
         };
         let mut overrides = Vec::new();
@@ -174,19 +183,7 @@ impl Layout {
     /// The engine's name of a place's own memory: `CUDA0`, `MTL0`, `CPU`.
     #[must_use]
     pub fn engine_name(&self, place: Location) -> String {
-        let prefix = match self.backend(place) {
-            Backend::Cuda { .. } => "CUDA",
-            Backend::Metal => "MTL",
-            Backend::Cpu => return "CPU".to_string(),
-        };
-        let Location::Device(device) = place else { return "CPU".to_string() };
-        let alike = |other: &&Accelerator| {
-            matches!(
-                (other.backend, self.backend(place)),
-                (Backend::Cuda { .. }, Backend::Cuda { .. }) | (Backend::Metal, Backend::Metal)
-            )
-        };
-        format!("{prefix}{}", self.devices.iter().take(usize::from(device)).filter(alike).count())
+        engine_name(&self.devices, place)
     }
 
     /// Where a layer's weights and work go, layers of multi-token prediction counted after the trunk's.
@@ -277,6 +274,22 @@ impl Layout {
         let together = place == Location::Host || (self.kv_offload && self.overrides.is_empty());
         (whole && together).then_some(place)
     }
+}
+
+/// The engine's name of a place: devices of one kind are counted together.
+fn engine_name(devices: &[Accelerator], place: Location) -> String {
+    let kind = |backend: Backend| match backend {
+        Backend::Cuda { .. } => Some("CUDA"),
+        Backend::Metal => Some("MTL"),
+        Backend::Cpu => None,
+    };
+    let own = match place {
+        Location::Host => None,
+        Location::Device(device) => devices.get(usize::from(device)).and_then(|own| Some((device, kind(own.backend)?))),
+    };
+    let Some((device, prefix)) = own else { return "CPU".to_string() };
+    let alike = devices.iter().take(usize::from(device)).filter(|other| kind(other.backend) == Some(prefix));
+    format!("{prefix}{}", alike.count())
 }
 
 fn not_followed(mechanism: &str) -> MathError {

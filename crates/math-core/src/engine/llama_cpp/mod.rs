@@ -24,6 +24,7 @@ pub mod refuse;
 pub mod resolve;
 mod spread;
 pub mod weights;
+pub mod work_buffer;
 
 pub use build::Build;
 pub use file_type::FileType;

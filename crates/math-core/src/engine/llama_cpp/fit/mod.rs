@@ -163,7 +163,7 @@ pub fn choose(
     aim: Aim,
 ) -> Result<Choice, MathError> {
     let mut measuring = Measuring::new(spec, table, deployment, build);
-    let mut fitting = Fitting::new(spec, deployment, aim, &mut measuring)?;
+    let mut fitting = Fitting::new(spec, deployment, (build, aim), &mut measuring)?;
     let failure = fitting.run()?;
     let Fitting { context, gpu_layers, tensor_split, overrides, .. } = fitting;
     Ok(Choice {
@@ -187,6 +187,8 @@ struct Fitting<'a, 'b> {
     trained: u64,
     routes: bool,
     streams: u64,
+    /// How often the trained context is asked for at first.
+    contexts: u64,
     free: Vec<i64>,
     context: u64,
     gpu_layers: Option<u64>,
@@ -199,7 +201,12 @@ fn signed(value: u64) -> i64 {
 }
 
 impl<'a, 'b> Fitting<'a, 'b> {
-    fn new(spec: &ModelSpec, deployment: &'a Deployment, aim: Aim, measuring: &'a mut Measuring<'b>) -> Result<Self, MathError> {
+    fn new(
+        spec: &ModelSpec,
+        deployment: &'a Deployment,
+        (build, aim): (Build, Aim),
+        measuring: &'a mut Measuring<'b>,
+    ) -> Result<Self, MathError> {
         let trunk = spec.encoder.as_ref().map_or(spec.layers.len(), |encoder| encoder.layers.len());
         let count = trunk.saturating_add(if deployment.load_mtp { spec.mtp.len() } else { 0 });
         let streams = if deployment.kv_unified { 1 } else { deployment.sequences.max(1) };
@@ -216,6 +223,7 @@ impl<'a, 'b> Fitting<'a, 'b> {
             trained: spec.max_context,
             routes: spec.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForward::Moe(_))),
             streams,
+            contexts: if build.fits_a_context_for_each_sequence() { deployment.sequences.max(1) } else { streams },
             free: deployment.devices.iter().map(|device| signed(device.free)).collect(),
             context: if aim.chooses_context { 0 } else { asked },
             gpu_layers: deployment.gpu_layers,
@@ -287,7 +295,7 @@ impl<'a, 'b> Fitting<'a, 'b> {
             return Ok(Some("llama_params_fit is not implemented for SPLIT_MODE_TENSOR, abort".to_string()));
         }
         let limit = u64::from(u32::MAX);
-        let most = self.trained.saturating_mul(self.streams).min(limit);
+        let most = self.trained.saturating_mul(self.contexts).min(limit);
         let least = self.aim.least_context.saturating_mul(self.streams).min(limit);
         if self.aim.chooses_context {
             self.context = most;

@@ -38,6 +38,7 @@ mod schedule;
 mod selector;
 pub mod tensors;
 mod unroll;
+pub(super) mod work;
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -228,7 +229,9 @@ impl<'a> Recipe<'a> {
     fn bytes(&self, resolved: &Resolved, plans: &[CachePlan]) -> Result<Option<Vec<u64>>, MathError> {
         let kinds = self.buffer_kinds();
         let mut out = alloc::vec![0; kinds.len()];
-        for reserve in Reserve::all(resolved, self.facts) {
+        // A projection adds up the first graph alone (`llama-context.cpp:sched_reserve`).
+        let graphs = if self.places.forgets_pins { 1 } else { usize::MAX };
+        for reserve in Reserve::all(resolved, self.facts).into_iter().take(graphs) {
             let Some(graph) = self.graph(resolved, plans, reserve, Depth::Few)? else { return Ok(None) };
             let bytes = match replay::<u64, Graph>(&graph, &kinds, &mut ())? {
                 Some(bytes) => bytes,

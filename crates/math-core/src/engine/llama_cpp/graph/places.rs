@@ -124,6 +124,7 @@ impl Places {
     ) -> Result<Option<Self>, MathError> {
         if let Some(place) = layout.only_place() {
             let mut single = Self::single(layout.backend(place));
+            single.forgets_pins = layout.is_projected();
             if let Location::Device(device) = place {
                 single.devices = vec![device];
             }

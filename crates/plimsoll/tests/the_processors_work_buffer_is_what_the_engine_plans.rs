@@ -1,0 +1,51 @@
+//! The processor's work buffer beside every row in which the engine planned its graph on the processor alone, with the four
+//! threads it was asked for.
+#![allow(
+    clippy::allow_attributes,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    dead_code,
+    reason = "a test may fail loudly"
+)]
+
+mod support;
+#[path = "support/truth.rs"]
+mod truth;
+#[path = "support/places.rs"]
+mod places;
+
+use std::collections::BTreeMap;
+
+use plimsoll_math::engine::llama_cpp::work_buffer::bounds;
+
+use support::rows;
+
+#[test]
+fn on_every_recorded_row() {
+    let mut models = BTreeMap::new();
+    let (mut exact, mut wrong) = (BTreeMap::<String, (u32, u32)>::new(), Vec::new());
+    for row in rows("truth/llama.cpp/truth.jsonl.gz") {
+        // Repacked matrices are counted as plain ones in a run that loads nothing: what their own kernel needs is checked
+        // below, by runs that load.
+        let Some(planned) = row["cpu_work_bytes"].as_u64().filter(|_| row["backend"] == "cpu") else { continue };
+        let key = format!("{} {}", row["model"], row["quant"]);
+        let Some((spec, table)) = models.entry(key).or_insert_with(|| places::model(&row)) else { continue };
+        let (mut deployment, build) = truth::request(&row).unwrap();
+        deployment.repack = row["params"]["extra_bufts"].as_bool() != Some(false);
+        let found = bounds(spec, table, &deployment, build, 4).unwrap();
+        let counts = exact.entry(row["arch"].as_str().unwrap().to_owned()).or_default();
+        counts.0 += u32::from(found.low == found.high);
+        counts.1 += 1;
+        if found.low != found.high { eprintln!("BOUNDED {}", truth::describe(&row)); }
+        if !(found.low..=found.high).contains(&planned) {
+            let off = i128::from(found.high) - i128::from(planned);
+            wrong.push(format!("{}: {found:?}, engine {planned}, off by {off}", truth::describe(&row)));
+        }
+    }
+    eprintln!("{exact:?}");
+    assert!(wrong.is_empty(), "{} rows differ\n{}", wrong.len(), wrong.join("\n"));
+    let sum = exact.values().fold((0, 0), |sum, counts| (sum.0 + counts.0, sum.1 + counts.1));
+    assert!(sum.1 >= 2000 && sum.0 * 100 >= sum.1 * 95, "{sum:?} {exact:?}");
+}
