@@ -120,6 +120,13 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
             value!(12),
         ),
         ("--override-tensor", llama(&["--override-tensor", "ffn_.*=CPU"]), "/deployment/override_tensor", value!(["ffn_.*=CPU"])),
+        // As the engine plans it for eight threads: half a mebibyte for each, a row in the format of products, a line each.
+        (
+            "--threads",
+            llama(&["--device", "cpu", "--memory", "64GiB", "--threads", "8"]),
+            "/devices/0/terms/5/label",
+            value!("work buffer of the processor"),
+        ),
         ("--no-kv-offload", llama(&["--no-kv-offload"]), "/host/terms/1/component", value!("kv_cache")),
         ("--no-op-offload", llama(&["--no-op-offload"]), "/deployment/op_offload", value!(false)),
         (

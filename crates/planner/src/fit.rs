@@ -10,7 +10,7 @@ use plimsoll_math::deployment::{ContextRequest, FlashAttention};
 use plimsoll_math::device::{Device, DeviceKind, Driver};
 use plimsoll_math::error::MathError;
 use plimsoll_math::format::StorageFormat;
-use plimsoll_math::units::{Bytes, mul};
+use plimsoll_math::units::Bytes;
 
 use crate::command::command;
 use crate::engine::{Planned, Question};

@@ -77,10 +77,7 @@ pub(crate) fn limits(question: &Question<'_>, planned: &Planned) -> Result<Vec<T
         )?);
     }
     if question.effective.threads.is_none() && !question.model.generic {
-        let bounds = Bounds {
-            low: work_bounds(question, build, 1)?.low,
-            high: work_bounds(question, build, MOST_THREADS)?.high,
-        };
+        let bounds = Bounds { low: work_bounds(question, build, 1)?.low, high: work_bounds(question, build, MOST_THREADS)?.high };
         if bounds.high > 0 {
             let formula = format!("1 to {MOST_THREADS} threads: --threads says how many, and makes it one figure");
             limits.push(term("work buffer of the processor", bounds, formula, work_source(build))?);

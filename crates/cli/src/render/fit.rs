@@ -1,6 +1,6 @@
 //! `plimsoll fit` for people.
 
-use plimsoll::math::allocation::Term;
+use plimsoll::math::allocation::{Term, TermKind};
 use plimsoll::math::units::Bytes;
 use plimsoll::planner::like::LikeEngine;
 use plimsoll::planner::response::{DeviceUse, Fit, Limit, Verdict};
@@ -84,7 +84,7 @@ impl Layout {
 /// What a term is called in a place: its component, or its label where the place has several of that component.
 fn name(term: &Term, place: &[Term], width: usize) -> String {
     let alone = place.iter().filter(|other| other.component == term.component).count() == 1;
-    if alone { component(term.component).to_owned() } else { label(term, width) }
+    if alone && term.component != TermKind::Other { component(term.component).to_owned() } else { label(term, width) }
 }
 
 fn breakdown(lines: &mut Vec<String>, layout: &Layout, terms: &[Term], with_bar: bool) {

@@ -3,7 +3,7 @@
 use super::build::Build;
 use super::cache::cache_plans;
 use super::compute::Bounds;
-use super::facts::{Facts, attention_of};
+use super::facts::Facts;
 use super::graph::work;
 use super::layout::Layout;
 use super::loader_facts::LoaderFacts;
@@ -66,7 +66,7 @@ pub fn bounds(
     let cells = plans.iter().try_fold(tokens, |most, plan| Ok(most.max(plan.cells(&resolved, deployment.swa_full)?)))?;
     let heads = spec.layers.iter().map(|layer| heads(&layer.mixer)).max().unwrap_or(1).max(1);
     let scores = mul(4, mul(cells, mul(tokens, mul(heads, resolved.streams.max(1))?)?)?)?;
-    let widest = spec.layers.iter().filter_map(|layer| attention_of(&layer.mixer));
+    let widest = spec.layers.iter().filter_map(|layer| layer.mixer.attention());
     let widest = widest.map(|attention| attention.k_head_dim.max(attention.v_head_dim)).max().unwrap_or(0).max(512);
     // A thread's tile of fused attention, its row of scores, its slot of an unpacked matrix, and its own line.
     let tile = mul(4, add(mul(256, widest)?, add(8192, mul(heads, add(2, widest)?)?)?)?)?;
@@ -82,6 +82,6 @@ fn heads(mixer: &Mixer) -> u64 {
     match mixer {
         Mixer::Mla(latent) => latent.n_heads,
         Mixer::CompressedAttention(compressed) => compressed.n_heads,
-        mixer => attention_of(mixer).map_or(0, |attention| attention.n_heads),
+        mixer => mixer.attention().map_or(0, |attention| attention.n_heads),
     }
 }

@@ -5,13 +5,13 @@
 use alloc::vec::Vec;
 
 use super::Recipe;
+use super::Reserve;
 use super::depth::Depth;
 use super::op::Op;
 use super::ops::{Builder, Home};
 use super::places::Places;
-use super::schedule::schedule;
+use super::schedule::{OFFLOADED_BATCH, schedule};
 use super::tensors::GraphTensor;
-use super::Reserve;
 use crate::deployment::{Deployment, Location};
 use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::cache::CachePlan;
@@ -80,8 +80,15 @@ pub(in crate::engine::llama_cpp) fn work_buffer(
         .collect();
     let host = u32::try_from(recipe.places.host()).ok();
     let mut most = 0;
-    for reserve in Reserve::all(resolved, facts) {
-        let Some((parts, machine)) = recipe.build(resolved, plans, reserve, &mut Depth::default())? else { return Ok(None) };
+    let mut batches = Reserve::all(resolved, facts);
+    if !recipe.places.is_single() && recipe.places.offloads_operations {
+        // Devices take over what large batches multiply with the host's matrices; the largest batch that they leave alone
+        // is never reserved for, but it is computed.
+        let tokens = OFFLOADED_BATCH.saturating_sub(1).min(resolved.n_ubatch).min(resolved.n_ctx);
+        batches.push(Reserve { tokens, sequences: 1, outputs: 1 });
+    }
+    for reserve in batches {
+        let Some((parts, machine)) = recipe.build(resolved, plans, reserve, Depth::Few)? else { return Ok(None) };
         let builder = parts.graph.clone();
         let graph = schedule(parts.graph, machine)?;
         let desk = Desk { build: facts.build, builder: &builder, matrices: &matrices, threads };
