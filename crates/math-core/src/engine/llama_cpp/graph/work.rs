@@ -66,9 +66,7 @@ pub(in crate::engine::llama_cpp) fn work_buffer(
 ) -> Result<Option<u64>, MathError> {
     let Some(places) = Places::new(spec, Some(table), deployment, facts.build, layout)? else { return Ok(None) };
     let Some(recipe) = Recipe::new(spec, deployment, facts, places)? else { return Ok(None) };
-    if !recipe.places.is_single() && !recipe.fused_as_resolved(resolved, plans)? {
-        return Ok(None);
-    }
+    let Some(recipe) = recipe.settled(resolved, plans)? else { return Ok(None) };
     let homes = weight_homes(facts.build, &LoaderFacts::of(spec, facts.build)?, table, deployment)?;
     let on_host = homes.into_iter().filter(|(_, place)| place.place() == Location::Host);
     let matrices: Vec<Matrix> = on_host
@@ -85,7 +83,7 @@ pub(in crate::engine::llama_cpp) fn work_buffer(
         // Devices take over what large batches multiply with the host's matrices; the largest batch that they leave alone
         // is never reserved for, but it is computed.
         let tokens = OFFLOADED_BATCH.saturating_sub(1).min(resolved.n_ubatch).min(resolved.n_ctx);
-        batches.push(Reserve { tokens, sequences: 1, outputs: 1 });
+        batches.push(Reserve { tokens, sequences: 1, outputs: 1, looks: false });
     }
     for reserve in batches {
         let Some((parts, machine)) = recipe.build(resolved, plans, reserve, Depth::Few)? else { return Ok(None) };
