@@ -249,6 +249,25 @@ pub struct MtpLayer {
     pub extra: Vec<Weight>,
 }
 
+/// How the hidden states of a sequence's tokens become its embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum Pooling {
+    /// They do not: every token has its own.
+    None,
+    /// Their mean.
+    Mean,
+    /// That of the first token.
+    First,
+    /// That of the last token.
+    Last,
+    /// A classifier makes a score of one of them, or of their mean.
+    Rank {
+        /// Of their mean.
+        mean: bool,
+    },
+}
+
 /// What a model computes beyond the products with its weights, where that decides which operations its graph has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
@@ -277,6 +296,8 @@ pub struct Operations {
     pub n_norm_groups: u64,
     /// Whether norms are by root mean square, or by mean and variance; `None` where the architecture decides.
     pub norms_by_root_mean_square: Option<bool>,
+    /// How hidden states become embeddings where they are asked for; `None` where the source does not say.
+    pub pooling: Option<Pooling>,
     /// First layers that add features of an image encoder's deeper layers to their output.
     pub n_deepstack_layers: u64,
 }

@@ -10,7 +10,7 @@ use plimsoll_math::engine::vllm::facts::Checkpoint;
 use plimsoll_math::format::StorageFormat;
 use plimsoll_math::spec::{
     Attention, Embedding, Encoder, FeedForward, Head, KvSource, Layer, LmHead, Mixer, ModelSpec, MtpLayer, Norm, Operations,
-    Weight,
+    Pooling, Weight,
 };
 use plimsoll_math::synth;
 use plimsoll_math::tensor::{Component, Counts, Place, Shape, Tensor, TensorTable};
@@ -228,6 +228,23 @@ fn assemble(
     })
 }
 
+/// How the file says to pool (`llama.h:llama_pooling_type`); a file that does not say leaves every token its own.
+fn pooling(keys: &Keys<'_>) -> Result<Option<Pooling>, IngestError> {
+    Ok(match keys.u64("pooling_type")? {
+        None | Some(0) => Some(Pooling::None),
+        Some(1) => Some(Pooling::Mean),
+        Some(2) => Some(Pooling::First),
+        Some(3) => Some(Pooling::Last),
+        Some(4) => {
+            let of = keys.u64("classifier.pooling_type")?;
+            // ModernBERT's classifier reads the mean unless the file says otherwise (`modern-bert.cpp:load_arch_hparams`).
+            Some(Pooling::Rank { mean: of == Some(1) || of.is_none() && keys.architecture == "modern-bert" })
+        }
+        // Minus one stands for none given; anything else the engine does not know.
+        Some(other) => (other == u64::from(u32::MAX)).then_some(Pooling::None),
+    })
+}
+
 /// What the metadata say about operations that no weight shows.
 fn operations(builder: &Builder<'_>) -> Result<Operations, IngestError> {
     let keys = &builder.keys;
@@ -251,6 +268,7 @@ fn operations(builder: &Builder<'_>) -> Result<Operations, IngestError> {
         n_deepstack_layers: keys.or_zero("n_deepstack_layers")?,
         // K2 Horizon alone norms its hidden state in groups (`k2-horizon.cpp:k2_horizon_group_rms_norm`).
         n_norm_groups: if keys.architecture == "k2-horizon" { keys.or_zero("attention.group_norm_groups")?.max(1) } else { 0 },
+        pooling: pooling(keys)?,
         norms_by_root_mean_square: keys.is_set("attention.layer_norm_rms_epsilon"),
     })
 }

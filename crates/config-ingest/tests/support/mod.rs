@@ -262,6 +262,9 @@ pub(crate) fn deployment(row: &Value) -> Deployment {
         },
         kv_unified: params["kv_unified"].as_bool().unwrap_or(false),
         swa_full: params["swa_full"].as_bool().unwrap_or(false),
+        embeddings: params["embeddings"].as_bool().unwrap_or(false),
+        load_mtp: params["load_mtp"].as_bool().unwrap_or(false),
+        draft_tokens: params["n_draft"].as_u64().unwrap_or(0),
         ..Deployment::new(ContextRequest::Total(params["n_ctx"].as_u64().unwrap()), backend)
     }
 }

@@ -155,6 +155,16 @@ impl Build {
         }
     }
 
+    /// b12032 pools before it makes logits, and makes none where it pools; before, every architecture's graph ended with its
+    /// logits and pooling came on top (`llama-model.cpp:build_graph`, `llama-graph.cpp:build_logits`).
+    #[must_use]
+    pub const fn pools_before_logits(self) -> bool {
+        match self {
+            Self::V0_5_0 | Self::C0c1e57098 => false,
+            Self::B12032 => true,
+        }
+    }
+
     /// b12032 hides all but the cells that a selector chose in one operation, and starts from the selector's own mask where
     /// its format is the same (`llama-graph.cpp:build_attn`, `build_fused_top_k_mask`).
     #[must_use]

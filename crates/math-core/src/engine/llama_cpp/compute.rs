@@ -383,7 +383,8 @@ impl ComputeShape {
         let beside_masks = mul(self.linear_with_masks, element)?;
         let mut without_masks = work.low;
         work.low = beside_masks;
-        let states = mul(4, mul(self.state, resolved.n_seq_max)?)?;
+        let kept = mul(resolved.n_seq_max, add(1, resolved.n_rs_seq)?)?;
+        let states = mul(4, mul(self.state, kept)?)?;
         work.high = add(work.high, mul(2, states)?)?;
         if self.n_heads > 0 {
             work = work.max(self.attention_bounds(cells, element, resolved, deployment)?);

@@ -75,12 +75,11 @@ pub(super) fn build(
     current = altup.merge(parts, current)?;
     current = parts.graph.get_rows(current, rows)?;
     current = parts.norm(current, row.norm, false, false)?;
-    parts.graph.output(current)?;
+    let embedded = current;
     let outputs = spec.head.n_outputs.unwrap_or(spec.embedding.n_vocab);
     current = parts.linear(current, outputs)?;
     current = parts.soft_cap(current)?;
-    parts.graph.output(current)?;
-    parts.graph.expand(current)?;
+    parts.finish(&spec.head, embedded, Some(current))?;
     Ok(true)
 }
 

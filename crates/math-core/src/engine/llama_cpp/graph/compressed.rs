@@ -202,11 +202,9 @@ pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, caches: &CompressedCach
     let chosen = parts.graph.reshape(chosen, [d_model, versions, outputs, 1])?;
     let joined = parts.join_versions(chosen)?;
     let normed = parts.norm(joined, NormKind::Rms, false, false)?;
-    parts.graph.output(normed)?;
     let vocabulary = spec.head.n_outputs.unwrap_or(spec.embedding.n_vocab);
     let logits = parts.linear_bias(normed, vocabulary, spec.head.lm_head == LmHead::Own { bias: true })?;
-    parts.graph.output(logits)?;
-    parts.graph.expand(logits)?;
+    parts.finish(&spec.head, normed, Some(logits))?;
     Ok(true)
 }
 

@@ -184,13 +184,14 @@ pub(super) fn build(
         let width = spec.head.n_outputs.unwrap_or(spec.d_model);
         current = parts.linear(current, width)?;
     }
-    parts.graph.output(current)?;
     if late && row.norms_before_choosing {
-        current = parts.graph.get_rows(current, rows)?;
+        // The normed hidden state of all tokens is handed out as well.
         parts.graph.output(current)?;
+        current = parts.graph.get_rows(current, rows)?;
     }
+    let embedded = current;
     if spec.head.lm_head == LmHead::None || row.embeds_batches || row.projects_embedding {
-        parts.graph.expand(current)?;
+        parts.finish(&spec.head, embedded, None)?;
         return Ok(true);
     }
     let outputs = spec.head.n_outputs.unwrap_or(spec.embedding.n_vocab);
@@ -205,8 +206,7 @@ pub(super) fn build(
     if row.caps_logits || (row.caps_where_told && spec.operations.caps_logits == Some(true)) {
         current = parts.soft_cap(current)?;
     }
-    parts.graph.output(current)?;
-    parts.graph.expand(current)?;
+    parts.finish(&spec.head, embedded, Some(current))?;
     Ok(true)
 }
 

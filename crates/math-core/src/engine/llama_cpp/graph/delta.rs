@@ -54,7 +54,7 @@ impl Parts {
     pub(super) fn delta_rule(&mut self, rule: &DeltaRule) -> Result<[Node; 2], MathError> {
         let [head, heads, tokens, sequences] = self.graph.dims(rule.v)?;
         let width = mul(head, heads)?;
-        let rows = add(mul(tokens, sequences)?, mul(head, sequences)?)?;
+        let rows = add(mul(tokens, sequences)?, mul(head, mul(sequences, self.setting.snapshots)?)?)?;
         let sources = [rule.q, rule.k, rule.v, rule.decay, rule.beta, rule.state];
         let both = self.graph.result(Op::GatedDeltaNet, Self::F32, [width, rows, 1, 1], &sources)?;
         let row = mul(4, head)?;
@@ -72,6 +72,22 @@ impl Parts {
     }
     fn store_in(&mut self, target: Node, updated: Node) -> Result<(), MathError> {
         let stored = self.graph.copy(updated, target)?;
+        self.graph.expand(stored)
+    }
+
+    /// Keeps the new state of the micro-batch's sequences, or the states that drafted tokens may fall back to.
+    fn store_states(&mut self, state: State, updated: Node) -> Result<(), MathError> {
+        if self.setting.snapshots > 1 { self.store_snapshots(state, updated) } else { self.store_state(state, updated) }
+    }
+
+    /// Keeps the states after each of the last tokens, as many as the rule made (`build_recurrent_attn`).
+    pub(super) fn store_snapshots(&mut self, state: State, updated: Node) -> Result<(), MathError> {
+        let (sequences, row) = (self.setting.sequences, mul(4, state.width)?);
+        let written = self.setting.sequence_tokens().min(self.setting.snapshots);
+        let dims = [state.width, sequences, written];
+        let source = self.graph.view_3d(updated, dims, row, mul(row, sequences)?)?;
+        let target = self.graph.view_3d(state.cache, dims, row, mul(row, self.setting.states)?)?;
+        let stored = self.graph.copy(source, target)?;
         self.graph.expand(stored)
     }
 
@@ -136,7 +152,7 @@ impl Parts {
             let target = self.graph.view_1d(state.cache, mul(state.width, sequences)?)?;
             self.store_in(target, updated)?;
         } else {
-            self.store_state(state, updated)?;
+            self.store_states(state, updated)?;
         }
 
         let flat = self.graph.reshape(input, [d_model, all_tokens, 1, 1])?;
@@ -211,7 +227,7 @@ impl Parts {
             k = self.repeat_heads(k, n_v_heads)?;
         }
         let [out, updated] = self.delta_rule(&DeltaRule { q, k, v, decay, beta, state: square })?;
-        self.store_state(state, updated)?;
+        self.store_states(state, updated)?;
 
         let gate = self.graph.reshape(z, [v_head_dim, n_v_heads, tokens, sequences])?;
         let normed = self.norm(out, NormKind::Rms, false, true)?;

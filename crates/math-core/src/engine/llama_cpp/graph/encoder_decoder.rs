@@ -28,8 +28,7 @@ pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, row: &Row, caches: &Cac
             let current = stack.layers(parts, &encoder.layers, embedded)?;
             parts.begin_output();
             let current = parts.norm(current, row.norm, encoder.norm.as_ref().is_some_and(|norm| norm.bias), false)?;
-            parts.graph.output(current)?;
-            parts.graph.expand(current)?;
+            parts.finish(&spec.head, current, None)?;
             Ok(true)
         }
         _ => Ok(false),
@@ -49,11 +48,10 @@ fn decoder(parts: &mut Parts, spec: &ModelSpec, row: &Row, caches: &Caches) -> R
     let mut current = stack.layers(parts, &spec.layers, embedded)?;
     parts.begin_output();
     current = parts.norm(current, row.norm, spec.head.norm.as_ref().is_some_and(|norm| norm.bias), false)?;
-    parts.graph.output(current)?;
+    let embedded = current;
     let outputs = spec.head.n_outputs.unwrap_or(spec.embedding.n_vocab);
     current = parts.linear(current, outputs)?;
-    parts.graph.output(current)?;
-    parts.graph.expand(current)?;
+    parts.finish(&spec.head, embedded, Some(current))?;
     Ok(true)
 }
 

@@ -263,19 +263,18 @@ pub(super) fn build(
     parts.begin_output();
     let norm_bias = spec.head.norm.as_ref().is_some_and(|norm| norm.bias);
     current = parts.norm(current, row.norm, norm_bias, false)?;
-    parts.graph.output(current)?;
     if late {
         // The normed hidden state of all tokens is handed out as well (`t_h_nextn`).
-        current = parts.graph.get_rows(current, rows)?;
         parts.graph.output(current)?;
+        current = parts.graph.get_rows(current, rows)?;
     }
+    let embedded = current;
     let outputs = spec.head.n_outputs.unwrap_or(spec.embedding.n_vocab);
     current = parts.linear_bias(current, outputs, spec.head.lm_head == LmHead::Own { bias: true })?;
     if row.scales_logits {
         current = parts.scale(current)?;
     }
-    parts.graph.output(current)?;
-    parts.graph.expand(current)?;
+    parts.finish(&spec.head, embedded, Some(current))?;
     Ok(true)
 }
 

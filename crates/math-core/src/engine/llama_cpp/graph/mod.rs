@@ -27,6 +27,7 @@ pub mod ops;
 mod parts;
 mod per_layer;
 mod places;
+mod pooling;
 mod reading;
 mod recurrent;
 pub(super) mod regimes;
@@ -52,7 +53,7 @@ use super::loader_facts::LoaderFacts;
 use super::resolve::{ResolveFacts, Resolved, resolve_with};
 use crate::deployment::{Backend, Deployment};
 use crate::error::MathError;
-use crate::spec::{Attention, ModelSpec};
+use crate::spec::{Attention, Layer, Mixer, ModelSpec};
 use crate::tensor::TensorTable;
 use compressed::{CompressedCache, CompressedCaches};
 use decoder::Caches;
@@ -206,7 +207,7 @@ impl<'a> Recipe<'a> {
     fn new(spec: &'a ModelSpec, deployment: &'a Deployment, facts: Facts<'a>, places: Places) -> Result<Option<Self>, MathError> {
         let (row, hybrid) = (rows::row(facts.arch), hybrid::row(facts.arch));
         let known = row.is_some() || hybrid.is_some() || facts.compresses_tokens();
-        let served = !deployment.embeddings && !deployment.load_mtp;
+        let served = !deployment.embeddings || spec.operations.pooling.is_some();
         let on_cuda = places.backends.iter().any(|backend| matches!(backend, Backend::Cuda { .. }));
         let moves = on_cuda && facts.build.multiplies_expert_inputs_in_full(facts.arch);
         if !known || !served || moves || !facts.build.graphs_are_known() {
@@ -270,6 +271,11 @@ impl<'a> Recipe<'a> {
         depth: Depth,
     ) -> Result<Option<(Parts, Machine<'_>)>, MathError> {
         let Self { spec, deployment, facts, .. } = *self;
+        // How other states keep their snapshots is not known.
+        let keeps = |layer: &Layer| !matches!(layer.mixer, Mixer::CompressedAttention(_));
+        if resolved.n_rs_seq > 0 && !spec.layers.iter().all(keeps) {
+            return Ok(None);
+        }
         let batch_only = !facts.has_memory() || self.row.is_some_and(|row| row.embeds_batches);
         let mut caches = Caches { batch_only, window_cells: None, v_widths: [0; 2], rotations: [[0; 2]; 2], selector: None };
         let mut compressed = CompressedCaches::default();
@@ -303,6 +309,7 @@ impl<'a> Recipe<'a> {
             tokens: reserve.tokens,
             sequences: reserve.sequences,
             states: resolved.n_seq_max,
+            snapshots: resolved.n_rs_seq.saturating_add(1),
             outputs: reserve.outputs,
             streams,
             mask_streams: streams.min(reserve.sequences),
@@ -327,6 +334,9 @@ impl<'a> Recipe<'a> {
             fused: self.fused,
             shares_selector_mask: facts.build.masks_chosen_cells_at_once(),
             scales: scales::Reads::of(facts),
+            pooling: spec.operations.pooling.filter(|_| deployment.embeddings),
+            pools_before_logits: facts.build.pools_before_logits(),
+            ranks_by_softmax: matches!(facts.arch, "qwen3" | "qwen3vl"),
             sections: facts.build.rotates_in_sections(facts.arch),
             limits_experts: facts.build.limits_expert_activations(facts.arch),
         };

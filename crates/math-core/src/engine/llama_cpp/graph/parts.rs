@@ -12,7 +12,7 @@ use super::places::Places;
 use super::scales::{Reads, Scales};
 use crate::error::MathError;
 use crate::format::StorageFormat;
-use crate::spec::Layer;
+use crate::spec::{Layer, Pooling};
 use crate::units::{add, mul};
 
 /// One graph to be reserved: its tokens and sequences, and where things are.
@@ -24,6 +24,8 @@ pub(super) struct Setting {
     pub(super) sequences: u64,
     /// Rows of the recurrent state: one per sequence of the context.
     pub(super) states: u64,
+    /// Recurrent states that are kept for each sequence: the last, and those that drafted tokens may fall back to.
+    pub(super) snapshots: u64,
     /// Recurrent state of all sequences is gathered at once.
     pub(super) gathers_states: bool,
     /// Rows that the output matrix is applied to.
@@ -73,6 +75,12 @@ pub(super) struct Setting {
     pub(super) shares_selector_mask: bool,
     /// Whether the inputs of experts' last matrices are scaled into f16's range (`build.rs:limits_expert_activations`).
     pub(super) limits_experts: bool,
+    /// How embeddings are pooled, in a context for embeddings.
+    pub(super) pooling: Option<Pooling>,
+    /// Whether they are before logits are made (`build.rs:pools_before_logits`).
+    pub(super) pools_before_logits: bool,
+    /// Whether a classifier's scores go through softmax (Qwen 3 rerankers).
+    pub(super) ranks_by_softmax: bool,
     /// Which scales of matrices the graph reads.
     pub(super) scales: Reads,
     /// The build rotates by sections where the file has them.
@@ -126,6 +134,10 @@ pub(super) enum NormKind {
 }
 
 impl Setting {
+    /// Rows of recurrent state: those of every sequence, as often as they are kept.
+    pub(super) fn state_rows(&self) -> Result<u64, MathError> {
+        mul(self.states, self.snapshots)
+    }
     /// Tokens of each sequence.
     pub(super) fn sequence_tokens(&self) -> u64 {
         self.tokens / self.sequences.max(1)

@@ -40,13 +40,13 @@ impl Parts {
 
     /// The state of a layer, `width` elements a row.
     pub(super) fn state(&mut self, width: u64) -> Result<State, MathError> {
-        let cache = self.graph.cache(Self::F32, [width, self.setting.states, 1, 1], self.setting.cache_device)?;
+        let cache = self.graph.cache(Self::F32, [width, self.setting.state_rows()?, 1, 1], self.setting.cache_device)?;
         Ok(State { cache, width })
     }
 
     /// Rows of state after the row for new sequences has been cleared.
     fn cleared(&mut self, state: State) -> Result<Node, MathError> {
-        let rows = self.graph.reshape(state.cache, [state.width, self.setting.states, 1, 1])?;
+        let rows = self.graph.reshape(state.cache, [state.width, self.setting.state_rows()?, 1, 1])?;
         let zero = self.graph.view_1d(rows, state.width)?;
         let zeroed = self.graph.in_place(zero)?;
         self.graph.expand(zeroed)?;
@@ -102,10 +102,12 @@ impl Parts {
         let now = self.graph.transpose(x)?;
         let joined = self.graph.concat(before, now, 0)?;
         let [_, s1, s2, _] = self.graph.strides(joined)?;
-        let last = self.graph.view_3d(joined, [kept, channels, sequences], s1, s2)?;
-        let target = self.graph.view_2d(state.cache, state.width, sequences, mul(4, state.width)?)?;
-        let stored = self.graph.copy(last, target)?;
-        self.graph.expand(stored)?;
+        for _ in 0..self.setting.snapshots {
+            let last = self.graph.view_3d(joined, [kept, channels, sequences], s1, s2)?;
+            let target = self.graph.view_2d(state.cache, state.width, sequences, mul(4, state.width)?)?;
+            let stored = self.graph.copy(last, target)?;
+            self.graph.expand(stored)?;
+        }
         Ok(joined)
     }
 
@@ -168,7 +170,7 @@ impl Parts {
         let supported = d_state == 16 && d_inner.is_multiple_of(128);
         let decay = self.stored_weight([d_state, d_inner, 1, 1], self.kernel_backend(supported))?;
         let rows = self.cleared(state)?;
-        let states = self.graph.reshape(rows, [d_state, 1, d_inner, self.setting.states])?;
+        let states = self.graph.reshape(rows, [d_state, 1, d_inner, self.setting.state_rows()?])?;
         let scanned = self.scan(states, heads, steps, decay, b, c, inputs)?;
         self.carry(inputs, state, rows, scanned, None)?;
         let updated = self.graph.view_1d(scanned, mul(state.width, sequences)?)?;
@@ -205,7 +207,7 @@ impl Parts {
     ) -> Result<Node, MathError> {
         let [s0, s1, s2, _] = self.graph.dims(states)?;
         let elements = self.graph.dims(x)?.iter().try_fold(1, |product, n| mul(product, *n))?;
-        let state = mul(mul(s0, s1)?, mul(s2, self.setting.sequences)?)?;
+        let state = mul(mul(s0, s1)?, mul(s2, mul(self.setting.sequences, self.setting.snapshots)?)?)?;
         let sources = [states, x, dt, decay, b, c, inputs.main];
         self.graph.result(Op::SsmScan, Self::F32, [add(elements, state)?, 1, 1, 1], &sources)
     }
@@ -241,14 +243,10 @@ impl Parts {
         let decay = self.stored_weight([1, n_heads, 1, 1], self.kernel_backend(supported))?;
         let state = self.state(mul(d_state, d_inner)?)?;
         let rows = self.cleared(state)?;
-        let states = self.graph.reshape(rows, [d_state, head_dim, n_heads, self.setting.states])?;
+        let states = self.graph.reshape(rows, [d_state, head_dim, n_heads, self.setting.state_rows()?])?;
         let scanned = self.scan(states, heads, steps, decay, b, c, inputs)?;
         self.carry(inputs, state, rows, scanned, None)?;
-        let row = mul(4, state.width)?;
-        let updated = self.graph.view_3d(scanned, [state.width, sequences, 1], row, mul(row, sequences)?)?;
-        let target = self.graph.view_3d(state.cache, [state.width, sequences, 1], row, mul(row, self.setting.states)?)?;
-        let stored = self.graph.copy(updated, target)?;
-        self.graph.expand(stored)?;
+        self.store_snapshots(state, scanned)?;
         let [_, h1, ..] = self.graph.strides(heads)?;
         let token = mul(n_heads, h1)?;
         let y = self.graph.view(scanned, [head_dim, n_heads, tokens, sequences], [h1, token, mul(tokens, token)?])?;
@@ -315,7 +313,7 @@ impl Parts {
         let [b, c] = groups;
         let state = self.state(mul(d_state, d_inner)?)?;
         let rows = self.cleared(state)?;
-        let states = self.graph.reshape(rows, [d_state, head_dim, n_heads, self.setting.states])?;
+        let states = self.graph.reshape(rows, [d_state, head_dim, n_heads, self.setting.state_rows()?])?;
         let scanned = self.scan(states, heads, steps, decay, b, c, inputs)?;
         self.carry(inputs, state, rows, scanned, None)?;
         let updated = self.graph.view_1d(scanned, mul(state.width, sequences)?)?;

@@ -57,11 +57,10 @@ pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, row: &Row) -> Result<bo
     parts.begin_output();
     let bias = spec.head.norm.as_ref().is_some_and(|norm| norm.bias);
     current = parts.norm(current, row.norm, bias, false)?;
-    parts.graph.output(current)?;
+    let embedded = current;
     let outputs = spec.head.n_outputs.unwrap_or(spec.embedding.n_vocab);
     current = parts.linear(current, outputs)?;
-    parts.graph.output(current)?;
-    parts.graph.expand(current)?;
+    parts.finish(&spec.head, embedded, Some(current))?;
     Ok(true)
 }
 
