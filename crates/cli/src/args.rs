@@ -1,5 +1,6 @@
 //! The grammar of the command line. What is in `--help` works.
 
+mod compare;
 mod fleet;
 mod planning;
 
@@ -10,8 +11,9 @@ use plimsoll::planner::custom::{CustomDevice, Decimal, Size};
 use plimsoll::planner::size::{parse_bytes, parse_tokens};
 use plimsoll::planner::{Options, PlanError};
 
+pub(crate) use compare::CompareArgs;
 pub(crate) use fleet::{CapacityArgs, FleetArgs};
-pub(crate) use planning::CompareArgs;
+pub(crate) use planning::{ExplainArgs, Format, OffloadArgs, SweepArgs, WhichDeviceArgs, WhichQuantArgs};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -34,8 +36,8 @@ pub(crate) struct Cli {
 pub(crate) enum Verb {
     /// Whether a model fits on a device, term by term
     Fit(Question),
-    /// Every byte of `fit` as a tree, with its formula and where the rule stands
-    Explain(Question),
+    /// Every byte of `fit` as a tree, or one component of it, with formula, source and the textbook's answer
+    Explain(ExplainArgs),
     /// The largest context that fits
     MaxContext(Question),
     /// The most concurrent sequences that fit
@@ -44,6 +46,14 @@ pub(crate) enum Verb {
     Export(Question),
     /// Two deployments of one model, two models or two engines, term by term
     Compare(CompareArgs),
+    /// Quantizations and contexts as a grid: what fits, what fits with a part on the host, how fast
+    WhichQuant(WhichQuantArgs),
+    /// The smallest and the cheapest devices that hold a model and reach a speed
+    WhichDevice(WhichDeviceArgs),
+    /// What goes where on one host: layers, experts, caches and shares that fit and decode fastest
+    Offload(OffloadArgs),
+    /// Every combination of contexts, sequences, cache formats, quantizations, devices and engines
+    Sweep(SweepArgs),
     /// What is in a model: parameters by part and by layer
     Inspect(InspectArgs),
     /// The devices that are known by name
@@ -168,13 +178,34 @@ pub(crate) struct Asked {
     /// Whose rules: llama.cpp (the newest build followed, and the default), llama.cpp@BUILD, vllm, mlx, transformers, or ideal (the textbook)
     #[arg(long, value_name = "ENGINE")]
     engine: Option<String>,
-
-    /// Tokens per sequence, such as 8192 or 32k; the model's maximum when left out
-    #[arg(long, short, value_name = "N", value_parser = tokens, help_heading = "How much")]
-    context: Option<u64>,
     /// Concurrent sequences; one when left out
     #[arg(long, value_name = "N", help_heading = "How much")]
     sequences: Option<u64>,
+    #[command(flatten)]
+    setting: Setting,
+}
+
+impl Asked {
+    /// The question in the planner's words.
+    pub(crate) fn options(&self) -> Result<Options, PlanError> {
+        Ok(Options { engine: self.engine.clone(), sequences: self.sequences, ..self.setting.options()? })
+    }
+
+    /// The same where the devices may be named elsewhere.
+    pub(crate) fn options_beside(&self, named_elsewhere: bool) -> Result<Options, PlanError> {
+        if named_elsewhere && !self.setting.device.is_empty() {
+            return Err(PlanError::request("device", "names beside --on", "one of the two"));
+        }
+        self.options()
+    }
+}
+
+/// Everything that can be asked of a deployment but the engine and the number of sequences.
+#[derive(Debug, Args)]
+pub(crate) struct Setting {
+    /// Tokens per sequence, such as 8192 or 32k; the model's maximum when left out
+    #[arg(long, short, value_name = "N", value_parser = tokens, help_heading = "How much")]
+    context: Option<u64>,
     /// The engine's whole pool of tokens instead of a context per sequence (llama.cpp: -c)
     #[arg(long, value_name = "N", value_parser = tokens, conflicts_with = "context", help_heading = "How much")]
     total_context: Option<u64>,
@@ -351,7 +382,7 @@ fn millionths(text: &str) -> Result<u64, String> {
     if (1..=1_000_000).contains(&share) { Ok(share) } else { Err(wrong()) }
 }
 
-impl Asked {
+impl Setting {
     /// The question in the planner's words, with the devices it describes.
     pub(crate) fn options(&self) -> Result<Options, PlanError> {
         let changes = CustomDevice {
@@ -366,19 +397,11 @@ impl Asked {
         Ok(options)
     }
 
-    /// The same where the devices may be named elsewhere.
-    pub(crate) fn options_beside(&self, named_elsewhere: bool) -> Result<Options, PlanError> {
-        if named_elsewhere && !self.device.is_empty() {
-            return Err(PlanError::request("device", "names beside --on", "one of the two"));
-        }
-        self.options()
-    }
-
     fn plain(&self) -> Options {
         Options {
-            engine: self.engine.clone(),
+            engine: None,
             context: self.context,
-            sequences: self.sequences,
+            sequences: None,
             total_context: self.total_context,
             batch: self.batch,
             ubatch: self.ubatch,

@@ -9,6 +9,7 @@ mod planning;
 mod progress;
 mod render;
 mod source;
+mod sweep;
 mod verbs;
 
 use std::io::Write;
@@ -118,11 +119,7 @@ fn model(source: &Source) -> Result<planner::Model, PlanError> {
 fn run(verb: &Verb) -> Result<u8, PlanError> {
     match verb {
         Verb::Fit(question) => fit(question),
-        Verb::Explain(question) => {
-            let answer = planner::explain(&model(&question.source)?, &question.options()?)?;
-            show(question.json, &answer, render::explain)?;
-            Ok(FITS)
-        }
+        Verb::Explain(arguments) => planning::explain(arguments),
         Verb::MaxContext(question) => reach(question, planner::max_context),
         Verb::MaxSequences(question) => reach(question, planner::max_sequences),
         Verb::Export(question) => {
@@ -131,6 +128,10 @@ fn run(verb: &Verb) -> Result<u8, PlanError> {
             Ok(FITS)
         }
         Verb::Compare(arguments) => planning::compare(arguments),
+        Verb::WhichQuant(arguments) => planning::which_quant(arguments),
+        Verb::WhichDevice(arguments) => planning::which_device(arguments),
+        Verb::Offload(arguments) => planning::offload(arguments),
+        Verb::Sweep(arguments) => sweep::sweep(arguments),
         Verb::Inspect(arguments) => {
             let answer = planner::inspect(&model(&arguments.source)?)?;
             show(arguments.json, &answer, render::inspect)?;

@@ -260,6 +260,17 @@ fn the_other_questions_take_the_same_options() {
         assert_eq!(options(verb), options("fit"), "{verb}");
     }
     let beside_those = |verb: &str| -> BTreeSet<String> { options(verb).difference(&options("fit")).cloned().collect() };
+    let named = |names: &[&str]| -> BTreeSet<String> { names.iter().map(|name| (*name).to_owned()).collect() };
+    assert_eq!(beside_those("which-quant"), named(&["--contexts", "--quants", "--host-memory"]));
+    assert_eq!(
+        beside_those("which-device"),
+        named(&["--min-decode", "--min-prefill", "--most", "--max-price", "--price", "--show"])
+    );
+    assert_eq!(beside_those("offload"), named(&["--host-memory", "--margin"]));
+    assert_eq!(
+        beside_those("sweep"),
+        named(&["--contexts", "--kv-types", "--quants", "--devices", "--engines", "--format", "--output", "--plot", "--chart"])
+    );
     assert_eq!(beside_those("compare"), BTreeSet::from(["--with".to_owned()]));
     assert_eq!(options("fleet"), BTreeSet::from(["--devices-file", "--json", "--solver-seconds"].map(str::to_owned)));
     let of_load =
@@ -278,6 +289,10 @@ fn completions_and_the_manual_page_know_every_command() {
         "max-context",
         "max-sequences",
         "compare",
+        "which-quant",
+        "which-device",
+        "offload",
+        "sweep",
         "inspect",
         "devices",
         "fleet",

@@ -94,7 +94,7 @@ impl Options {
 /// # Errors
 /// [`MathError::Overflow`].
 pub fn room_of(question: &Question<'_>, planned: &Planned) -> Result<Result<Bytes, Bytes>, PlanError> {
-    let short = planned.vllm.as_ref().and_then(|answer| answer.short_by);
+    let short = planned.short_by();
     let room = Used::of(planned)?.headroom(&question.effective.devices)?;
     Ok(match (room, short) {
         (Ok(_), Some(short)) => Err(short),

@@ -341,6 +341,7 @@ impl<'a> Question<'a> {
                 if !self.model.generic
                     && !self.effective.deployment.draft_context
                     && self.effective.threads.is_none()
+                    && self.effective.devices.len() == 1
                     && self.is_in_one_place()? =>
             {
                 let deployment = &self.effective.deployment;

@@ -2,16 +2,17 @@
 
 use alloc::format;
 use alloc::string::{String, ToString};
-use alloc::vec;
 use alloc::vec::Vec;
 
 use plimsoll_math::allocation::{Certainty, PlaceAllocation, Term, TermKind};
 use plimsoll_math::deployment::{ContextRequest, FlashAttention};
-use plimsoll_math::device::{Device, DeviceKind, Driver};
+use plimsoll_math::device::{Device, Driver};
 use plimsoll_math::error::MathError;
 use plimsoll_math::format::StorageFormat;
 use plimsoll_math::units::Bytes;
 
+use crate::change::room_of;
+use crate::closest::closest;
 use crate::command::command;
 use crate::engine::{Planned, Question};
 use crate::error::PlanError;
@@ -20,10 +21,10 @@ use crate::model::Model;
 use crate::naive::naive;
 use crate::request::{Engine, Options};
 use crate::response::{
-    Change, DeploymentBrief, DeviceUse, EXPLAIN_SCHEMA, EXPORT_SCHEMA, EngineBrief, Explain, Export, FIT_SCHEMA, Fit, HostUse,
-    Limits, ModelBrief, Totals, Verdict,
+    DeploymentBrief, DeviceUse, EXPLAIN_SCHEMA, EXPORT_SCHEMA, EngineBrief, Explain, Export, FIT_SCHEMA, Fit, HostUse, Limits,
+    ModelBrief, Totals, Verdict,
 };
-use crate::size::grouped;
+use crate::size::{grouped, quoted};
 
 /// The least a term may take.
 const fn low(term: &Term) -> Bytes {
@@ -292,14 +293,8 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
     let mut question = Question::new(model, options)?;
     let like_engine = if options.like_engine == Some(true) { Some(question.choose_like_engine(options)?) } else { None };
     let planned = question.plan()?;
-    let used = Used::of(&planned)?;
-    let devices = &question.effective.devices;
     let short = planned.short_by();
-    let room = match (used.headroom(devices)?, short) {
-        (Ok(_), Some(short)) => Err(short),
-        (Err(missing), Some(short)) => Err(missing.max(short)),
-        (room, None) => room,
-    };
+    let room = room_of(&question, &planned)?;
     let verdict = match room {
         Ok(headroom) if question.offloads()? => {
             Verdict::FitsWithOffload { headroom, plan: crate::place::arguments(&question.effective.deployment) }
@@ -307,7 +302,10 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
         Ok(headroom) => Verdict::Fits { headroom },
         Err(short_by) => Verdict::DoesNotFit {
             short_by,
-            fits_at_best_with: if short.is_some() { None } else { used.headroom_at_best(devices)?.ok() },
+            fits_at_best_with: match short {
+                Some(_) => None,
+                None => Used::of(&planned)?.headroom_at_best(&question.effective.devices)?.ok(),
+            },
             closest: closest(&question, &planned)?,
         },
     };
@@ -348,12 +346,31 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
 /// # Errors
 /// As [`fit`].
 pub fn explain(model: &Model, options: &Options) -> Result<Explain, PlanError> {
+    explain_term(model, options, None)
+}
+
+/// The same for one component alone: its name as JSON spells it.
+///
+/// # Errors
+/// As [`fit`], and for a component that nothing here has.
+pub fn explain_term(model: &Model, options: &Options, term: Option<&str>) -> Result<Explain, PlanError> {
     let mut question = Question::new(model, options)?;
     if options.like_engine == Some(true) {
         question.choose_like_engine(options)?;
     }
     let planned = question.plan()?;
-    let (devices, host) = places(&question, &planned, true)?;
+    let naive = naive(
+        model,
+        question.effective.deployment.sequences,
+        deployment_brief(&question, &planned).context,
+        question.quant.as_deref(),
+    )?;
+    let (mut devices, mut host) = places(&question, &planned, true)?;
+    if let Some(name) = term {
+        let terms = devices.iter_mut().map(|device| &mut device.terms).chain([&mut host.terms]);
+        only(terms, name)?;
+        host.limits = Vec::new();
+    }
     Ok(Explain {
         schema: EXPLAIN_SCHEMA.to_string(),
         model: model_brief(&question)?,
@@ -361,8 +378,30 @@ pub fn explain(model: &Model, options: &Options) -> Result<Explain, PlanError> {
         deployment: deployment_brief(&question, &planned),
         devices,
         host,
+        term: term.map(ToString::to_string),
+        naive,
         notes: notes(&question, &planned),
     })
+}
+
+/// Leaves out every term that is not of the component called `name`.
+fn only<'t>(places: impl Iterator<Item = &'t mut Vec<Term>>, name: &str) -> Result<(), PlanError> {
+    let called =
+        |term: &Term| serde_json::to_value(term.component).ok().and_then(|value| value.as_str().map(ToString::to_string));
+    let wanted = name.trim().to_ascii_lowercase().replace(['-', ' '], "_");
+    let mut known: Vec<String> = Vec::new();
+    for terms in places {
+        for name in terms.iter().filter_map(called) {
+            if !known.contains(&name) {
+                known.push(name);
+            }
+        }
+        terms.retain(|term| called(term).as_deref() == Some(&wanted));
+    }
+    if known.contains(&wanted) {
+        return Ok(());
+    }
+    Err(PlanError::request("term", quoted(name), format!("one of {}", known.join(", "))))
 }
 
 /// The engine's own command line for what `fit` was asked.
@@ -373,110 +412,4 @@ pub fn export(model: &Model, options: &Options) -> Result<Export, PlanError> {
     let question = Question::new(model, options)?;
     let planned = question.plan()?;
     Ok(Export { schema: EXPORT_SCHEMA.to_string(), engine: engine_brief(&question), command: command(&question, &planned) })
-}
-
-/// The smallest change of each kind that would make it fit, those that give up least first.
-fn closest(question: &Question<'_>, planned: &Planned) -> Result<Vec<Change>, PlanError> {
-    if let Some(answer) = &planned.vllm {
-        return Ok(answer.closest.clone());
-    }
-    let mut found = Vec::new();
-    let device = &question.effective.device;
-    let mut attempt = |changed: &Question<'_>, change: String, options: Vec<String>| -> Result<bool, PlanError> {
-        let used = match changed.plan() {
-            Ok(planned) => Used::of(&planned)?,
-            // A change that the engine refuses is none.
-            Err(PlanError::Math(MathError::Refused { .. } | MathError::Unsupported { .. } | MathError::PartialBlock { .. })) => {
-                return Ok(false);
-            }
-            Err(other) => return Err(other),
-        };
-        let fits = used.headroom(&changed.effective.devices)?.is_ok();
-        if fits {
-            found.push(Change { change, options, used: used.on_devices()? });
-        }
-        Ok(fits)
-    };
-
-    let deployment = &question.effective.deployment;
-    if !question.effective.engine.is_served() && planned.allocation.total(TermKind::KvCache)? > Bytes::ZERO {
-        for format in [StorageFormat::Q8_0, StorageFormat::Q4_0] {
-            if format.block_bytes() * 32 / format.block_len()
-                >= deployment.kv_type_k.block_bytes() * 32 / deployment.kv_type_k.block_len()
-            {
-                continue;
-            }
-            let mut changed = question.clone();
-            changed.effective.deployment.kv_type_k = format;
-            changed.effective.deployment.kv_type_v = format;
-            let name = format.name();
-            if attempt(&changed, format!("cache in {name}"), vec!["--kv-type".to_string(), name.to_string()])? {
-                break;
-            }
-        }
-    }
-    if let Some(limit) = limits::max_context(question)?
-        && limit.value > 0
-        && limit.value < planned.resolved.context_per_sequence
-    {
-        let mut changed = question.clone();
-        changed.effective.deployment.context = ContextRequest::PerSequence(limit.value);
-        attempt(
-            &changed,
-            format!("context of {}", grouped(limit.value)),
-            vec!["--context".to_string(), limit.value.to_string()],
-        )?;
-    }
-    if deployment.sequences > 1
-        && let Some(limit) = limits::max_sequences(question)?
-        && limit.value > 0
-        && limit.value < deployment.sequences
-    {
-        let mut changed = question.clone();
-        changed.effective.deployment.sequences = limit.value;
-        attempt(&changed, format!("{} sequences", limit.value), vec!["--sequences".to_string(), limit.value.to_string()])?;
-    }
-    if question.can_requantize() {
-        let mut best: Option<(Question<'_>, &str)> = None;
-        for file_type in ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"] {
-            let Ok(changed) = question.with_quant(file_type) else { continue };
-            if changed.weight_bytes()? >= question.weight_bytes()? {
-                continue;
-            }
-            let fits = match changed.plan() {
-                Ok(planned) => Used::of(&planned)?.headroom(&question.effective.devices)?.is_ok(),
-                Err(_) => false,
-            };
-            if fits {
-                best = Some((changed, file_type));
-                break;
-            }
-        }
-        if let Some((changed, file_type)) = best {
-            attempt(&changed, format!("weights in {file_type}"), vec!["--quant".to_string(), file_type.to_string()])?;
-        }
-    }
-    if device.kind == DeviceKind::Gpu && question.effective.devices.len() == 1 {
-        let mut larger: Vec<Device> = Device::all()?
-            .into_iter()
-            .filter(|other| {
-                other.driver == device.driver && other.unified == device.unified && other.usable.bytes > device.usable.bytes
-            })
-            .collect();
-        larger.sort_by_key(|other| other.usable.bytes);
-        for other in larger {
-            let mut changed = question.clone();
-            changed.effective.deployment.devices = other.accelerators();
-            changed.effective.device = other.clone();
-            changed.effective.devices = alloc::vec![other.clone()];
-            if attempt(
-                &changed,
-                format!("{} with {}", other.name, crate::size::short(other.usable.bytes.get())),
-                vec!["--device".to_string(), other.name.clone()],
-            )? {
-                break;
-            }
-        }
-    }
-    Ok(found)
 }

@@ -7,8 +7,10 @@
 
 extern crate alloc;
 
+pub mod axis;
 pub mod capacity;
 pub mod change;
+pub mod closest;
 pub mod command;
 pub mod compare;
 pub mod custom;
@@ -24,23 +26,32 @@ pub mod limits;
 pub mod mlx;
 pub mod model;
 pub mod naive;
+pub mod offload;
 pub mod pace;
 pub mod place;
+pub mod point;
+pub mod prices;
 pub mod request;
 pub mod response;
 mod runtime;
 pub mod served;
 pub mod size;
 pub mod speed;
+pub mod sweep;
 pub mod transformers;
 pub mod vllm;
+pub mod which_device;
+pub mod which_quant;
 pub mod wire;
 
 pub use compare::compare;
 pub use error::PlanError;
-pub use fit::{explain, export, fit};
+pub use fit::{explain, explain_term, export, fit};
 pub use fleet::fleet;
 pub use inspect::inspect;
 pub use limits::{reach_context as max_context, reach_sequences as max_sequences};
 pub use model::{Basis, Model};
+pub use offload::offload;
 pub use request::Options;
+pub use which_device::which_device;
+pub use which_quant::which_quant;

@@ -6,7 +6,9 @@ use alloc::vec::Vec;
 use plimsoll_math::allocation::{PlaceAllocation, TermKind};
 use plimsoll_math::deployment::Location;
 use plimsoll_math::device::{Device, DeviceKind, Driver, Origin};
+use plimsoll_math::engine::llama_cpp::layout::Layout;
 use plimsoll_math::format::StorageFormat;
+use plimsoll_math::tensor::{Component, Place};
 use plimsoll_math::throughput::setup::OnHost;
 use plimsoll_math::throughput::simulate::Step;
 use plimsoll_math::throughput::{
@@ -67,8 +69,16 @@ fn on_host(question: &Question<'_>, planned: &Planned, work: &Work) -> Result<Op
         return Ok(None);
     }
     let bytes = |kind| -> Result<f64, PlanError> { Ok(float(planned.allocation.host.of(kind)?.get())) };
-    // The input embedding is on the host in any case, and one row of it is read.
-    let there = (bytes(TermKind::Weights)? - work.embedding_bytes).max(0.0);
+    // The input embedding is on the host in any case, and one row of it is read. Where it is the head as well, the head is a
+    // second copy beside the last layer.
+    let layout = Layout::of(&question.converted(), deployment)?;
+    let looked_up = if matches!(layout.output(), Location::Device(_)) {
+        let embeds = |component| matches!(component, Component::Embeddings | Component::PerLayerEmbeddings);
+        float(question.tensors().bytes_where(|tensor| tensor.place == Place::Input && embeds(tensor.component))?.get())
+    } else {
+        work.embedding_bytes
+    };
+    let there = (bytes(TermKind::Weights)? - looked_up).max(0.0);
     let caches = float(planned.allocation.total(TermKind::KvCache)?.get());
     let cache = if caches > 0.0 { bytes(TermKind::KvCache)? / caches } else { 0.0 };
     let all = work.dense_bytes + work.expert_bytes;

@@ -404,6 +404,11 @@ pub struct Explain {
     pub devices: Vec<DeviceUse>,
     /// The host; terms have children.
     pub host: HostUse,
+    /// The component that was asked for alone; its devices show nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub term: Option<String>,
+    /// The textbook figure.
+    pub naive: Naive,
     /// What was assumed or unusual.
     pub notes: Vec<String>,
 }

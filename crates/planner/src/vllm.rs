@@ -7,7 +7,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use plimsoll_math::deployment::{Backend, ContextRequest, Parallelism};
-use plimsoll_math::device::Device;
+use plimsoll_math::device::{Device, Driver};
 use plimsoll_math::engine::vllm::allocate::{Allocated, Budget, DEFAULT_UTILIZATION, allocate};
 use plimsoll_math::engine::vllm::options::{CacheDtype, Gpu, Knobs, MaxLength};
 use plimsoll_math::engine::vllm::plan::Capacity;
@@ -18,7 +18,7 @@ use crate::engine::{Planned, Question, Resolved};
 use crate::error::PlanError;
 use crate::model::{Basis, Model};
 use crate::request::Options;
-use crate::response::{CacheBrief, CacheGroup, Change, Concurrency, Limit, LimitedBy, Limits, VllmBrief};
+use crate::response::{CacheBrief, CacheGroup, Concurrency, Limit, LimitedBy, Limits, VllmBrief};
 use crate::size::grouped;
 
 /// What only vLLM knows about a plan.
@@ -30,8 +30,6 @@ pub struct Answer {
     pub brief: VllmBrief,
     /// Bytes missing on the fullest rank.
     pub short_by: Option<Bytes>,
-    /// Changes that would fit.
-    pub closest: Vec<Change>,
     /// What is reachable.
     pub limits: Limits,
     /// What was assumed or refused.
@@ -82,7 +80,7 @@ pub fn ranks(options: &Options, devices: Vec<Device>) -> Result<Vec<Device>, Pla
     }
     let ranks = parallelism(options)?.devices()?;
     let wanted = usize::try_from(ranks).unwrap_or(usize::MAX);
-    if devices.iter().any(|device| !matches!(device.backend, Backend::Cuda { .. })) {
+    if devices.iter().any(|device| device.driver != Driver::Cuda) {
         return Err(PlanError::request("device", "a device without CUDA", "an NVIDIA GPU: vllm is followed on CUDA only"));
     }
     let devices = match devices.as_slice() {
@@ -286,18 +284,6 @@ fn answer(
         attention_backends: settled.backends.clone(),
     };
     let limits = limits(question, knobs, allocated, blocks, per_request)?;
-    let mut closest = Vec::new();
-    if short_by.is_some()
-        && let Some(limit) = limits.max_context
-        && limit.value > 0
-        && limit.value < request.max_tokens
-    {
-        closest.push(Change {
-            change: format!("context of {}", grouped(limit.value)),
-            options: vec!["--context".to_string(), limit.value.to_string()],
-            used: allocated.allocation.devices.first().map_or(Ok(Bytes::ZERO), |place| place.used())?,
-        });
-    }
     let short_by = match short_by {
         Some(bytes) => Some(Bytes::new(bytes)?),
         None => None,
@@ -314,7 +300,6 @@ fn answer(
         },
         brief,
         short_by,
-        closest,
         limits,
         notes,
     })

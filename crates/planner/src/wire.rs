@@ -16,6 +16,9 @@ use crate::error::PlanError;
 use crate::model::{Basis, Model};
 use crate::request::Options;
 use crate::response::{DEVICES_SCHEMA, DeviceBrief, Devices};
+use crate::sweep::{Axes, SWEEP_SCHEMA, Sweep};
+use crate::which_device::Target;
+use crate::which_quant::Grid;
 
 /// A model inside a request: a config, or an architecture in Plimsoll's own vocabulary.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -157,6 +160,107 @@ pub fn max_context(request: &str) -> Result<String, String> {
 /// JSON `{"error": {"code", "message", "hint"}}`.
 pub fn max_sequences(request: &str) -> Result<String, String> {
     answer(request, crate::limits::reach_sequences)
+}
+
+/// A request with something beside the options that every question has.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequestWith<T> {
+    /// The model.
+    pub model: WireModel,
+    /// The question.
+    #[serde(default)]
+    pub options: Options,
+    /// What the verb asks beyond that.
+    #[serde(default = "Default::default", bound(deserialize = "T: Deserialize<'de> + Default"))]
+    pub ask: T,
+}
+
+fn answer_with<A: for<'de> Deserialize<'de> + Default, T: Serialize>(
+    request: &str,
+    verb: impl FnOnce(&Model, &Options, A) -> Result<T, PlanError>,
+) -> Result<String, String> {
+    serde_json::from_str::<RequestWith<A>>(request)
+        .map_err(|error| PlanError::request("request", error, "the fields of the schema"))
+        .and_then(|request| {
+            let model = request.model.model(&request.options)?;
+            let answer = verb(&model, &request.options, request.ask)?;
+            serde_json::to_string(&answer).map_err(|error| PlanError::request("response", error, "text"))
+        })
+        .map_err(|error| error_json(&error))
+}
+
+/// What `offload` asks beyond a deployment.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AskOffload {
+    /// What the host has, bytes.
+    pub host_memory: Option<u64>,
+}
+
+/// What `explain` asks beyond a deployment.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AskTerm {
+    /// One component alone.
+    pub term: Option<String>,
+}
+
+/// `which-quant`: the grid of quantizations and contexts; `ask` is a [`Grid`].
+///
+/// # Errors
+/// JSON `{"error": {"code", "message", "hint"}}`.
+pub fn which_quant(request: &str) -> Result<String, String> {
+    answer_with(request, |model, options, grid: Grid| crate::which_quant::which_quant(model, options, &grid))
+}
+
+/// `which-device`: sets of devices that are enough; `ask` is a [`Target`].
+///
+/// # Errors
+/// JSON `{"error": {"code", "message", "hint"}}`.
+pub fn which_device(request: &str) -> Result<String, String> {
+    answer_with(request, |model, options, target: Target| crate::which_device::which_device(model, options, &target))
+}
+
+/// `offload`: the placement that fits and decodes fastest; `ask` is an [`AskOffload`].
+///
+/// # Errors
+/// JSON `{"error": {"code", "message", "hint"}}`.
+pub fn offload(request: &str) -> Result<String, String> {
+    answer_with(request, |model, options, ask: AskOffload| crate::offload::offload(model, options, ask.host_memory))
+}
+
+/// `explain` of one component; `ask` is an [`AskTerm`].
+///
+/// # Errors
+/// JSON `{"error": {"code", "message", "hint"}}`.
+pub fn explain_term(request: &str) -> Result<String, String> {
+    answer_with(request, |model, options, ask: AskTerm| crate::fit::explain_term(model, options, ask.term.as_deref()))
+}
+
+/// More rows than these are no answer in one piece: the library hands them out one by one.
+pub const MOST_ROWS: u64 = 100_000;
+
+/// `sweep`: every combination, in one document; `ask` is an [`Axes`].
+///
+/// # Errors
+/// JSON `{"error": {"code", "message", "hint"}}`.
+pub fn sweep(request: &str) -> Result<String, String> {
+    answer_with(request, |model, options, axes: Axes| {
+        let sweep = Sweep::new(model, options, axes)?;
+        if sweep.points() > MOST_ROWS {
+            return Err(PlanError::request("sweep", sweep.points(), alloc::format!("at most {MOST_ROWS} points in one answer")));
+        }
+        let mut rows = Vec::new();
+        for index in 0..sweep.lines() {
+            let line = sweep.line(index)?;
+            for column in 0..sweep.width() {
+                let row = serde_json::to_value(line.row(sweep.context(column))?);
+                rows.push(row.map_err(|error| PlanError::request("response", error, "text"))?);
+            }
+        }
+        Ok(serde_json::json!({ "schema": SWEEP_SCHEMA, "points": sweep.points(), "rows": rows }))
+    })
 }
 
 /// Two questions in one.

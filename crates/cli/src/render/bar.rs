@@ -6,7 +6,7 @@ use plimsoll::math::allocation::{Term, TermKind};
 use super::text::{DIM, paint};
 
 /// How a component is drawn: a fill that tells it apart without colour, and a colour.
-pub(super) fn fill(kind: TermKind) -> (char, Style) {
+pub(crate) fn fill(kind: TermKind) -> (char, Style) {
     match kind {
         TermKind::Weights => ('█', AnsiColor::Blue.on_default()),
         TermKind::KvCache => ('▓', AnsiColor::Green.on_default()),
@@ -19,7 +19,7 @@ pub(super) fn fill(kind: TermKind) -> (char, Style) {
 }
 
 /// `terms` over `usable` bytes in `width` columns; what is over the limit comes after a bar.
-pub(super) fn bar(terms: &[Term], usable: u64, width: usize) -> String {
+pub(crate) fn bar(terms: &[Term], usable: u64, width: usize) -> String {
     let used = terms.iter().fold(0_u64, |sum, term| sum.saturating_add(term.bytes.get()));
     let scale = used.max(usable).max(1);
     let cells = width.saturating_sub(2).max(8);

@@ -106,7 +106,7 @@ fn csv_line(fields: &[String]) -> String {
 }
 
 /// Quoted where a comma, a quote or a line break would end the field.
-fn csv_field(text: &str) -> String {
+pub(crate) fn csv_field(text: &str) -> String {
     if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
 }
 

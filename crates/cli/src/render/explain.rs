@@ -1,11 +1,11 @@
 //! `plimsoll explain`: every byte as a tree.
 
-use plimsoll::math::allocation::Term;
+use plimsoll::math::allocation::{Term, TermKind};
 use plimsoll::planner::response::Explain;
 use plimsoll::planner::size::long;
 
-use super::text::{BOLD, DIM, paint, width, wrap};
-use super::{certainty_text, heading, label, mark, notes, page};
+use super::text::{BOLD, DIM, left, paint, width, wrap};
+use super::{certainty_text, component, heading, label, mark, notes, page};
 
 /// A source that is the parent's own is not said again.
 fn branch(lines: &mut Vec<String>, terms: &[Term], said: &str, prefix: &str, width: usize) {
@@ -34,6 +34,29 @@ fn branch(lines: &mut Vec<String>, terms: &[Term], said: &str, prefix: &str, wid
     }
 }
 
+/// The textbook's answer beside the engine's, for the components that a textbook knows.
+fn textbook(answer: &Explain, width: usize) -> Vec<String> {
+    let terms = || answer.devices.iter().flat_map(|device| &device.terms).chain(&answer.host.terms);
+    let mut components: Vec<TermKind> = terms().map(|term| term.component).collect();
+    components.sort_unstable();
+    components.dedup();
+    let mut lines = Vec::new();
+    for kind in components {
+        let truth = terms().filter(|term| term.component == kind).fold(0_u64, |sum, term| sum.saturating_add(term.bytes.get()));
+        let told = match kind {
+            TermKind::Weights => answer.naive.weights.get(),
+            TermKind::KvCache => answer.naive.kv_cache.get(),
+            _ => {
+                lines.push(format!("  {} nothing, of {}", left(component(kind), 16), long(truth)));
+                continue;
+            }
+        };
+        lines.push(format!("  {} {}, of {}", left(component(kind), 16), long(told), long(truth)));
+    }
+    lines.extend(wrap(&answer.naive.formula, width, "  ").into_iter().map(|line| paint(DIM, &line)));
+    lines
+}
+
 /// The answer of `explain`.
 pub(crate) fn explain(answer: &Explain) -> String {
     let width = width();
@@ -41,18 +64,22 @@ pub(crate) fn explain(answer: &Explain) -> String {
         .into_iter()
         .map(|line| line.trim_start().to_owned())
         .collect();
-    for device in &answer.devices {
+    let shown = |terms: &[Term]| terms.iter().fold(0_u64, |sum, term| sum.saturating_add(term.bytes.get()));
+    for device in answer.devices.iter().filter(|device| !device.terms.is_empty()) {
         lines.push(String::new());
-        lines.push(format!("{} {}", paint(BOLD, &device.name), long(device.used.get())));
+        lines.push(format!("{} {}", paint(BOLD, &device.name), long(shown(&device.terms))));
         branch(&mut lines, &device.terms, "", "", width);
     }
     if !answer.host.terms.is_empty() {
         lines.push(String::new());
-        lines.push(format!("{} {}", paint(BOLD, "host"), long(answer.host.used.get())));
+        lines.push(format!("{} {}", paint(BOLD, "host"), long(shown(&answer.host.terms))));
         branch(&mut lines, &answer.host.terms, "", "", width);
     }
     lines.push(String::new());
     lines.push(paint(DIM, "= exact   ≤ at most   ~ measured"));
+    lines.push(String::new());
+    lines.push(paint(BOLD, "The textbook says"));
+    lines.extend(textbook(answer, width));
     if !answer.notes.is_empty() {
         lines.push(String::new());
         lines.push(paint(BOLD, "Notes"));

@@ -8,19 +8,26 @@ mod explain;
 mod fit;
 mod fleet;
 mod inspect;
-mod text;
+mod offload;
+pub(crate) mod text;
+mod which_device;
+mod which_quant;
 
 use plimsoll::math::allocation::{Certainty, Term, TermKind};
 use plimsoll::planner::response::{DeploymentBrief, EngineBrief, LimitedBy, ModelBrief, Reach};
 use plimsoll::planner::size::{count, grouped, long, short};
 
+pub(crate) use bar::{bar, fill};
 pub(crate) use capacity::capacity;
 pub(crate) use compare::compare;
-pub(crate) use devices::{devices, devices_csv, local, local_csv};
+pub(crate) use devices::{csv_field, devices, devices_csv, local, local_csv};
 pub(crate) use explain::explain;
 pub(crate) use fit::fit;
 pub(crate) use fleet::fleet;
 pub(crate) use inspect::inspect;
+pub(crate) use offload::offload;
+pub(crate) use which_device::which_device;
+pub(crate) use which_quant::which_quant;
 
 use text::{BAD, BOLD, GOOD, command, cut, flow, headline, paint, width, wrap};
 
@@ -41,7 +48,7 @@ fn mark(certainty: &Certainty) -> &'static str {
 }
 
 /// What a component is called on screen.
-fn component(kind: TermKind) -> &'static str {
+pub(crate) fn component(kind: TermKind) -> &'static str {
     match kind {
         TermKind::Weights => "weights",
         TermKind::KvCache => "KV cache",
@@ -121,7 +128,7 @@ fn limited(by: LimitedBy) -> &'static str {
 }
 
 /// Three digits, as much as such a figure is good for.
-fn digits(rate: f64) -> String {
+pub(crate) fn digits(rate: f64) -> String {
     if rate >= 100.0 {
         format!("{rate:.0}")
     } else if rate >= 10.0 {
@@ -132,7 +139,7 @@ fn digits(rate: f64) -> String {
 }
 
 /// Lines of text.
-fn page(lines: &[String]) -> String {
+pub(crate) fn page(lines: &[String]) -> String {
     let mut out = String::new();
     for line in lines {
         out.push_str(line.trim_end());

@@ -10,40 +10,40 @@ const NARROWEST: usize = 48;
 const WIDEST: usize = 140;
 
 /// Columns to fill.
-pub(super) fn width() -> usize {
+pub(crate) fn width() -> usize {
     terminal_size::terminal_size_of(std::io::stdout())
         .map_or(PIPED_WIDTH, |(width, _)| usize::from(width.0))
         .clamp(NARROWEST, WIDEST)
 }
 
-pub(super) const BOLD: Style = Style::new().bold();
-pub(super) const DIM: Style = Style::new().dimmed();
-pub(super) const GOOD: Style = AnsiColor::Green.on_default().bold();
-pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
-pub(super) const MAYBE: Style = AnsiColor::Yellow.on_default().bold();
+pub(crate) const BOLD: Style = Style::new().bold();
+pub(crate) const DIM: Style = Style::new().dimmed();
+pub(crate) const GOOD: Style = AnsiColor::Green.on_default().bold();
+pub(crate) const BAD: Style = AnsiColor::Red.on_default().bold();
+pub(crate) const MAYBE: Style = AnsiColor::Yellow.on_default().bold();
 
 /// `text` in `style`; the stream drops the codes where they are not wanted.
-pub(super) fn paint(style: Style, text: &str) -> String {
+pub(crate) fn paint(style: Style, text: &str) -> String {
     format!("{style}{text}{style:#}")
 }
 
 /// Characters of `text` (every one that is printed here is one column wide).
-pub(super) fn columns(text: &str) -> usize {
+pub(crate) fn columns(text: &str) -> usize {
     text.chars().count()
 }
 
 /// `text` filled up with spaces on the right.
-pub(super) fn left(text: &str, width: usize) -> String {
+pub(crate) fn left(text: &str, width: usize) -> String {
     format!("{text}{}", " ".repeat(width.saturating_sub(columns(text))))
 }
 
 /// `text` filled up with spaces on the left.
-pub(super) fn right(text: &str, width: usize) -> String {
+pub(crate) fn right(text: &str, width: usize) -> String {
     format!("{}{text}", " ".repeat(width.saturating_sub(columns(text))))
 }
 
 /// `text` cut to `width` columns, the end marked.
-pub(super) fn cut(text: &str, width: usize) -> String {
+pub(crate) fn cut(text: &str, width: usize) -> String {
     if columns(text) <= width {
         return text.to_owned();
     }
@@ -53,12 +53,12 @@ pub(super) fn cut(text: &str, width: usize) -> String {
 }
 
 /// Words of `text` on lines of at most `width` columns, each after `indent`.
-pub(super) fn wrap(text: &str, width: usize, indent: &str) -> Vec<String> {
+pub(crate) fn wrap(text: &str, width: usize, indent: &str) -> Vec<String> {
     flow(text.split_whitespace().map(str::to_owned), " ", width, indent)
 }
 
 /// `parts` on lines of at most `width` columns, joined by `joint`, each line after `indent`.
-pub(super) fn flow(parts: impl Iterator<Item = String>, joint: &str, width: usize, indent: &str) -> Vec<String> {
+pub(crate) fn flow(parts: impl Iterator<Item = String>, joint: &str, width: usize, indent: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     let mut line = String::new();
     for part in parts {
@@ -78,7 +78,7 @@ pub(super) fn flow(parts: impl Iterator<Item = String>, joint: &str, width: usiz
 }
 
 /// A sentence whose first words, `lead`, stand out.
-pub(super) fn headline(style: Style, lead: &str, rest: &str, width: usize) -> Vec<String> {
+pub(crate) fn headline(style: Style, lead: &str, rest: &str, width: usize) -> Vec<String> {
     let mut lines = wrap(&format!("{lead}{rest}"), width, "");
     // The lead is short: it never reaches a second line.
     if let Some(first) = lines.first_mut()
@@ -90,7 +90,7 @@ pub(super) fn headline(style: Style, lead: &str, rest: &str, width: usize) -> Ve
 }
 
 /// An argument as a shell reads it.
-pub(super) fn shell(argument: &str) -> String {
+pub(crate) fn shell(argument: &str) -> String {
     let plain = |character: char| character.is_ascii_alphanumeric() || "-_./:=@+,%".contains(character);
     if !argument.is_empty() && argument.chars().all(plain) {
         argument.to_owned()
@@ -100,7 +100,7 @@ pub(super) fn shell(argument: &str) -> String {
 }
 
 /// A command to paste, broken before options where it is wider than `width`.
-pub(super) fn command(arguments: &[String], width: usize, indent: &str) -> Vec<String> {
+pub(crate) fn command(arguments: &[String], width: usize, indent: &str) -> Vec<String> {
     let mut groups: Vec<String> = Vec::new();
     for argument in arguments {
         let text = shell(argument);
