@@ -127,7 +127,7 @@ struct loaded {
 
 llama_model * load(const request & r) {
     std::string options;
-    for (const char * key : {"model", "gpu_layers", "repack", "mmap", "mtp", "cpu_moe", "n_cpu_moe", "tensor_split"}) {
+    for (const char * key : {"model", "gpu_layers", "repack", "mmap", "mtp", "cpu_moe", "n_cpu_moe", "tensor_split", "override"}) {
         options += text(r, key, "") + '\t';
     }
     if (current.model != nullptr && current.options == options) {
@@ -145,6 +145,9 @@ llama_model * load(const request & r) {
     params.use_extra_bufts = flag(r, "repack", true);
     params.load_mtp        = flag(r, "mtp", false);
     params.progress_callback = [](float, void *) { return true; };
+    if (!text(r, "override", "").empty()) {
+        current.patterns.push_back(text(r, "override", ""));
+    }
     const char * experts = "\\.ffn_(up|down|gate|gate_up)_(ch|)exps";
     if (flag(r, "cpu_moe", false)) {
         current.patterns.push_back(experts);

@@ -33,7 +33,7 @@ pub(crate) fn standings(known: &[String], rows: &[Row]) -> BTreeMap<String, Stan
             _ => None,
         });
         let differs = here().find_map(|row| match &row.verdict {
-            Verdict::Wrong(what) | Verdict::Known(what) => Some(what.clone()),
+            Verdict::Wrong(what) => Some(what.clone()),
             _ => None,
         });
         let standing = match (sums.get(name), missing, differs) {
@@ -90,8 +90,8 @@ fn page(build: &str, replayed: &Replayed) -> String {
     let mut out = format!(
         "# Architectures of llama.cpp\n\nWritten by `cargo xtask architectures` from the record of a run against llama.cpp {build} ({package}): {} architectures \
          that the build knows, {checked} of them supported and checked.\n\n\
-         Every row is a setting of a model (context, sequences, cache formats, flash attention, micro-batch) on the processor or on a \
-         stand-in RTX 4090. Weights, caches, state and output are to the byte in all of them. Compute buffers are exact where the \
+         Every row is a setting of a model (context, sequences, cache formats, flash attention, micro-batch) on the processor, on a \
+         stand-in RTX 4090, on part of one (layers, experts, caches or tensors on the host) or on two. Weights, caches, state and output are to the byte in all of them. Compute buffers are exact where the \
          graph is replayed, and bounded elsewhere: the last column is the width of the bounds in percent of the engine's figure, at \
          the 95th percentile. Settings that both sides refuse are counted apart.\n\n\
          | architecture | rows | exact | bounded | refused by both | width p95 |\n|---|--:|--:|--:|--:|--:|\n",
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     /// Every architecture that the recorded build knows is checked, or stands on the page with what is missing; no row
-    /// of the record differs from what we answer now, known differences apart.
+    /// of the record differs from what we answer now.
     #[test]
     fn every_architecture_is_checked_or_named() {
         let replayed = record::replay(BUILD, &subjects::all(false).unwrap()).unwrap();

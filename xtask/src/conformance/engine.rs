@@ -8,8 +8,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::Value;
 
-use super::grid::Where;
 use super::install::Engine;
+use super::places::Where;
 
 /// A running checker.
 #[derive(Debug)]
@@ -23,8 +23,9 @@ impl Checker {
     pub(crate) fn start(engine: &Engine, place: Where) -> Result<Self, String> {
         let mut command = Command::new(&engine.checker);
         command.arg("--cpu").arg(&engine.cpu);
-        if let Where::Cuda(capability) = place {
-            command.args(["--cuda", &format!("1:{capability}")]);
+        let (devices, capability) = place.devices();
+        if devices > 0 {
+            command.args(["--cuda", &format!("{devices}:{capability}")]);
         }
         let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
         let mut child = spawned.map_err(|error| format!("the checker cannot be started: {error}"))?;

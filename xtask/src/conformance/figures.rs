@@ -10,37 +10,58 @@ use plimsoll::math::error::MathError;
 use plimsoll::planner::{Basis, Model, Options, PlanError, fit};
 use serde_json::Value;
 
-use super::grid::{Setting, Where};
+use super::grid::Setting;
+use super::places::Where;
 use super::subjects::Subject;
 
 /// The terms, in the order of the tables.
 pub(crate) const TERMS: [&str; 5] = ["weights", "caches", "state", "output", "compute"];
 
-/// Lower and upper bound on the device and on the host.
+/// Lower and upper bound.
+type Range = (u64, u64);
+
+/// Bounds on every device and on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Bytes {
-    pub(crate) device: (u64, u64),
-    pub(crate) host: (u64, u64),
+    pub(crate) devices: [Range; 2],
+    pub(crate) host: Range,
 }
 
 impl Bytes {
-    pub(crate) const fn is_exact(&self) -> bool {
-        self.device.0 == self.device.1 && self.host.0 == self.host.1
+    fn ranges(&self) -> [Range; 3] {
+        let [first, second] = self.devices;
+        [first, second, self.host]
+    }
+    /// The range of a device, or of the host.
+    fn at(&mut self, device: Option<usize>) -> Option<&mut Range> {
+        match device {
+            Some(device) => self.devices.get_mut(device),
+            None => Some(&mut self.host),
+        }
+    }
+    fn add(&mut self, device: Option<usize>, (low, high): Range) {
+        if let Some(range) = self.at(device) {
+            *range = (range.0.saturating_add(low), range.1.saturating_add(high));
+        }
+    }
+    pub(crate) fn is_exact(&self) -> bool {
+        self.ranges().iter().all(|(low, high)| low == high)
     }
     pub(crate) fn contains(&self, other: &Self) -> bool {
-        let inside = |ours: (u64, u64), theirs: (u64, u64)| ours.0 <= theirs.0 && theirs.1 <= ours.1;
-        inside(self.device, other.device) && inside(self.host, other.host)
+        self.ranges().iter().zip(other.ranges()).all(|(ours, theirs)| ours.0 <= theirs.0 && theirs.1 <= ours.1)
     }
     pub(crate) fn text(&self) -> String {
-        let range = |(low, high): (u64, u64)| if low == high { low.to_string() } else { format!("{low}..{high}") };
-        format!("{} + {} on the host", range(self.device), range(self.host))
+        let range = |(low, high): Range| if low == high { low.to_string() } else { format!("{low}..{high}") };
+        let [first, second] = self.devices.map(range);
+        let devices = if self.devices[1] == (0, 0) { first } else { format!("{first} + {second}") };
+        format!("{devices} + {} on the host", range(self.host))
     }
-    /// Upper bounds on both.
-    pub(crate) const fn most(&self) -> u64 {
-        self.device.1.saturating_add(self.host.1)
+    /// Upper bounds on all.
+    pub(crate) fn most(&self) -> u64 {
+        self.ranges().iter().map(|range| range.1).fold(0, u64::saturating_add)
     }
-    pub(crate) const fn least(&self) -> u64 {
-        self.device.0.saturating_add(self.host.0)
+    pub(crate) fn least(&self) -> u64 {
+        self.ranges().iter().map(|range| range.0).fold(0, u64::saturating_add)
     }
 }
 
@@ -77,15 +98,17 @@ pub(crate) fn theirs(answer: &Value) -> Answer {
     let places = |key: &str| {
         let mut out = Bytes::default();
         for (name, bytes) in buffers(key) {
-            let on_device = name.starts_with("CUDA") && !name.contains("Host");
-            let place = if on_device { &mut out.device } else { &mut out.host };
-            *place = (place.0.saturating_add(bytes), place.1.saturating_add(bytes));
+            // `CUDA0`, `CUDA1`; `CUDA_Host` is the host's.
+            let device = name.strip_prefix("CUDA").and_then(|number| number.parse().ok());
+            out.add(device, (bytes, bytes));
         }
         out
     };
     let (memory, state) = (places("memory"), places("state"));
-    let less = |all: (u64, u64), part: (u64, u64)| (all.0.saturating_sub(part.0), all.1.saturating_sub(part.1));
-    let caches = Bytes { device: less(memory.device, state.device), host: less(memory.host, state.host) };
+    let mut caches = memory;
+    let less = |(low, high): &mut Range, part: Range| (*low, *high) = (low.saturating_sub(part.0), high.saturating_sub(part.1));
+    caches.devices.iter_mut().zip(state.devices).for_each(|(all, part)| less(all, part));
+    less(&mut caches.host, state.host);
     let mut weight_buffers: Vec<u64> = buffers("weights").into_values().filter(|bytes| *bytes > 0).collect();
     weight_buffers.sort_unstable();
     let terms = [places("weights"), caches, state, places("output"), places("compute")];
@@ -109,7 +132,7 @@ impl Ready {
 }
 
 fn options(build: &str, place: Where, setting: &Setting) -> Options {
-    Options {
+    setting.placed.options(Options {
         engine: Some(format!("llama.cpp@{build}")),
         total_context: Some(setting.context),
         sequences: Some(setting.sequences),
@@ -125,11 +148,11 @@ fn options(build: &str, place: Where, setting: &Setting) -> Options {
         swa_full: Some(setting.swa_full),
         repack: Some(setting.repack),
         mmap: Some(false),
-        device: Some(place.name()),
+        device: Some(place.device()),
         memory: Some(1 << 50),
         skip_limits: Some(true),
         ..Options::default()
-    }
+    })
 }
 
 /// What we answer, and how long it took.
@@ -148,8 +171,12 @@ pub(crate) fn ours(ready: &Ready, build: &str, place: Where, setting: &Setting) 
         Err(error) => return (Answer::Unsupported(error.to_string()), time),
     };
     let mut figures = Figures::default();
-    let on_devices = answer.devices.iter().flat_map(|device| device.terms.iter().map(|term| (term, place != Where::Processor)));
-    for (term, on_device) in on_devices.chain(answer.host.terms.iter().map(|term| (term, false))) {
+    // The processor counts as a device where there is no other.
+    let number = |device: usize| (place != Where::Processor).then_some(device);
+    let devices = answer.devices.iter().enumerate().map(|(device, found)| (number(device), &found.terms));
+    let terms =
+        devices.chain([(None, &answer.host.terms)]).flat_map(|(device, terms)| terms.iter().map(move |term| (device, term)));
+    for (device, term) in terms {
         let index = match term.component {
             TermKind::Weights => 0,
             TermKind::KvCache => 1,
@@ -160,8 +187,7 @@ pub(crate) fn ours(ready: &Ready, build: &str, place: Where, setting: &Setting) 
         };
         let (low, high) = range(term);
         let Some(bytes) = figures.terms.get_mut(index) else { continue };
-        let place = if on_device { &mut bytes.device } else { &mut bytes.host };
-        *place = (place.0.saturating_add(low), place.1.saturating_add(high));
+        bytes.add(device, (low, high));
         if index == 0 && high > 0 {
             figures.weight_buffers.push(high);
         }
@@ -170,7 +196,7 @@ pub(crate) fn ours(ready: &Ready, build: &str, place: Where, setting: &Setting) 
     (Answer::Figures(Box::new(figures)), time)
 }
 
-fn range(term: &Term) -> (u64, u64) {
+fn range(term: &Term) -> Range {
     match &term.certainty {
         Certainty::Bounded { low, high } => (low.get(), high.get()),
         _ => (term.bytes.get(), term.bytes.get()),

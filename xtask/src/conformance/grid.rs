@@ -5,33 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::install::hash;
-
-/// Where layers go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Where {
-    /// The processor.
-    Processor,
-    /// One CUDA device of this compute capability, a stand-in.
-    Cuda(u32),
-}
-
-impl Where {
-    /// As the fixtures name it, read again.
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        match name.strip_prefix("cuda-cc") {
-            Some(capability) => capability.parse().ok().map(Self::Cuda),
-            None => (name == "cpu").then_some(Self::Processor),
-        }
-    }
-
-    /// As the fixtures name it.
-    pub(crate) fn name(self) -> String {
-        match self {
-            Self::Processor => "cpu".to_owned(),
-            Self::Cuda(capability) => format!("cuda-cc{capability}"),
-        }
-    }
-}
+use super::places::{Placed, Where};
 
 /// One setting. `None` is the engine's own choice.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -45,11 +19,12 @@ pub(crate) struct Setting {
     pub(crate) values: &'static str,
     pub(crate) flash: &'static str,
     pub(crate) repack: bool,
+    pub(crate) placed: Placed,
 }
 
 impl Setting {
     /// The engine's defaults for one sequence.
-    pub(crate) const fn plain() -> Self {
+    pub(crate) fn plain() -> Self {
         Self {
             context: 4096,
             sequences: 1,
@@ -60,24 +35,30 @@ impl Setting {
             values: "f16",
             flash: "auto",
             repack: true,
+            placed: Placed::default(),
         }
     }
 
     /// As the checker reads it.
     pub(crate) fn line(&self) -> String {
         let mut out = String::new();
-        let Self { context, sequences, unified, swa_full, ubatch, keys, values, flash, repack } = self;
+        let Self { context, sequences, unified, swa_full, ubatch, keys, values, flash, repack, placed } = self;
         let _ = write!(out, "context={context}\tsequences={sequences}\tunified={unified}\tswa_full={swa_full}\tubatch={ubatch}");
         let _ = write!(out, "\tkey_type={keys}\tvalue_type={values}\tflash={flash}\trepack={repack}");
+        out.push_str(&placed.line());
         out
     }
 
     /// As the fixtures keep it.
     pub(crate) fn params(&self) -> Value {
-        json!({
+        let mut params = json!({
             "n_ctx": self.context, "parallel": self.sequences, "kv_unified": self.unified, "swa_full": self.swa_full,
             "n_ubatch": self.ubatch, "type_k": self.keys, "type_v": self.values, "fa": self.flash, "extra_bufts": self.repack,
-        })
+        });
+        if let Value::Object(params) = &mut params {
+            self.placed.add_params(params);
+        }
+        params
     }
 
     /// As the fixtures keep it, read again.
@@ -99,6 +80,7 @@ impl Setting {
             values: word("type_v", &formats)?,
             flash: word("fa", &["on", "off", "auto"])?,
             repack: flag("extra_bufts")?,
+            placed: Placed::from_params(params)?,
         })
     }
 
@@ -113,6 +95,7 @@ impl Setting {
                 out.push_str(option);
             }
         }
+        out.push_str(&self.placed.short());
         out
     }
 }
@@ -136,19 +119,26 @@ fn nth<T: Copy>(all: &[T], index: u64) -> Option<T> {
     all.get(usize::try_from(index % len).ok()?).copied()
 }
 
-/// `count` settings for a model: the engine's defaults, the server's defaults, and a part of the whole grid that is
-/// another for each model and the same in every run.
-pub(crate) fn settings(model: &str, count: usize) -> Vec<Setting> {
+/// `count` settings for a model in a place: the engine's defaults, the server's defaults, and a part of the whole grid that is
+/// another for each model and place and the same in every run.
+pub(crate) fn settings(model: &str, place: Where, count: usize) -> Vec<Setting> {
     let plain = Setting::plain();
-    let mut all = vec![plain.clone(), Setting { context: 16_384, sequences: 4, unified: true, ..plain }];
+    let mut all = match place {
+        Where::Processor | Where::Cuda(_) | Where::Two(_) => {
+            vec![plain.clone(), Setting { context: 16_384, sequences: 4, unified: true, ..plain }]
+        }
+        Where::Partial(_) => Vec::new(),
+    };
     let mut draw = 0_u64;
     while all.len() < count && draw < 1000 {
-        let seed = hash(format!("{model} {draw}").as_bytes());
+        let text = format!("{model} {draw}");
+        let seed = hash(text.as_bytes());
         draw += 1;
         let parts = (nth(&CONTEXTS, seed), nth(&SEQUENCES, seed >> 8), nth(&UBATCHES, seed >> 16), nth(&CACHES, seed >> 24));
         let (Some(context), Some((sequences, unified)), Some(ubatch), Some((keys, values, flash))) = parts else { continue };
         let (swa_full, repack) = (seed >> 32 & 3 == 0, seed >> 34 & 3 != 0);
-        let setting = Setting { context, sequences, unified, swa_full, ubatch, keys, values, flash, repack };
+        let placed = Placed::drawn(&text, place);
+        let setting = Setting { context, sequences, unified, swa_full, ubatch, keys, values, flash, repack, placed };
         if !all.contains(&setting) {
             all.push(setting);
         }

@@ -7,8 +7,8 @@ mod figures;
 mod gguf;
 mod grid;
 mod install;
-mod known;
 pub(crate) mod peers_of_the_engine;
+mod places;
 mod record;
 mod report;
 mod score;
@@ -24,8 +24,8 @@ use serde_json::Value;
 
 use engine::{Checker, Kept};
 use figures::Ready;
-use grid::Where;
 use install::{Engine, PACKAGE, hash, make};
+use places::Where;
 use record::Asked;
 use score::{Row, Verdict, judge};
 use subjects::{Origin, Subject};
@@ -133,6 +133,16 @@ fn compare(engine: &Engine, plan: &Plan) -> Result<Vec<Asked>, String> {
         for place in [Where::Processor, Where::Cuda(890)] {
             tasks.push_back(Task { subject, place, count });
         }
+        let divided = match subject.origin {
+            Origin::Real if plan.quick => 2,
+            Origin::Zoo | Origin::Made if plan.quick => 1,
+            Origin::Real if subject.name.ends_with("Q4_K_M") => 8,
+            Origin::Real => 2,
+            Origin::Zoo | Origin::Made => 3,
+        };
+        for place in [Where::Partial(890), Where::Two(890)] {
+            tasks.push_back(Task { subject, place, count: divided });
+        }
     }
     let length: usize = tasks.iter().map(|task| task.count).sum();
     let bar = progress(u64::try_from(length).unwrap_or(u64::MAX));
@@ -187,9 +197,9 @@ fn one(
     let subject = task.subject;
     let ready = Ready::of(subject);
     let (mut rows, mut new) = (Vec::new(), Vec::new());
-    let mut settings = grid::settings(&subject.name, task.count);
-    // A model is loaded once with repacked weights and once without.
-    settings.sort_by_key(|setting| setting.repack);
+    let mut settings = grid::settings(&subject.name, task.place, task.count);
+    // A model is loaded once for all settings that put its weights alike.
+    settings.sort_by_key(|setting| (setting.repack, setting.placed.line()));
     for setting in settings {
         let line = setting.line();
         let key = hash(format!("{:016x} {} {line}", subject.fingerprint(), task.place.name()).as_bytes());

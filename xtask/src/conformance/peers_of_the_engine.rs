@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use super::engine::Checker;
 use super::figures::{Answer, Ready, theirs};
-use super::grid::{Setting, Where};
+use super::grid::Setting;
 use super::install::{self, PACKAGE, make};
+use super::places::Where;
 use super::subjects::{self, Subject};
 use crate::truth::unzipped;
 

@@ -10,8 +10,9 @@ use flate2::write::GzEncoder;
 use serde_json::{Map, Value, json};
 
 use super::figures::{self, Ready};
-use super::grid::{Setting, Where};
+use super::grid::Setting;
 use super::install::{Engine, write};
+use super::places::Where;
 use super::score::{Row, judge};
 use super::subjects::Subject;
 use super::{architectures, engine};

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::figures::TERMS;
 use super::install::Engine;
-use super::known::KNOWN;
 use super::score::{Row, Sums, Verdict, group};
 
 /// Prints rows by origin and place, the rows that differ, and the time of both sides.
@@ -13,15 +12,6 @@ pub(crate) fn print(engine: &Engine, rows: &[Row], worst: usize) {
     println!("   llama.cpp@{} from node-llama-cpp {}", engine.release.build, engine.release.package);
     println!("{}", table(rows));
     times(rows);
-    for known in KNOWN {
-        let here = || rows.iter().filter(|row| row.model.starts_with(known.model));
-        let differ = here().filter(|row| matches!(row.verdict, Verdict::Known(_))).count();
-        if differ > 0 {
-            println!("   known: {} differs in {differ} of {} rows: {}", known.model, here().count(), known.reason);
-        } else if here().count() > 0 {
-            println!("   known: {} agrees now, remove it from xtask/src/conformance/known.rs", known.model);
-        }
-    }
     let wrong = rows.iter().filter_map(|row| match &row.verdict {
         Verdict::Wrong(what) => Some((row, what)),
         _ => None,
@@ -34,20 +24,19 @@ pub(crate) fn print(engine: &Engine, rows: &[Row], worst: usize) {
 /// Sums by origin and place.
 pub(crate) fn table(rows: &[Row]) -> String {
     let mut out = String::new();
-    let _ = write!(out, "   {:<17} {:<11} {:>6}", "models", "place", "rows");
+    let _ = write!(out, "   {:<17} {:<19} {:>6}", "models", "place", "rows");
     for term in TERMS {
         let _ = write!(out, " {term:>8}");
     }
-    let _ =
-        write!(out, " {:>8} {:>8} {:>11} {:>6} {:>6} {:>9}", "bounded", "refused", "unsupported", "known", "wrong", "width p95");
+    let _ = write!(out, " {:>8} {:>8} {:>11} {:>6} {:>9}", "bounded", "refused", "unsupported", "wrong", "width p95");
     let line = |out: &mut String, name: &str, place: &str, sums: &Sums| {
-        let _ = write!(out, "\n   {name:<17} {place:<11} {:>6}", sums.rows);
+        let _ = write!(out, "\n   {name:<17} {place:<19} {:>6}", sums.rows);
         for exact in sums.exact {
             let _ = write!(out, " {exact:>8}");
         }
-        let Sums { bounded, refused, unsupported, known, wrong, .. } = sums;
+        let Sums { bounded, refused, unsupported, wrong, .. } = sums;
         let width = f64::from(u32::try_from(sums.width(95)).unwrap_or(u32::MAX)) / 10.0;
-        let _ = write!(out, " {bounded:>8} {refused:>8} {unsupported:>11} {known:>6} {wrong:>6} {width:>7.1} %");
+        let _ = write!(out, " {bounded:>8} {refused:>8} {unsupported:>11} {wrong:>6} {width:>7.1} %");
     };
     for ((origin, place), sums) in group(rows, |row| (row.origin, row.place.clone())) {
         line(&mut out, origin.name(), &place, &sums);

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::figures::{Answer, TERMS};
-use super::grid::{Setting, Where};
-use super::known::known;
+use super::grid::Setting;
+use super::places::Where;
 use super::subjects::{Origin, Subject};
 
 /// What one row shows.
@@ -19,8 +19,6 @@ pub(crate) enum Verdict {
     Refused,
     /// We do not cover what the engine loads: the reason.
     Unsupported(String),
-    /// As [`Verdict::Wrong`], and known: what differs.
-    Known(String),
     /// A term that we call exact differs, bounds do not hold, or one side refuses.
     Wrong(String),
 }
@@ -52,12 +50,7 @@ pub(crate) fn judge(
     (ours, theirs): (&Answer, &Answer),
     (our_time, their_time, fresh): (Duration, Duration, bool),
 ) -> Row {
-    let (mut verdict, exact, width) = verdict(ours, theirs);
-    if let Verdict::Wrong(what) = &verdict
-        && known(&subject.name).is_some()
-    {
-        verdict = Verdict::Known(what.clone());
-    }
+    let (verdict, exact, width) = verdict(ours, theirs);
     Row {
         origin: subject.origin,
         place: place.name(),
@@ -126,7 +119,6 @@ pub(crate) struct Sums {
     pub(crate) bounded: u64,
     pub(crate) refused: u64,
     pub(crate) unsupported: u64,
-    pub(crate) known: u64,
     pub(crate) wrong: u64,
     pub(crate) widths: Vec<u64>,
 }
@@ -142,14 +134,12 @@ impl Sums {
             Verdict::Bounded => self.bounded += 1,
             Verdict::Refused => self.refused += 1,
             Verdict::Unsupported(_) => self.unsupported += 1,
-            Verdict::Known(_) => self.known += 1,
             Verdict::Wrong(_) => self.wrong += 1,
         }
         if matches!(row.verdict, Verdict::Exact | Verdict::Bounded) {
             self.widths.push(row.width);
         }
-        self.planned +=
-            u64::from(matches!(row.verdict, Verdict::Exact | Verdict::Bounded | Verdict::Known(_) | Verdict::Wrong(_)));
+        self.planned += u64::from(matches!(row.verdict, Verdict::Exact | Verdict::Bounded | Verdict::Wrong(_)));
     }
 
     /// Width of compute bounds at a percentile, thousandths of the engine's figure.

@@ -267,6 +267,16 @@ impl Build {
         }
     }
 
+    /// With several micro-batches under way, inputs are kept once for each since 0c1e57098; before, only those that an
+    /// operation reads (`ggml-backend.cpp:ggml_backend_sched_split_graph`).
+    #[must_use]
+    pub const fn keeps_unread_inputs(self) -> bool {
+        match self {
+            Self::V0_5_0 => false,
+            Self::C0c1e57098 | Self::B12032 => true,
+        }
+    }
+
     /// CUDA's kernels for functions of elements read rows that lie apart since b12032; before, such a node went to the
     /// processor (`ggml-cuda.cu:ggml_backend_cuda_device_supports_op`, `GGML_OP_UNARY`).
     #[must_use]

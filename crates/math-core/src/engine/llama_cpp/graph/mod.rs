@@ -366,6 +366,7 @@ impl<'a> Recipe<'a> {
             backends: &places.backends,
             offloads_operations: places.offloads_operations,
             copies: places.copies,
+            keeps_unread_inputs: facts.build.keeps_unread_inputs(),
             kernels: Kernels {
                 strided_unary: facts.build.unary_kernels_read_strided(),
                 indexer_heads: facts.build.indexer_heads_on_cuda(),

@@ -23,6 +23,8 @@ pub(super) struct Machine<'a> {
     pub(super) offloads_operations: bool,
     /// Copies of every input, for micro-batches that follow each other through several devices.
     pub(super) copies: usize,
+    /// Whether inputs that no operation reads are kept for each micro-batch too (`build.rs:keeps_unread_inputs`).
+    pub(super) keeps_unread_inputs: bool,
     pub(super) kernels: Kernels,
 }
 
@@ -43,7 +45,8 @@ pub(super) fn schedule(builder: Builder, machine: Machine<'_>) -> Result<Graph, 
     graph.n_built = built.len();
     let Some(last) = machine.backends.len().checked_sub(1).and_then(|last| u8::try_from(last).ok()) else { return Err(GONE) };
     let n_tensors = built.len();
-    let scheduler = Scheduler { graph, built, leafs, nodes, machine, last, backend: vec![NOWHERE; n_tensors] };
+    let scheduler =
+        Scheduler { graph, built, leafs, nodes, machine, last, backend: vec![NOWHERE; n_tensors], read_inputs: Vec::new() };
     if last == 0 { scheduler.single() } else { scheduler.several() }
 }
 
@@ -57,6 +60,8 @@ struct Scheduler<'a> {
     last: u8,
     /// The backend of each tensor.
     backend: Vec<u8>,
+    /// Inputs that operations read, in that order.
+    read_inputs: Vec<u32>,
 }
 
 /// A run of nodes on one backend, and the tensors that are copied there before it.
@@ -320,6 +325,9 @@ impl Scheduler<'_> {
             let n_sources = self.graph.sources(self.tensor(index)?).len();
             for place in 0..n_sources {
                 let Some(source) = self.graph.sources(self.tensor(index)?).get(place).copied() else { continue };
+                if self.machine.copies > 1 && self.tensor(source)?.is_input && !self.read_inputs.contains(&source) {
+                    self.read_inputs.push(source);
+                }
                 if self.backend(source) == backend || self.reads(source, backend)? {
                     continue;
                 }
@@ -405,7 +413,8 @@ impl Scheduler<'_> {
         let mut leading: Vec<(u32, u32)> = Vec::new();
         if self.machine.copies > 1 {
             // Every input is kept once for each micro-batch in flight.
-            for &leaf in &leafs {
+            let read = core::mem::take(&mut self.read_inputs);
+            for &leaf in if self.machine.keeps_unread_inputs { &leafs } else { &read } {
                 if !self.tensor(leaf)?.is_input {
                     continue;
                 }
