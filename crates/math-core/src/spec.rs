@@ -276,6 +276,8 @@ pub struct Operations {
     pub sectioned_positions: Option<bool>,
     /// Whether queries are scaled by how far into the text they are; `None` where the architecture decides.
     pub scales_by_position: Option<bool>,
+    /// Whether embedded tokens are multiplied by a number; `None` where the architecture decides.
+    pub scales_embedding: Option<bool>,
     /// Whether logits go through a soft cap; `None` where the architecture decides.
     pub caps_logits: Option<bool>,
     /// Whether attention and feed-forward read the same input; `None` where the architecture decides.

@@ -254,6 +254,8 @@ fn operations(builder: &Builder<'_>) -> Result<Operations, IngestError> {
     Ok(Operations {
         sectioned_positions: sections.map(sectioned),
         scales_by_position: keys.is_set("attention.temperature_scale"),
+        // A file of a Granite model that does not say so does not (`llama-graph.cpp:build_inp_embd`).
+        scales_embedding: keys.architecture.starts_with("granite").then_some(keys.is_set("embedding_scale") == Some(true)),
         caps_logits: keys.is_set("final_logit_softcapping"),
         parallel_residual: keys.bool("use_parallel_residual")?,
         // A file that does not say so does neither (`llama-hparams.h`).

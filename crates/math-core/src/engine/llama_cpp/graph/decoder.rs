@@ -104,7 +104,7 @@ pub(super) fn build(
     let mut current = embedded;
     let (full, sliding) = attended(parts, spec, caches, window)?;
     let factors = spec.embedding.extra.iter().find(|weight| weight.name.starts_with("rope_f"));
-    let factors = factors.map(|weight| weight.shape.row()).or(parts.rope_factors());
+    let factors = factors.map(|weight| weight.shape.row()).or(parts.rope_factors()).filter(|_| parts.places.reads_rope_factors);
     let sparse = match caches.selector {
         Some(cache) => Some(Sparse { inputs: parts.selector_inputs(cache)?, chosen: None }),
         None => None,
@@ -225,7 +225,7 @@ pub(super) fn embed(parts: &mut Parts, spec: &ModelSpec, row: &Row, positions: N
         added = Some(look_up(parts, spec.d_model, learned, positions)?);
     }
     let mut current = parts.embed_deep(spec.d_model, spec.embedding.n_vocab, spec.operations.n_deepstack_layers)?;
-    if row.scales_embedding {
+    if row.scales_embedding && spec.operations.scales_embedding != Some(false) {
         current = parts.scale_embedded(current)?;
     }
     if types > 0 {

@@ -64,7 +64,7 @@ struct Stack<'a> {
     /// The encoder's output, and how it is read.
     encoded: Option<(Node, CacheInputs)>,
     rows: Node,
-    /// What each bucket adds to the scores: the first layer's is everybody's.
+    /// What each bucket adds to the scores in the first layer.
     table: Option<Node>,
 }
 
@@ -114,11 +114,12 @@ impl Stack<'_> {
     fn bias(&mut self, parts: &mut Parts, heads: u64, buckets: u64) -> Result<Node, MathError> {
         let [cells, tokens, ..] = parts.graph.dims(self.buckets)?;
         let all = parts.graph.reshape(self.buckets, [mul(cells, tokens)?, 1, 1, 1])?;
+        // Some files have a table in the first layer alone.
         let table = match self.table {
-            Some(table) => table,
-            None => parts.weight(&[heads, buckets])?,
+            Some(table) if parts.n_weights(&[heads, buckets]) == 0 => table,
+            _ => parts.weight(&[heads, buckets])?,
         };
-        self.table = Some(table);
+        self.table.get_or_insert(table);
         let found = parts.graph.get_rows(table, all)?;
         let found = parts.graph.reshape(found, [heads, cells, tokens, 1])?;
         let turned = parts.graph.permute(found, [2, 0, 1, 3])?;

@@ -27,6 +27,8 @@ pub(super) enum Activation {
 pub(super) enum Asks {
     /// Nothing: the architecture decides.
     Nothing,
+    /// Nothing, and they are not scaled either: the graph names a factor that no loader reads.
+    NeverScales,
     /// Whether they are scaled.
     Scale,
     /// Whether they are divided by their sum; they never are scaled.
@@ -119,7 +121,9 @@ impl Parts {
         } else {
             let up = self.project_biased(x, dense.d_ff, up_matrix, dense.up_bias)?;
             if dense.gated {
-                let gate = self.project_biased(x, dense.d_ff, gate_matrix, dense.up_bias)?;
+                // Files may have a bias of the up projection alone (Jina's second BERT).
+                let bias = dense.up_bias && (self.places.is_single() || self.n_weights(&[dense.d_ff]) > 1);
+                let gate = self.project_biased(x, dense.d_ff, gate_matrix, bias)?;
                 self.gate(gate, up, activation)
             } else {
                 self.activate(up, activation)

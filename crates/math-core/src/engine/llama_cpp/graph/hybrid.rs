@@ -201,7 +201,7 @@ pub(super) fn build(
     }
     let row = &hybrid.row;
     let mut current = parts.embed(spec.d_model, spec.embedding.n_vocab)?;
-    if row.scales_embedding {
+    if row.scales_embedding && spec.operations.scales_embedding != Some(false) {
         current = parts.scale_embedded(current)?;
         // The embeddings are complete before any state is read.
         parts.graph.expand(current)?;

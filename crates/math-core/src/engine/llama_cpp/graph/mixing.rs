@@ -47,7 +47,7 @@ impl Trunk<'_> {
         if row.qk_norm == QkNorming::Halves {
             q = self.rotate_halves(parts, q)?;
             k = k.map(|k| self.rotate_halves(parts, k)).transpose()?;
-        } else if q_norm > 0 && !normed_flat(attention) && row.qk_norm != QkNorming::QueryLast {
+        } else if q_norm > 0 && !normed_flat(attention) && !matches!(row.qk_norm, QkNorming::QueryLast | QkNorming::Last) {
             q = parts.norm(q, kind, attention.qk_norm.bias, true)?;
             k = k.map(|k| parts.norm(k, kind, attention.qk_norm.bias, true)).transpose()?;
         }
@@ -68,6 +68,10 @@ impl Trunk<'_> {
             let factors = factors.map(|width| parts.shared_vector(width)).transpose()?;
             q = parts.graph.rope(q, self.positions, factors)?;
             k = k.map(|k| parts.graph.rope(k, self.positions, factors)).transpose()?;
+            if row.qk_norm == QkNorming::Last && q_norm > 0 {
+                q = parts.norm(q, kind, attention.qk_norm.bias, true)?;
+                k = k.map(|k| parts.norm(k, kind, attention.qk_norm.bias, true)).transpose()?;
+            }
             if row.qk_norm == QkNorming::BareLast {
                 q = parts.bare_norm(q, NormKind::Rms)?;
                 k = k.map(|k| parts.bare_norm(k, NormKind::Rms)).transpose()?;

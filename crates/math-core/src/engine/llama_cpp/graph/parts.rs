@@ -246,6 +246,11 @@ impl Parts {
         }
         Ok(node)
     }
+    /// How many weights of this shape the layer under way has, where places are told apart.
+    pub(super) fn n_weights(&self, dims: &[u64]) -> usize {
+        let same = |stored: [u64; 4]| stored.iter().zip(dims.iter().chain(core::iter::repeat(&1))).all(|(a, b)| a == b);
+        self.places.weights(self.layer).iter().filter(|weight| same(weight.dims)).count()
+    }
     /// A part of a layer that reads weights again which the layer has read: the first of their shapes.
     pub(super) fn again<T>(&mut self, part: impl FnOnce(&mut Self) -> Result<T, MathError>) -> Result<T, MathError> {
         let [taken, _] = &mut self.taken;

@@ -36,6 +36,9 @@ pub(super) struct LayerPlace {
     pub(super) cache: usize,
 }
 
+/// Architectures that load factors of the rotary embedding and rotate without them (`models/*.cpp`, `ggml_rope_ext`).
+const WITHOUT_ROPE_FACTORS: &[&str] = &["cogvlm", "llada", "pangu-embedded"];
+
 /// The position of a weight that is read at some time or other.
 const UNKNOWN: usize = usize::MAX;
 
@@ -78,6 +81,8 @@ pub(super) struct Places {
     pub(super) tells_weights_apart: bool,
     /// How many factors the rotary embedding has, where the file has them.
     pub(super) rope_factors: Option<u64>,
+    /// Whether the graph reads them.
+    pub(super) reads_rope_factors: bool,
     /// Norms are kept on their layer's device whatever the batch.
     pub(super) everything_on_devices: bool,
     /// The engine projects without allocating, and forgets that norms are kept.
@@ -106,6 +111,7 @@ impl Places {
             others: Vec::new(),
             tells_weights_apart: true,
             rope_factors: None,
+            reads_rope_factors: true,
             everything_on_devices: true,
             forgets_pins: false,
             attention_follows_cache: false,
@@ -149,9 +155,10 @@ impl Places {
         let mut has_lookup = false;
         let mut rope_factors = None;
         let mut order: Vec<Vec<usize>> = vec![Vec::new(); layers.len()];
+        let facts = LoaderFacts::of(spec, build)?;
         let mut order_of_others = Vec::new();
         let (stack, other_stack) = stacks(spec);
-        for (tensor, place) in weight_homes(build, &LoaderFacts::of(spec, build)?, table, deployment)? {
+        for (tensor, place) in weight_homes(build, &facts, table, deployment)? {
             if tensor.name.starts_with("rope_f") {
                 rope_factors = Some(tensor.shape.row());
             }
@@ -209,6 +216,7 @@ impl Places {
             others,
             tells_weights_apart,
             rope_factors,
+            reads_rope_factors: !WITHOUT_ROPE_FACTORS.contains(&facts.arch.as_str()),
             everything_on_devices: layout.output() != Location::Host && !layers.iter().any(|layer| layer.backend == host),
             forgets_pins: layout.is_projected(),
             attention_follows_cache: !layout.offloads_caches(),

@@ -256,8 +256,12 @@ impl Parts {
         let z = self.graph.cont(z, [head_dim, n_heads, tokens, sequences])?;
         let mut y = self.graph.glu(z, y)?;
         if mamba.norm {
-            let grouped = self.graph.reshape(y, [d_inner / n_groups.max(1), n_groups, tokens, sequences])?;
-            y = self.norm(grouped, NormKind::Rms, false, true)?;
+            let group = d_inner / n_groups.max(1);
+            let grouped = self.graph.reshape(y, [group, n_groups, tokens, sequences])?;
+            let normed = self.bare_norm(grouped, NormKind::Rms)?;
+            self.pin_in_layer(normed)?;
+            let weights = self.weight(&[group, n_groups])?;
+            y = self.graph.product(normed, weights)?;
         }
         let flat = self.graph.reshape(y, [d_inner, all_tokens, 1, 1])?;
         self.linear(flat, d_model)
@@ -301,7 +305,7 @@ impl Parts {
         let steps = self.bias(steps)?;
         // The loader takes the vector for Mamba 1's matrix, for which no device has a kernel, and keeps it on the host
         // (`llama-model-loader.cpp:weight_buft_supported`).
-        let decay = self.graph.weight(Self::F32, [n_heads, 1, 1, 1], self.setting.host)?;
+        let decay = self.stored_weight([n_heads, 1, 1, 1], self.setting.host)?;
         let decay = self.graph.reshape(decay, [1, n_heads, 1, 1])?;
         let (head, row) = (mul(4, head_dim)?, mul(4, d_inner)?);
         let heads = self.graph.view(channels, by_head, [head, row, mul(row, tokens)?])?;

@@ -125,6 +125,8 @@ pub(super) enum Beside {
 pub(super) enum QkNorming {
     /// Norms with weights, if there are any, come first.
     First,
+    /// Norms with weights come last (Hunyuan).
+    Last,
     /// Norms without weights come last (Llama 4).
     BareLast,
     /// Norms come last, and only the one of queries has weights (Talkie).
@@ -274,9 +276,6 @@ const ROWS: &[Row] = &[
             "xverse",
             "dots1",
             "ernie4_5",
-            "ernie4_5-moe",
-            "hunyuan-moe",
-            "hunyuan-dense",
             "seed_oss",
             "bailingmoe",
             "pangu-embedded",
@@ -284,14 +283,14 @@ const ROWS: &[Row] = &[
             "qwen",
             "chatglm",
             "nanbeige",
-            "minimax-m2",
             "exaone",
             "deci",
             "mellum",
-            "mimo2",
         ],
         ..PLAIN
     },
+    Row { archs: &["ernie4_5-moe", "minimax-m2", "mimo2"], routing: Routing { asks: Asks::NeverScales, ..SOFTMAX }, ..PLAIN },
+    Row { archs: &["hunyuan-moe", "hunyuan-dense"], qk_norm: QkNorming::Last, ..PLAIN },
     Row { archs: &["gpt2", "starcoder", "bloom", "jais"], norm: NormKind::Layer, no_rope_every: 1, ..PLAIN },
     Row {
         archs: &["mpt"],
@@ -531,7 +530,7 @@ pub(super) fn routing(row: &Row, moe: &Moe, operations: Operations) -> Routing {
     let corrected = moe.correction_bias.is_some();
     let told = |asks: bool, said: Option<bool>| said.filter(|_| asks);
     let (asks_norm, asks_scale) = match row.routing.asks {
-        Asks::Nothing => (false, false),
+        Asks::Nothing | Asks::NeverScales => (false, false),
         Asks::NormOnly => (true, false),
         Asks::Scale => (false, true),
         Asks::NormAndScale => (true, true),
@@ -539,7 +538,7 @@ pub(super) fn routing(row: &Row, moe: &Moe, operations: Operations) -> Routing {
     Routing {
         normed: told(asks_norm, operations.norms_expert_weights).unwrap_or(row.routing.normed || corrected),
         scaled: told(asks_scale, operations.scales_expert_weights)
-            .unwrap_or(row.routing.scaled || corrected && row.routing.asks != Asks::NormOnly),
+            .unwrap_or(row.routing.scaled || corrected && !matches!(row.routing.asks, Asks::NormOnly | Asks::NeverScales)),
         groups: operations.n_expert_groups,
         groups_kept: operations.n_expert_groups_per_token,
         ..row.routing

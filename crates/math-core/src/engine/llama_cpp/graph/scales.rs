@@ -79,9 +79,13 @@ const READS_SHARED: &[&str] = &[
     "qwen35moe", "qwen3next", "qwen4exp",
 ];
 
-/// Which scales of feed-forwards an architecture's graph reads.
+/// Architectures whose graphs multiply queries, keys and values by their matrices alone.
+const LEAVES_QUERIES: &[&str] = &["mimo2"];
+
+/// Which scales an architecture's graph reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Reads {
+    queries: bool,
     experts: bool,
     dense: bool,
     shared: bool,
@@ -92,18 +96,20 @@ impl Reads {
     pub(super) fn of(facts: Facts<'_>) -> Self {
         let newly = facts.build.reads_scales(facts.arch);
         let reads = |list: &[&str]| newly || list.contains(&facts.arch);
-        Self { experts: reads(READS_EXPERTS), dense: reads(READS_DENSE), shared: reads(READS_SHARED) }
+        Self {
+            queries: !LEAVES_QUERIES.contains(&facts.arch),
+            experts: reads(READS_EXPERTS),
+            dense: reads(READS_DENSE),
+            shared: reads(READS_SHARED),
+        }
     }
     const fn matrix(self, matrix: Matrix) -> bool {
         match matrix {
             Matrix::ExpertGate | Matrix::ExpertUp | Matrix::ExpertDown => self.experts,
             Matrix::Gate | Matrix::Up | Matrix::Down => self.dense,
             Matrix::SharedGate | Matrix::SharedUp | Matrix::SharedDown => self.shared,
-            Matrix::Query
-            | Matrix::Key
-            | Matrix::Value
-            | Matrix::QueryKeyValue
-            | Matrix::AttentionGate
+            Matrix::Query | Matrix::Key | Matrix::Value | Matrix::QueryKeyValue => self.queries,
+            Matrix::AttentionGate
             | Matrix::AttentionOutput
             | Matrix::StateInput
             | Matrix::StateOutput
