@@ -42,8 +42,8 @@ pub(crate) enum Verb {
     MaxContext(Question),
     /// The most concurrent sequences that fit
     MaxSequences(Question),
-    /// The engine's own command line for a question
-    Export(Question),
+    /// What was planned as something to run: the engine's command line, a pod, a service, a Modelfile
+    Export(ExportArgs),
     /// Two deployments of one model, two models or two engines, term by term
     Compare(CompareArgs),
     /// Quantizations and contexts as a grid: what fits, what fits with a part on the host, how fast
@@ -163,6 +163,30 @@ pub(crate) struct Question {
     /// Answer as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What `export` writes.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum As {
+    /// The engine's own command line
+    Command,
+    /// A pod for Kubernetes
+    Kubernetes,
+    /// A service for Docker Compose
+    Compose,
+    /// A Modelfile for Ollama
+    Ollama,
+    /// A command line for SGLang, from what was planned for vLLM
+    Sglang,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    #[command(flatten)]
+    pub(crate) question: Question,
+    /// What to write
+    #[arg(long = "as", value_enum, value_name = "FORM", default_value = "command")]
+    pub(crate) form: As,
 }
 
 impl Question {

@@ -122,11 +122,7 @@ fn run(verb: &Verb) -> Result<u8, PlanError> {
         Verb::Explain(arguments) => planning::explain(arguments),
         Verb::MaxContext(question) => reach(question, planner::max_context),
         Verb::MaxSequences(question) => reach(question, planner::max_sequences),
-        Verb::Export(question) => {
-            let answer = planner::export(&model(&question.source)?, &question.options()?)?;
-            show(question.json, &answer, render::export)?;
-            Ok(FITS)
-        }
+        Verb::Export(arguments) => verbs::export::run(arguments),
         Verb::Compare(arguments) => planning::compare(arguments),
         Verb::WhichQuant(arguments) => planning::which_quant(arguments),
         Verb::WhichDevice(arguments) => planning::which_device(arguments),

@@ -256,7 +256,7 @@ fn every_option_of_fit() {
 
 #[test]
 fn the_other_questions_take_the_same_options() {
-    for verb in ["explain", "export", "max-context", "max-sequences"] {
+    for verb in ["explain", "max-context", "max-sequences"] {
         assert_eq!(options(verb), options("fit"), "{verb}");
     }
     let beside_those = |verb: &str| -> BTreeSet<String> { options(verb).difference(&options("fit")).cloned().collect() };
@@ -272,6 +272,7 @@ fn the_other_questions_take_the_same_options() {
         named(&["--contexts", "--kv-types", "--quants", "--devices", "--engines", "--format", "--output", "--plot", "--chart"])
     );
     assert_eq!(beside_those("compare"), BTreeSet::from(["--with".to_owned()]));
+    assert_eq!(beside_those("export"), BTreeSet::from(["--as".to_owned()]));
     assert_eq!(options("fleet"), BTreeSet::from(["--devices-file", "--json", "--solver-seconds"].map(str::to_owned)));
     let of_load =
         ["--rate", "--prompt", "--output", "--trace", "--requests", "--seed", "--ttft", "--tpot", "--on", "--max-replicas"];

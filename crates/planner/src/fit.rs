@@ -411,5 +411,10 @@ fn only<'t>(places: impl Iterator<Item = &'t mut Vec<Term>>, name: &str) -> Resu
 pub fn export(model: &Model, options: &Options) -> Result<Export, PlanError> {
     let question = Question::new(model, options)?;
     let planned = question.plan()?;
-    Ok(Export { schema: EXPORT_SCHEMA.to_string(), engine: engine_brief(&question), command: command(&question, &planned) })
+    Ok(Export {
+        schema: EXPORT_SCHEMA.to_string(),
+        engine: engine_brief(&question),
+        command: command(&question, &planned),
+        document: None,
+    })
 }

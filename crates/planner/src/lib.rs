@@ -17,6 +17,7 @@ pub mod custom;
 pub mod driver;
 pub mod engine;
 pub mod error;
+pub mod export;
 pub mod fit;
 pub mod fleet;
 mod generic;

@@ -422,6 +422,18 @@ pub struct Export {
     pub engine: EngineBrief,
     /// The program and its arguments, each as one.
     pub command: Vec<String>,
+    /// Another form than the command line, where one was asked for, and its text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document: Option<Document>,
+}
+
+/// A text to put into a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Document {
+    /// `kubernetes`, `compose`, `ollama` or `sglang`.
+    pub form: String,
+    /// The text.
+    pub text: String,
 }
 
 /// Answer of `max-context` and `max-sequences`.

@@ -2,4 +2,5 @@
 
 pub(crate) mod capacity;
 pub(crate) mod devices;
+pub(crate) mod export;
 pub(crate) mod fleet;
