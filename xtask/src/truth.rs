@@ -39,9 +39,3 @@ pub(crate) fn unzipped(path: &str) -> Result<Option<Vec<u8>>, String> {
 pub(crate) fn text<'a>(row: &'a Value, key: &str) -> &'a str {
     row.get(key).and_then(Value::as_str).unwrap_or_default()
 }
-
-/// The sum of an object's numbers.
-pub(crate) fn sum(row: &Value, key: &str) -> u64 {
-    let numbers = row.get(key).and_then(Value::as_object).into_iter().flat_map(|map| map.values());
-    numbers.filter_map(Value::as_u64).sum()
-}

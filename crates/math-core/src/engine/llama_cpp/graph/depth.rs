@@ -1,9 +1,10 @@
 //! How many layers of a graph have to be shown.
 //!
 //! What a layer adds to a graph follows from its kind and from the kinds of its neighbours: the layer before hands it what
-//! is left to be computed, the layer after decides how long its results are needed. So a layer that has the same three kinds
-//! as one that is shown need not be built; the replay puts it back ([`super::unroll`]). Shown are always the first layer of
-//! every kind, which may be the first to read an input on its device, and the last, which may be the last to read it.
+//! is left to be computed, the layer after decides how long its results are needed. So a layer that has the same neighbours
+//! as one that is shown need not be built; the replay puts it back ([`super::unroll`]), and tells when one neighbour on each
+//! side does not say all. Shown are always the first layer of every kind, which may be the first to read an input on its
+//! device, and the last, which may be the last to read it.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -20,44 +21,66 @@ pub(super) struct Step {
 /// Which layers a graph shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Depth {
-    /// As few as stand for all.
+    /// As few as stand for all, where a layer follows from its kind and those of one neighbour on each side.
     #[default]
     Few,
+    /// As few as stand for all, where it takes two neighbours on each side.
+    More,
     /// All.
     All,
 }
 
 impl Depth {
+    /// Neighbours on each side that a layer follows from.
+    pub(super) const fn reach(self) -> usize {
+        match self {
+            Self::Few => 1,
+            Self::More => 2,
+            Self::All => 0,
+        }
+    }
+    /// What to show where this does not say all.
+    pub(super) const fn next(self) -> Self {
+        match self {
+            Self::Few => Self::More,
+            Self::More | Self::All => Self::All,
+        }
+    }
     /// The layers to show, given a number for the kind of each: equal numbers, equal layers. The last layer is of its own
     /// kind always, since rows of logits may be chosen in it.
     pub(super) fn steps(self, kinds: &[usize]) -> (Vec<Step>, Stack) {
         let stand_ins = match self {
             Self::All => (0..kinds.len()).collect(),
-            Self::Few => stand_ins(kinds),
+            Self::Few | Self::More => stand_ins(kinds, self.reach()),
         };
         let shown = || stand_ins.iter().enumerate().filter(|(layer, stand_in)| layer == *stand_in).map(|(layer, _)| layer);
         let steps: Vec<Step> = shown().map(|layer| Step { layer }).collect();
         // Among few, and most often close to the one before.
         let number = |wanted: usize| steps.binary_search_by_key(&wanted, |step| step.layer).unwrap_or(usize::MAX);
         let shown_as = stand_ins.iter().map(|stand_in| u32::try_from(number(*stand_in)).unwrap_or(u32::MAX)).collect();
-        let stack = Stack { firsts: Vec::with_capacity(steps.len()), shown_as };
+        let stack = Stack { firsts: Vec::with_capacity(steps.len()), shown_as, reach: self.reach() };
         (steps, stack)
     }
 }
 
-/// What a layer's part of a graph follows from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Surroundings([Option<usize>; 3]);
-
 /// For every layer the one that stands for it: itself where it is shown.
 ///
 /// Layers are left out in runs such that those before and after the gap are of the kinds that they would meet without it.
-fn stand_ins(kinds: &[usize]) -> Vec<usize> {
+fn stand_ins(kinds: &[usize], reach: usize) -> Vec<usize> {
     let last = kinds.len().saturating_sub(1);
     // The last layer is of its own kind.
     let kind = |layer: usize| kinds.get(layer).map(|kind| if layer == last { usize::MAX } else { *kind });
-    let before = |layer: usize| layer.checked_sub(1).and_then(kind);
-    let around = |layer: usize| Surroundings([before(layer), kind(layer), kind(layer.saturating_add(1))]);
+    let before = |layer: usize, steps: usize| layer.checked_sub(steps).and_then(kind);
+    let after = |layer: usize, steps: usize| kind(layer.saturating_add(steps));
+    let alike = |a: usize, b: usize| {
+        (1..=reach).all(|steps| before(a, steps) == before(b, steps))
+            && (0..=reach).all(|steps| after(a, steps) == after(b, steps))
+    };
+    // Whether `b` may take the place of `a` after the layer before `a`.
+    let follows = |a: usize, b: usize| {
+        (1..=reach).all(|steps| before(a, steps) == before(b, steps))
+            && (0..reach).all(|steps| after(a, steps) == after(b, steps))
+    };
     let n_kinds = kinds.iter().max().map_or(0, |most| most.saturating_add(1));
     // The first and the last layer of every kind.
     let mut edges: Vec<Option<[usize; 2]>> = vec![None; n_kinds];
@@ -71,11 +94,8 @@ fn stand_ins(kinds: &[usize]) -> Vec<usize> {
         layer == last || edge.is_none_or(|edge| edge.contains(&layer))
     };
     let mut out = Vec::with_capacity(kinds.len());
-    let mut known: Vec<(Surroundings, usize)> = Vec::new();
-    let stand_in = |known: &[(Surroundings, usize)], layer: usize| {
-        let wanted = around(layer);
-        known.iter().find(|(surroundings, _)| *surroundings == wanted).map(|(_, shown)| *shown)
-    };
+    let mut known: Vec<usize> = Vec::new();
+    let stand_in = |known: &[usize], layer: usize| known.iter().copied().find(|shown| alike(*shown, layer));
     let mut layer = 0;
     while layer < kinds.len() {
         // The farthest layer that could follow the one shown last.
@@ -83,7 +103,7 @@ fn stand_ins(kinds: &[usize]) -> Vec<usize> {
         let mut end = layer;
         while end < kinds.len() && !is_edge(end) && stand_in(&known, end).is_some() {
             end = end.saturating_add(1);
-            if before(end) == before(layer) && kind(end) == kind(layer) {
+            if follows(layer, end) {
                 next = end;
             }
         }
@@ -93,7 +113,7 @@ fn stand_ins(kinds: &[usize]) -> Vec<usize> {
         layer = next;
         if layer < kinds.len() {
             if !is_edge(layer) && stand_in(&known, layer).is_none() {
-                known.push((around(layer), layer));
+                known.push(layer);
             }
             out.push(layer);
             layer = layer.saturating_add(1);
@@ -124,8 +144,8 @@ mod tests {
     use super::{Depth, kinds};
 
     /// The layers shown, and for every layer which of them stands for it.
-    fn layers(text: &str) -> (Vec<usize>, Vec<usize>) {
-        let (steps, stack) = Depth::Few.steps(&kinds(text.chars()));
+    fn layers(text: &str, depth: Depth) -> (Vec<usize>, Vec<usize>) {
+        let (steps, stack) = depth.steps(&kinds(text.chars()));
         let shown: Vec<usize> = steps.iter().map(|step| step.layer).collect();
         let stands = stack.shown_as.iter().map(|index| shown[usize::try_from(*index).unwrap()]).collect();
         (shown, stands)
@@ -133,33 +153,40 @@ mod tests {
 
     #[test]
     fn layers_of_one_kind_are_shown_by_the_edges_and_one_between() {
-        assert_eq!(layers("aaaaaaaaz"), ([0, 1, 7, 8].to_vec(), [0, 1, 1, 1, 1, 1, 1, 7, 8].to_vec()));
+        assert_eq!(layers("aaaaaaaaz", Depth::Few), ([0, 1, 7, 8].to_vec(), [0, 1, 1, 1, 1, 1, 1, 7, 8].to_vec()));
+        assert_eq!(layers("aaaaaaaaz", Depth::More).0, [0, 1, 2, 6, 7, 8]);
         // Nothing to leave out.
-        assert_eq!(layers("aaaz").0, [0, 1, 2, 3]);
-        assert_eq!(layers("z").0, [0]);
-        assert_eq!(layers("").0, [0; 0]);
+        assert_eq!(layers("aaaz", Depth::Few).0, [0, 1, 2, 3]);
+        assert_eq!(layers("z", Depth::Few).0, [0]);
+        assert_eq!(layers("", Depth::Few).0, [0; 0]);
     }
 
     #[test]
     fn whoever_stands_for_a_layer_has_the_same_neighbours() {
         for text in [
-            "llllllgllllllgllllllgllllllgllllllglllz",
-            "m-m-m-m*-m-m-m-m*-m-m-m-m*-m-m-m-m*-m-m-m-m-z",
-            "ddmmmmammmmmmmmmammmmmmmmammmmmmmmammz",
-            "xababababababababyz",
+            "llllllgllllllgllllllgllllllgllllllgllllllgllllllgllz",
+            "m-m-m-m*-m-m-m-m*-m-m-m-m*-m-m-m-m*-m-m-m-m*-m-m-m-m-z",
+            "ddmmmmammmmmmmmammmmmmmmammmmmmmmammmmmmmammmmmmmammz",
+            "xababababababababababyz",
             "aabbccddeeffz",
         ] {
-            let all: Vec<char> = text.chars().collect();
-            let (shown, stands) = layers(text);
-            assert!(shown.len() <= 20, "{text}: {shown:?}");
-            for (layer, stand) in stands.iter().enumerate() {
-                let around = |layer: usize| (layer.checked_sub(1).map(|b| all[b]), all[layer], all.get(layer + 1).copied());
-                assert_eq!(around(layer), around(*stand), "{text}");
-            }
-            // Those shown have the same neighbours among each other as in the model.
-            for pair in shown.windows(2) {
-                assert_eq!(all[pair[1] - 1], all[pair[0]], "{text}: {shown:?}");
-                assert_eq!(all[pair[0] + 1], all[pair[1]], "{text}: {shown:?}");
+            for depth in [Depth::Few, Depth::More] {
+                let all: Vec<char> = text.chars().collect();
+                let (shown, stands) = layers(text, depth);
+                assert!(shown.len() <= 27, "{text}: {shown:?}");
+                let reach = depth.reach();
+                let around = |layer: usize, of: &dyn Fn(usize) -> Option<char>| -> Vec<Option<char>> {
+                    (0..=2 * reach).map(|steps| (layer + steps).checked_sub(reach).and_then(of)).collect()
+                };
+                let in_all = |layer: usize| all.get(layer).copied();
+                for (layer, stand) in stands.iter().enumerate() {
+                    assert_eq!(around(layer, &in_all), around(*stand, &in_all), "{text}");
+                }
+                // Those shown have the same neighbours among each other as in the model.
+                let in_shown = |nth: usize| shown.get(nth).and_then(|layer| all.get(*layer)).copied();
+                for (nth, layer) in shown.iter().enumerate() {
+                    assert_eq!(around(nth, &in_shown), around(*layer, &in_all), "{text}: {shown:?}");
+                }
             }
         }
     }

@@ -62,7 +62,7 @@ use fused::Fused;
 use hybrid::HybridRow;
 use parts::{Parts, Setting};
 use places::Places;
-use replay::{BufferKind, buffer_bytes, replay};
+use replay::{BufferKind, replay};
 use rows::{BuiltBy, Row};
 use schedule::{Kernels, Machine, schedule};
 use selector::SelectorCache;
@@ -233,12 +233,13 @@ impl<'a> Recipe<'a> {
         // A projection adds up the first graph alone (`llama-context.cpp:sched_reserve`).
         let graphs = if self.places.forgets_pins { 1 } else { usize::MAX };
         for reserve in Reserve::all(resolved, self.facts).into_iter().take(graphs) {
-            let Some(graph) = self.graph(resolved, plans, reserve, Depth::Few)? else { return Ok(None) };
-            let bytes = match replay::<u64, Graph>(&graph, &kinds, &mut ())? {
-                Some(bytes) => bytes,
-                None => {
-                    let Some(graph) = self.graph(resolved, plans, reserve, Depth::All)? else { return Ok(None) };
-                    buffer_bytes(&graph, &kinds)?
+            let mut depth = Depth::Few;
+            let bytes = loop {
+                let Some(graph) = self.graph(resolved, plans, reserve, depth)? else { return Ok(None) };
+                match replay::<u64, Graph>(&graph, &kinds, &mut ())? {
+                    Some(bytes) => break bytes,
+                    None if depth == Depth::All => return Ok(None),
+                    None => depth = depth.next(),
                 }
             };
             for (most, bytes) in out.iter_mut().zip(bytes) {

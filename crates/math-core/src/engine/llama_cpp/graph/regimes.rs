@@ -150,7 +150,7 @@ fn regime(
                     break lengths;
                 }
                 None if depth == Depth::All => return Ok(None),
-                None => depth = Depth::All,
+                None => depth = depth.next(),
             }
         };
         let (needs_host, needs_device) = match lengths.as_slice() {

@@ -4,6 +4,7 @@
 //! the buffer; some operations write over their input when nobody else reads it; a tensor's room is given back after
 //! its last reader. The result is the highest byte ever taken, per buffer.
 
+use alloc::collections::VecDeque;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -195,6 +196,12 @@ struct State<A> {
     held: Option<(u32, Address<A>)>,
 }
 
+impl<A> State<A> {
+    const fn new(uses: &Uses) -> Self {
+        Self { readers: uses.readers, views: uses.views, held: None }
+    }
+}
+
 /// Sizes of tensors in buffers.
 pub(super) trait Sizes<A> {
     /// The graph.
@@ -238,8 +245,8 @@ struct Replay<'a, A: Amount, S> {
     pools: Vec<Pool<A>>,
     /// Tensors that all layers have in common.
     states: Vec<State<A>>,
-    /// Tensors of the layer under way and of the one before.
-    layers: [Vec<State<A>>; 2],
+    /// Tensors of the layers around the one under way, from the first within reach to the last.
+    layers: VecDeque<Vec<State<A>>>,
     /// The interval under way.
     interval: u32,
 }
@@ -260,7 +267,6 @@ pub(super) fn replay<A: Amount, S: Sizes<A>>(
 ) -> Result<Option<Vec<A>>, MathError> {
     let graph = sizes.graph();
     let Some(unrolled) = Unrolled::new(graph) else { return Ok(None) };
-    let fresh = |uses: &Uses| State { readers: uses.readers, views: uses.views, held: None };
     let mut replay = Replay {
         sizes,
         graph,
@@ -268,8 +274,8 @@ pub(super) fn replay<A: Amount, S: Sizes<A>>(
         steps,
         pools: kinds.iter().map(|kind| Pool::new(*kind)).collect(),
         // Readers are counted first, so that nothing is given back too early.
-        states: unrolled.uses.iter().map(fresh).collect(),
-        layers: [Vec::with_capacity(unrolled.most), Vec::with_capacity(unrolled.most)],
+        states: unrolled.uses.iter().map(State::new).collect(),
+        layers: VecDeque::new(),
         interval: u32::MAX,
     };
     for &(leaf, buffer) in &graph.leafs {
@@ -296,18 +302,30 @@ pub(super) fn replay<A: Amount, S: Sizes<A>>(
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Between<A> {
     pools: Vec<Vec<Chunk<A>>>,
-    /// Tensors of the layer before that hold memory: which, in which buffer, where.
-    held: Vec<(usize, u32, Address<A>)>,
+    held: Vec<Held<A>>,
 }
 
-/// What an interval makes of a state.
+/// A tensor that holds memory between two layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Held<A> {
+    /// Which of the layers around.
+    place: usize,
+    /// Which of its tensors.
+    rank: usize,
+    /// Readers to come, and views that are still to be read or computed.
+    uses: Uses,
+    buffer: u32,
+    address: Address<A>,
+}
+
+/// What a layer makes of a state.
 #[derive(Debug, Clone)]
 struct Move {
     from: usize,
-    /// The interval and the one after it.
-    interval: [u32; 2],
+    /// A layer that did.
+    layer: usize,
     to: usize,
-    /// Uses that the interval takes from tensors that all layers have in common, in its order.
+    /// Uses that it takes from tensors that all layers have in common, in its order.
     taken: Vec<Uses>,
 }
 
@@ -342,22 +360,30 @@ impl<A: Amount, S: Sizes<A>> Replay<'_, A, S> {
         Ok(())
     }
 
-    /// Computes every layer. What an interval makes of a state is remembered: a state that comes back takes the same way
-    /// again, as long as nothing that all layers have in common is read for the last time.
+    /// Computes every layer. What a layer makes of a state is remembered: a state that comes back takes the same way again, as
+    /// long as the layers that follow are the same too and nothing that all layers have in common is read for the last time.
     fn compute_layers(&mut self) -> Result<(), MathError> {
+        let unrolled = self.unrolled;
         let mut memory = Memory { states: Vec::new(), moves: Vec::new() };
+        let places = unrolled.reach.saturating_mul(2);
+        // The last layer that a layer's tensors are used by.
+        let ahead = |layer: usize| unrolled.layers.get(layer..=layer.saturating_add(places));
+        if !unrolled.layers.is_empty() {
+            for place in 0..=places {
+                self.layers.push_back(fresh(unrolled.left(0, place)));
+            }
+        }
         // The state that this layer begins in, and whether the pools still have to be brought to it.
         let mut now: Option<usize> = None;
         let mut behind = false;
-        let following = self.unrolled.layers.iter().skip(1).copied().chain([u32::MAX]);
-        for (&number, next) in self.unrolled.layers.iter().zip(following) {
-            let Some(interval) = self.unrolled.intervals.get(at(number)) else { return Err(no_such("layer")) };
-            let repeats = interval.times > 1;
-            let from = match now {
-                Some(state) => Some(state),
-                None => repeats.then(|| memory.number(self.between())),
+        for (layer, &number) in unrolled.layers.iter().enumerate() {
+            let Some(interval) = unrolled.intervals.get(at(number)) else { return Err(no_such("layer")) };
+            let follows = if interval.times > 1 { ahead(layer) } else { None };
+            let from = match (now, follows) {
+                (None, Some(_)) => Some(memory.number(self.between())),
+                (now, _) => now,
             };
-            let known = memory.moves.iter().find(|known| Some(known.from) == from && known.interval == [number, next]);
+            let known = memory.moves.iter().find(|known| Some(known.from) == from && ahead(known.layer) == follows);
             if let Some(known) = known
                 && self.take(&interval.touches, &known.taken)
             {
@@ -365,13 +391,16 @@ impl<A: Amount, S: Sizes<A>> Replay<'_, A, S> {
                 continue;
             }
             if behind && let Some(state) = now.and_then(|state| memory.states.get(state)) {
-                self.go_to(state, &interval.before);
+                self.go_to(state, layer);
             }
             let before = self.uses(&interval.touches);
-            self.begin_layer(number, next);
+            self.interval = number;
             self.compute(interval.nodes.clone())?;
+            // The next layer's view: the first goes, another comes within reach.
+            self.layers.pop_front();
+            self.layers.push_back(fresh(unrolled.left(layer.saturating_add(1), places)));
             (now, behind) = (None, false);
-            if let Some(from) = from.filter(|_| repeats) {
+            if let (Some(from), Some(_)) = (from, follows) {
                 let to = memory.number(self.between());
                 let after = self.uses(&interval.touches);
                 // Tensors that go decide by where they are.
@@ -380,7 +409,7 @@ impl<A: Amount, S: Sizes<A>> Replay<'_, A, S> {
                         readers: before.readers.saturating_sub(after.readers),
                         views: before.views.saturating_sub(after.views),
                     });
-                    memory.moves.push(Move { from, interval: [number, next], to, taken: taken.collect() });
+                    memory.moves.push(Move { from, layer, to, taken: taken.collect() });
                 }
                 now = Some(to);
             }
@@ -418,15 +447,19 @@ impl<A: Amount, S: Sizes<A>> Replay<'_, A, S> {
             }
             chunks
         });
-        let [last, _] = &self.layers;
-        let held = last.iter().enumerate().filter_map(|(rank, state)| {
-            let (buffer, address) = state.held?;
-            Some((rank, buffer, address))
-        });
-        Between { pools: pools.collect(), held: held.collect() }
+        let mut held = Vec::new();
+        for (place, tensors) in self.layers.iter().enumerate() {
+            for (rank, state) in tensors.iter().enumerate() {
+                if let Some((buffer, address)) = state.held {
+                    let uses = Uses { readers: state.readers, views: state.views };
+                    held.push(Held { place, rank, uses, buffer, address });
+                }
+            }
+        }
+        Between { pools: pools.collect(), held }
     }
-    /// Brings pools and tensors of the last layer to a state; `uses`: what the next layer takes from it.
-    fn go_to(&mut self, state: &Between<A>, uses: &[Uses]) {
+    /// Brings pools and tensors to a state that a layer begins in.
+    fn go_to(&mut self, state: &Between<A>, layer: usize) {
         for (pool, chunks) in self.pools.iter_mut().zip(&state.pools) {
             // How far a chunk has grown is no part of the state.
             let highs: Vec<A> = pool.chunks.iter().map(|chunk| chunk.high).collect();
@@ -435,31 +468,20 @@ impl<A: Amount, S: Sizes<A>> Replay<'_, A, S> {
                 only.high = *high;
             }
         }
-        let [last, _] = &mut self.layers;
-        last.clear();
-        last.extend(uses.iter().map(|uses| State { readers: uses.readers, views: uses.views, held: None }));
-        for (rank, buffer, address) in &state.held {
-            if let Some(state) = last.get_mut(*rank) {
-                state.held = Some((*buffer, *address));
+        for (place, tensors) in self.layers.iter_mut().enumerate() {
+            tensors.clear();
+            tensors.extend(self.unrolled.left(layer, place).map(|uses| State::new(&uses)));
+        }
+        for Held { place, rank, uses, buffer, address } in &state.held {
+            if let Some(state) = self.layers.get_mut(*place).and_then(|tensors| tensors.get_mut(*rank)) {
+                *state = State { held: Some((*buffer, *address)), ..State::new(uses) };
             }
         }
     }
-    /// Makes room for the tensors of a layer.
-    fn begin_layer(&mut self, number: u32, next: u32) {
-        let intervals = &self.unrolled.intervals;
-        let own = intervals.get(at(number)).map_or(&[][..], |interval| &interval.own);
-        let later = intervals.get(at(next)).map_or(&[][..], |interval| &interval.before);
-        self.interval = number;
-        self.layers.swap(0, 1);
-        let [layer, _] = &mut self.layers;
-        layer.clear();
-        let later = later.iter().copied().chain(core::iter::repeat(Uses::default()));
-        layer.extend(own.iter().zip(later).map(|(own, later)| State {
-            readers: own.readers.saturating_add(later.readers),
-            views: own.views.saturating_add(later.views),
-            held: None,
-        }));
-    }
+}
+
+fn fresh<A>(uses: impl Iterator<Item = Uses>) -> Vec<State<A>> {
+    uses.map(|uses| State::new(&uses)).collect()
 }
 
 fn no_such(what: &str) -> MathError {
@@ -482,8 +504,8 @@ impl<'a, A: Amount, S: Sizes<A>> Replay<'a, A, S> {
         let state = match self.unrolled.slot(index) {
             None => self.states.get_mut(at(index)),
             Some((owner, rank)) => {
-                let [layer, before] = &mut self.layers;
-                if owner == self.interval { layer.get_mut(rank) } else { before.get_mut(rank) }
+                let place = self.unrolled.place(self.interval, owner);
+                place.and_then(|place| self.layers.get_mut(place)).and_then(|tensors| tensors.get_mut(rank))
             }
         };
         state.ok_or_else(|| no_such("tensor"))

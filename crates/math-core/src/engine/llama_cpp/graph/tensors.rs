@@ -104,6 +104,8 @@ pub(super) struct Stack {
     pub(super) firsts: Vec<u32>,
     /// For every layer of the model, which of those shown stands for it.
     pub(super) shown_as: Vec<u32>,
+    /// Neighbours on each side that a layer follows from.
+    pub(super) reach: usize,
 }
 
 impl Stack {

@@ -1,9 +1,9 @@
 //! Layers that a graph does not show, put back while it is replayed.
 //!
-//! A graph falls into intervals: what is computed from the first node of one layer to the first node of the next. An interval
-//! reads tensors of its own layer and of the one before; all others it reads are the same for every layer (inputs, embedded
-//! tokens, a first layer's results that all read). So an interval can be computed again for each layer that it stands for:
-//! tensors of the two layers under way have places of their own, and the others keep theirs.
+//! A graph falls into intervals: what is computed from the last node of the layers before one layer to that layer's last node.
+//! An interval uses tensors of its own layer and of a few neighbours; all others it reads are the same for every layer (inputs,
+//! embedded tokens, a first layer's results that all read). So an interval can be computed again for each layer that it
+//! stands for: tensors of the layers under way have places of their own, and the others keep theirs.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -38,15 +38,16 @@ struct Slot {
     rank: u32,
 }
 
-/// What is computed from one layer's first node to the next layer's.
+/// What is computed for a layer.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Interval {
     pub(super) nodes: Range<usize>,
     /// How many layers it stands for.
     pub(super) times: u32,
-    /// How this interval uses the tensors of its own layer, and of the layer before.
-    pub(super) own: Vec<Uses>,
-    pub(super) before: Vec<Uses>,
+    /// Tensors of its layer.
+    pub(super) tensors: usize,
+    /// How it uses the tensors of the layers around, from the first that it reaches to the last.
+    pub(super) around: Vec<Vec<Uses>>,
     /// Tensors of no layer that it reads, or reads views of.
     pub(super) touches: Vec<u32>,
 }
@@ -60,27 +61,26 @@ pub(super) struct Unrolled {
     pub(super) intervals: Vec<Interval>,
     /// The interval of every layer.
     pub(super) layers: Vec<u32>,
+    /// How many layers before and after its own an interval uses tensors of.
+    pub(super) reach: usize,
     /// Uses of the tensors that belong to no layer, by everything.
     pub(super) uses: Vec<Uses>,
-    /// The most tensors that a layer has.
-    pub(super) most: usize,
 }
 
 impl Unrolled {
-    /// `None` where a layer's part of the graph depends on more than its neighbours: such a graph has to show all layers.
+    /// `None` where a layer's part of the graph depends on more neighbours than were looked at when layers were left out.
     pub(super) fn new(graph: &Graph) -> Option<Self> {
         let n_tensors = graph.tensors.len();
-        let mut out = Self {
-            slots: vec![Slot { owner: NONE, rank: 0 }; n_tensors],
-            uses: vec![Uses::default(); n_tensors],
-            ..Self::default()
-        };
+        let uses = vec![Uses::default(); n_tensors];
         let stacks: Vec<&Stack> = graph.stacks.iter().filter(|stack| stack.leaves_out()).collect();
+        let mut out = Self { uses, ..Self::default() };
         if stacks.is_empty() {
             out.before = graph.nodes.len();
             out.count(graph)?;
             return Some(out);
         }
+        out.slots = vec![Slot { owner: NONE, rank: 0 }; n_tensors];
+        out.reach = stacks.iter().map(|stack| stack.reach).max().unwrap_or(0);
         out.own_layers(graph, &stacks);
         out.cut(graph, &stacks)?;
         out.own_added(graph);
@@ -99,11 +99,34 @@ impl Unrolled {
     fn owner(&self, tensor: u32) -> u32 {
         self.slots.get(at(tensor)).map_or(NONE, |slot| slot.owner)
     }
-    fn interval(&self, number: u32) -> Option<&Interval> {
-        self.intervals.get(at(number))
-    }
     fn times(&self, interval: u32) -> u32 {
-        self.interval(interval).map_or(1, |interval| interval.times)
+        self.intervals.get(at(interval)).map_or(1, |interval| interval.times)
+    }
+    /// Which of the layers around an interval's own another one is; `None` beyond its reach.
+    pub(super) fn place(&self, interval: u32, owner: u32) -> Option<usize> {
+        let place = at(owner).saturating_add(self.reach).checked_sub(at(interval))?;
+        (place <= self.reach.saturating_mul(2)).then_some(place)
+    }
+    /// How many times all that is left to be computed from a layer on uses the tensors of the layer at `place` around it.
+    pub(super) fn left(&self, layer: usize, place: usize) -> impl Iterator<Item = Uses> + '_ {
+        let own = layer.saturating_add(place).checked_sub(self.reach).and_then(|own| self.interval_of(own));
+        let tensors = own.map_or(0, |interval| interval.tensors);
+        // As seen from later layers, it lies farther back.
+        let later = move |rank: usize| {
+            (0..=place).filter_map(move |steps| {
+                let around = &self.interval_of(layer.saturating_add(steps))?.around;
+                around.get(place.saturating_sub(steps))?.get(rank).copied()
+            })
+        };
+        (0..tensors).map(move |rank| {
+            later(rank).fold(Uses::default(), |sum, uses| Uses {
+                readers: sum.readers.saturating_add(uses.readers),
+                views: sum.views.saturating_add(uses.views),
+            })
+        })
+    }
+    fn interval_of(&self, layer: usize) -> Option<&Interval> {
+        self.intervals.get(at(*self.layers.get(layer)?))
     }
 
     /// Tensors belong to the layer that made them.
@@ -125,25 +148,23 @@ impl Unrolled {
     /// Cuts the nodes into intervals.
     fn cut(&mut self, graph: &Graph, stacks: &[&Stack]) -> Option<()> {
         let n_intervals = stacks.iter().map(|stack| stack.firsts.len()).sum();
-        let mut starts: Vec<usize> = Vec::with_capacity(n_intervals);
+        // The end of each layer's own nodes.
+        let mut ends = vec![0; n_intervals];
+        let mut start = None;
         for (position, &(node, _)) in graph.nodes.iter().enumerate() {
-            let owner = self.owner(node);
-            if owner != NONE && at(owner) >= starts.len() {
-                // Layers begin one after the other.
-                if at(owner) > starts.len() {
-                    return None;
-                }
-                starts.push(position);
+            if let Some(end) = ends.get_mut(at(self.owner(node))) {
+                start = start.or(Some(position));
+                *end = position.saturating_add(1);
             }
         }
-        if starts.len() != n_intervals {
-            return None;
+        self.before = start?;
+        *ends.last_mut()? = graph.nodes.len();
+        let mut start = self.before;
+        for end in ends {
+            let end = end.max(start);
+            self.intervals.push(Interval { nodes: start..end, ..Interval::default() });
+            start = end;
         }
-        let ends = starts.iter().skip(1).copied().chain([graph.nodes.len()]);
-        for (start, end) in starts.iter().zip(ends) {
-            self.intervals.push(Interval { nodes: *start..end, ..Interval::default() });
-        }
-        self.before = starts.first().copied()?;
         let mut first = 0;
         for stack in stacks {
             self.layers.extend(stack.shown_as.iter().map(|shown| shown.saturating_add(first)));
@@ -169,8 +190,8 @@ impl Unrolled {
         }
     }
 
-    /// Takes tensors out of layers that stand for themselves only, where more than the next layer reads them or their memory
-    /// is there from the beginning.
+    /// Takes tensors out of layers that stand for themselves only, where layers out of reach use them or their memory is there
+    /// from the beginning.
     fn release_far(&mut self, graph: &Graph) -> Option<()> {
         for &(leaf, _) in &graph.leafs {
             self.release(leaf)?;
@@ -181,11 +202,12 @@ impl Unrolled {
             for &(node, _) in graph.nodes.get(nodes)? {
                 let tensor = graph.tensors.get(at(node))?;
                 for &read in graph.sources(tensor).iter().chain([&node]) {
-                    let base = graph.tensors.get(at(read))?.view_of();
-                    for seen in base.into_iter().chain([read]) {
+                    let read_tensor = graph.tensors.get(at(read))?;
+                    for (seen, is_input) in
+                        read_tensor.view_of().map(|base| (base, false)).into_iter().chain([(read, read_tensor.is_input)])
+                    {
                         let owner = self.owner(seen);
-                        let is_near = owner == number || owner.saturating_add(1) == number && owner != NONE;
-                        if !is_near || graph.tensors.get(at(seen))?.is_input {
+                        if owner != NONE && (is_input || self.place(number, owner).is_none()) {
                             self.release(seen)?;
                         }
                     }
@@ -208,48 +230,50 @@ impl Unrolled {
     /// Numbers the tensors of each layer: those of the model in the order in which they were made, then those of the
     /// scheduler in the order in which they are computed.
     fn rank(&mut self, graph: &Graph) {
-        let mut next = vec![0_u32; self.intervals.len()];
         let added = graph.nodes.iter().map(|(node, _)| *node).filter(|node| at(*node) >= graph.n_built);
         for tensor in (0..count(graph.n_built)).chain(added) {
             if let Some(slot) = self.slots.get_mut(at(tensor))
-                && let Some(next) = next.get_mut(at(slot.owner))
+                && let Some(owner) = self.intervals.get_mut(at(slot.owner))
             {
-                slot.rank = *next;
-                *next = next.saturating_add(1);
+                slot.rank = count(owner.tensors);
+                owner.tensors = owner.tensors.saturating_add(1);
             }
         }
-        let mut before = 0;
-        for (interval, own) in self.intervals.iter_mut().zip(next) {
-            interval.own = vec![Uses::default(); at(own)];
-            interval.before = vec![Uses::default(); before];
-            before = at(own);
-            self.most = self.most.max(before);
+        let sizes: Vec<usize> = self.intervals.iter().map(|interval| interval.tensors).collect();
+        for (number, interval) in self.intervals.iter_mut().enumerate() {
+            let places = 0..=self.reach.saturating_mul(2);
+            let size = |place: usize| {
+                let layer = number.saturating_add(place).checked_sub(self.reach);
+                layer.and_then(|layer| sizes.get(layer)).copied().unwrap_or(0)
+            };
+            interval.around = places.map(|place| vec![Uses::default(); size(place)]).collect();
         }
     }
 
     /// Counts readers and views.
     fn count(&mut self, graph: &Graph) -> Option<()> {
-        let mut number = 0;
-        for (position, &(node, _)) in graph.nodes.iter().enumerate() {
-            while self.intervals.get(at(number)).is_some_and(|interval| interval.nodes.end <= position) {
-                number = number.saturating_add(1);
-            }
-            let within = self.intervals.get(at(number)).filter(|interval| interval.nodes.contains(&position));
-            let (number, times) = within.map_or((NONE, 1), |interval| (number, interval.times));
+        self.count_in(graph, 0..self.before, NONE)?;
+        for number in 0..count(self.intervals.len()) {
+            let nodes = self.intervals.get(at(number))?.nodes.clone();
+            self.count_in(graph, nodes, number)?;
+        }
+        Some(())
+    }
+    fn count_in(&mut self, graph: &Graph, nodes: Range<usize>, number: u32) -> Option<()> {
+        let times = self.times(number);
+        for &(node, _) in graph.nodes.get(nodes)? {
             // A result that all layers have in common is computed once.
             if times > 1 && self.owner(node) == NONE {
                 return None;
             }
             let tensor = graph.tensors.get(at(node))?;
             if let Some(base) = tensor.view_of().filter(|_| tensor.is_operation) {
-                let more = if self.owner(base) == NONE { times } else { 1 };
-                let uses = self.uses_mut(base, number)?;
-                uses.views = uses.views.saturating_add(more);
+                let (uses, times) = self.uses_mut(base, number, times)?;
+                uses.views = uses.views.saturating_add(times);
             }
             for &source in graph.sources(tensor) {
-                let more = if self.owner(source) == NONE { times } else { 1 };
-                let uses = self.uses_mut(source, number)?;
-                uses.readers = uses.readers.saturating_add(more);
+                let (uses, added) = self.uses_mut(source, number, times)?;
+                uses.readers = uses.readers.saturating_add(added);
                 if times > 1 {
                     let base = graph.tensors.get(at(source))?.view_of();
                     for seen in base.into_iter().chain([source]) {
@@ -260,14 +284,12 @@ impl Unrolled {
         }
         Some(())
     }
-    fn uses_mut(&mut self, tensor: u32, number: u32) -> Option<&mut Uses> {
-        let slot = *self.slots.get(at(tensor))?;
-        if slot.owner == NONE {
-            return self.uses.get_mut(at(tensor));
-        }
+    /// How a tensor is used, and how often an interval that stands for `times` layers adds to it.
+    fn uses_mut(&mut self, tensor: u32, number: u32, times: u32) -> Option<(&mut Uses, u32)> {
+        let Some((owner, rank)) = self.slot(tensor) else { return Some((self.uses.get_mut(at(tensor))?, times)) };
+        let place = self.place(number, owner)?;
         let interval = self.intervals.get_mut(at(number))?;
-        let uses = if slot.owner == number { &mut interval.own } else { &mut interval.before };
-        uses.get_mut(at(slot.rank))
+        Some((interval.around.get_mut(place)?.get_mut(rank)?, 1))
     }
     fn touch(&mut self, graph: &Graph, tensor: u32, number: u32) -> Option<()> {
         if self.owner(tensor) == NONE && !graph.tensors.get(at(tensor))?.is_external {
@@ -279,11 +301,14 @@ impl Unrolled {
         Some(())
     }
 
-    /// Whether every layer has as many tensors as the layer after it reads from.
+    /// Whether every layer has as many tensors as its neighbours use.
     fn layers_match(&self) -> Option<()> {
-        for (layer, next) in self.layers.iter().zip(self.layers.iter().skip(1)) {
-            if self.interval(*layer)?.own.len() != self.interval(*next)?.before.len() {
-                return None;
+        for layer in 0..self.layers.len() {
+            for (place, used) in (0_usize..).zip(&self.interval_of(layer)?.around) {
+                let other = layer.saturating_add(place).checked_sub(self.reach).and_then(|other| self.interval_of(other));
+                if other.map_or(0, |interval| interval.tensors) != used.len() {
+                    return None;
+                }
             }
         }
         Some(())
