@@ -220,15 +220,38 @@ proptest! {
         }
     }
 
+    /// On Metal another kernel of flash attention may take over with more tokens: see the next test.
     #[test]
-    fn larger_micro_batches_take_no_less(
+    fn larger_micro_batches_and_more_sequences_take_no_less(
         model in 0..MODELS.len(), deployment in deployments(), build in builds(), more in 1_u64..1024,
     ) {
+        prop_assume!(deployment.backend() != Backend::Metal);
         let spec = &MODELS[model];
-        let larger = Deployment { ubatch: deployment.ubatch + more, ..deployment.clone() };
-        if let (Some(less), Some(larger)) = (exact(spec, &deployment, build), exact(spec, &larger, build)) {
+        let Some(less) = exact(spec, &deployment, build) else { return Ok(()) };
+        for larger in [
+            Deployment { ubatch: deployment.ubatch + more, ..deployment.clone() },
+            Deployment { sequences: deployment.sequences + 1, ..deployment.clone() },
+        ] {
+            let Some(larger) = exact(spec, &larger, build) else { continue };
             let (less, larger): (u64, u64) = (less.iter().sum(), larger.iter().sum());
-            prop_assert!(less <= larger, "{} tokens more: {}, {}", more, less, larger);
+            prop_assert!(less <= larger, "{} tokens more or one sequence more: {}, {}", more, less, larger);
         }
     }
+}
+
+#[test]
+fn metal_takes_less_for_more_tokens_as_the_engine_does() {
+    let spec = MODELS.iter().find(|spec| spec.layers.len() == 64 && spec.embedding.n_vocab == 248_320).expect("Qwen3.5-27B");
+    let at = |ubatch| {
+        let deployment = Deployment {
+            sequences: 3,
+            ubatch,
+            flash_attention: FlashAttention::On,
+            ..Deployment::new(ContextRequest::Total(84), Backend::Metal)
+        };
+        exact(spec, &deployment, Build::C0c1e57098).unwrap()
+    };
+    // What the engine reserves: with 16 tokens a sequence flash attention splits the cache and keeps partial results.
+    assert_eq!(at(46), [491_847_616, 1_992_448]);
+    assert_eq!(at(82), [102_685_952, 3_486_752]);
 }
