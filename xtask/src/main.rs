@@ -2,6 +2,8 @@
 
 mod accuracy;
 mod arrow;
+mod bench;
+mod builds;
 mod calibrate;
 mod compare;
 mod conformance;
@@ -32,9 +34,11 @@ Usage: cargo xtask TASK
   architectures    rewrite docs/architectures.md from the recorded conformance
   architectures --check
                    say whether it is up to date
+  builds           rewrite docs/engine-builds.md: what each engine build changed
+  builds --check   say whether it is up to date
   calibrate        fit the throughput model to fixtures/bench and write its table
   compare          rewrite docs/compare.md: the peers from the registries beside us [--python PATH]
-  bench            criterion benches, ours beside the registry's peers
+  bench            criterion benches beside the engine's own simulation and the registry's peers; rewrites docs/benches.md
   fuzz [SECONDS]   run every fuzz target for SECONDS (default 60)
   deny             licences, sources and duplicate versions of all dependencies
 ";
@@ -56,7 +60,9 @@ fn main() -> ExitCode {
         ["architectures", "--check"] => conformance::architectures::page_of_record(true),
         ["calibrate"] => calibrate::run(),
         ["compare", options @ ..] => compare::run(options),
-        ["bench"] => steps::bench(),
+        ["builds"] => builds::run(false),
+        ["builds", "--check"] => builds::run(true),
+        ["bench"] => bench::run(),
         ["fuzz"] => steps::fuzz("60"),
         ["fuzz", seconds] => steps::fuzz(seconds),
         ["deny"] => steps::deny(),

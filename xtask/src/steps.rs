@@ -1,7 +1,7 @@
 //! The steps of each task.
 
 use crate::run::{answers, cargo, command, root, step};
-use crate::{accuracy, arrow, conformance, devices, wasm};
+use crate::{accuracy, arrow, builds, conformance, devices, wasm};
 
 /// Everything that must hold.
 pub(crate) fn test(quick: bool) -> Result<(), String> {
@@ -11,6 +11,7 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     tests()?;
     devices::run(true)?;
     accuracy::run(true)?;
+    builds::run(true)?;
     conformance::habit()?;
     if quick {
         return Ok(());
@@ -55,12 +56,6 @@ pub(crate) fn deny() -> Result<(), String> {
         step("installing cargo-deny", &mut cargo(&["install", "--quiet", "--locked", "cargo-deny"]))?;
     }
     step("deny", &mut cargo(&["deny", "--log-level", "error", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
-}
-
-/// Criterion benches.
-pub(crate) fn bench() -> Result<(), String> {
-    let manifest = root().join("benches/Cargo.toml").to_string_lossy().into_owned();
-    step("benches", &mut cargo(&["bench", "--manifest-path", &manifest]))
 }
 
 /// Runs every fuzz target.

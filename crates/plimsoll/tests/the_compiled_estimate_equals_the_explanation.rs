@@ -93,8 +93,12 @@ fn used(place: Option<&PlaceAllocation>) -> u64 {
 
 fn check(spec: &ModelSpec, table: &TensorTable, build: Build, deployment: &Deployment) {
     let explained = allocate(spec, table, deployment, build);
-    let compiled = Estimator::new(spec, table, build, deployment)
-        .and_then(|estimator| estimator.bytes(deployment.context, deployment.sequences));
+    let estimator = Estimator::new(spec, table, build, deployment);
+    if let (Ok(explained), Ok(estimator)) = (&explained, &estimator) {
+        // The same terms, word for word.
+        assert_eq!(*explained, estimator.explain(deployment.context, deployment.sequences).unwrap());
+    }
+    let compiled = estimator.and_then(|estimator| estimator.bytes(deployment.context, deployment.sequences));
     let (explained, compiled) = match (explained, compiled) {
         (Ok(explained), Ok(compiled)) => (explained, compiled),
         (Err(explained), Err(compiled)) => return assert_eq!(explained.code(), compiled.code(), "{explained} / {compiled}"),

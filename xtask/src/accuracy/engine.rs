@@ -92,7 +92,12 @@ pub(super) fn table() -> Result<Groups, String> {
                 models.insert(key.clone(), model);
             }
             let Some(Some(model)) = models.get(&key) else { continue };
-            let asked = Options { quant: options.quant.clone().filter(|_| !from_header), ..options.clone() };
+            // A header says for itself how it was converted.
+            let asked = Options {
+                quant: options.quant.clone().filter(|_| !from_header),
+                prediction_layers: options.prediction_layers.filter(|_| !from_header),
+                ..options.clone()
+            };
             let answer = match model {
                 Ok(model) => fit(model, &asked),
                 Err(error) => Err(error.clone()),
@@ -122,13 +127,12 @@ fn score(score: &mut Score, name: &str, row: &Value, answer: Result<Fit, PlanErr
             return;
         }
     };
-    let devices: Vec<&[Term]> = answer.devices.iter().map(|device| device.terms.as_slice()).collect();
-    let places: Vec<(Option<usize>, &[Term])> = devices
-        .iter()
-        .enumerate()
-        .map(|(index, terms)| (Some(index), *terms))
-        .chain([(None, answer.host.terms.as_slice())])
-        .collect();
+    // The processor answers as a device of its own name; its buffers are the host's.
+    let is_processor = text(row, "backend").starts_with("cpu");
+    let mut places: BTreeMap<Option<usize>, Vec<&Term>> = BTreeMap::from([(None, answer.host.terms.iter().collect())]);
+    for (index, device) in answer.devices.iter().enumerate() {
+        places.entry((!is_processor).then_some(index)).or_default().extend(&device.terms);
+    }
     let engines = ["model_bytes", "context_bytes", "output_bytes"];
     for (term, key) in TERMS.into_iter().zip(engines) {
         let differs = places.iter().find_map(|(place, terms)| {
@@ -143,7 +147,7 @@ fn score(score: &mut Score, name: &str, row: &Value, answer: Result<Fit, PlanErr
     }
     let (mut exact, mut inside, mut width, mut whole) = (true, true, 0_u64, 0_u64);
     for (place, terms) in &places {
-        let compute = terms.iter().filter(|term| term.component == TermKind::Compute).map(range);
+        let compute = terms.iter().filter(|term| term.component == TermKind::Compute).map(|term| range(term));
         let (low, high) = compute.fold((0, 0), |sum, range| (sum.0 + range.0, sum.1 + range.1));
         let truth = measured(row, "compute_bytes", *place);
         exact &= low == high && low == truth;
@@ -238,6 +242,8 @@ fn options(row: &Value) -> Result<Option<(Placement, Options)>, String> {
         repack: flag("extra_bufts"),
         // The rows were measured with the weights read, not mapped, and whatever the device holds.
         mmap: Some(false),
+        // Recorded without its prediction layer (`--no-mtp`); with it, it is the model `Qwen3.5-27B+MTP`.
+        prediction_layers: (text(row, "model") == "Qwen3.5-27B").then_some(false),
         device: Some(device.to_owned()),
         devices: (placement == Placement::TwoDevices).then(|| vec![device.to_owned()]),
         gpu_layers: number("ngl"),

@@ -84,6 +84,11 @@ fn packages(package: &str) -> PathBuf {
     root().join("target/conformance").join(package)
 }
 
+/// Whether a release is there already.
+pub(crate) fn is_installed(package: &str) -> bool {
+    packages(package).join("node_modules/@node-llama-cpp/linux-x64").exists()
+}
+
 /// Installs the packages, unpacks the sources and builds the checker, each unless it is there already.
 pub(crate) fn engine(package: &str) -> Result<Engine, String> {
     if let Some(lacking) = missing(package) {

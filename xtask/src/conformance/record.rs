@@ -84,7 +84,8 @@ pub(crate) fn record(engine: &Engine, asked: &[Asked]) -> Result<(), String> {
     }
     write(&fixture(&path(build)), packed.finish().map_err(problem)?)?;
     println!("   wrote fixtures/{} ({} rows)", path(build), new.len());
-    architectures::run(build, false)
+    architectures::run(build, false)?;
+    crate::builds::run(false)
 }
 
 /// A record again, with what we answer now.

@@ -13,7 +13,7 @@ use crate::engine::llama_cpp::draft;
 use crate::engine::llama_cpp::loader_facts::LoaderFacts;
 use crate::engine::llama_cpp::memory::{Memory, PlacedMemory, memory_of};
 use crate::engine::llama_cpp::resolve::Resolved;
-use crate::engine::llama_cpp::weights::weight_buffers;
+use crate::engine::llama_cpp::weights::{WeightBuffer, weight_buffers};
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::ModelSpec;
@@ -44,10 +44,21 @@ pub struct Allocated {
 pub fn allocate(spec: &ModelSpec, table: &TensorTable, deployment: &Deployment, build: Build) -> Result<Allocated, MathError> {
     let memory = memory_of(spec, table, deployment, build)?;
     let facts = LoaderFacts::of(spec, build)?;
+    explained(&memory, &weight_buffers(build, &facts, table, deployment)?, spec, deployment, build)
+}
+
+/// The terms of what was found out.
+pub(super) fn explained(
+    memory: &Memory,
+    weights: &[WeightBuffer],
+    spec: &ModelSpec,
+    deployment: &Deployment,
+    build: Build,
+) -> Result<Allocated, MathError> {
     let layout = &memory.layout;
     let mut devices: Vec<Vec<Term>> = layout.devices().iter().map(|_| Vec::new()).collect();
     let mut host = Vec::new();
-    for buffer in weight_buffers(build, &facts, table, deployment)? {
+    for buffer in weights {
         slot(&mut devices, &mut host, buffer.place.place()).push(buffer.term(build, layout));
     }
     for place in layout.places() {
@@ -65,9 +76,9 @@ pub fn allocate(spec: &ModelSpec, table: &TensorTable, deployment: &Deployment, 
     }
     let label = if devices.is_empty() { "compute buffer" } else { "compute buffer of the host" };
     host.push(compute_term(label, memory.compute.host, &memory.resolved, build)?);
-    host.push(output_term(&memory, build)?);
-    let cache_bytes_per_token = cache_bytes_per_token(&memory, deployment)?;
-    let checkpoint_bytes = checkpoint_bytes(&memory, deployment)?;
+    host.push(output_term(memory, build)?);
+    let cache_bytes_per_token = cache_bytes_per_token(memory, deployment)?;
+    let checkpoint_bytes = checkpoint_bytes(memory, deployment)?;
     let allocation = Allocation {
         devices: devices.into_iter().map(|terms| PlaceAllocation { terms }).collect(),
         host: PlaceAllocation { terms: host },

@@ -7,18 +7,18 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::deployment::{ContextRequest, Deployment, Location};
+use crate::engine::llama_cpp::allocate::{Allocated, explained};
 use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::cache::{BufferRules, CachePlan};
-use crate::engine::llama_cpp::compute::{Bounds, ComputeBounds, ComputeShape};
+use crate::engine::llama_cpp::compute::{Bounds, ComputeBounds, ComputeBuffers, ComputeShape};
 use crate::engine::llama_cpp::facts::Facts;
 use crate::engine::llama_cpp::graph::{self, regimes::Regimes};
 use crate::engine::llama_cpp::layout::Layout;
 use crate::engine::llama_cpp::loader_facts::LoaderFacts;
-use crate::engine::llama_cpp::memory::MemoryPlan;
-use crate::engine::llama_cpp::recurrent::{CompressorPlan, RecurrentPlan};
+use crate::engine::llama_cpp::memory::{Memory, MemoryPlan};
 use crate::engine::llama_cpp::refuse::{self, Refusals};
 use crate::engine::llama_cpp::resolve::{ResolveFacts, Resolved, resolve_with};
-use crate::engine::llama_cpp::weights::weight_buffers;
+use crate::engine::llama_cpp::weights::{WeightBuffer, weight_buffers};
 use crate::error::MathError;
 use crate::spec::ModelSpec;
 use crate::tensor::TensorTable;
@@ -57,14 +57,12 @@ pub struct Estimator {
     device_weights: u64,
     host_weights: u64,
     caches: Vec<FoldedCache>,
-    plans: Vec<CachePlan>,
-    recurrent: Option<RecurrentPlan>,
-    compressors: Vec<CompressorPlan>,
-    output_row: u64,
+    plan: MemoryPlan,
+    weights: Vec<WeightBuffer>,
     compute: ComputeShape,
     /// Ranges of contexts for the deployment's number of sequences, where the graph is known.
     regimes: Option<Regimes>,
-    /// What a replay for another number of sequences needs.
+    /// What a replay for another number of sequences and an explanation need.
     spec: ModelSpec,
 }
 
@@ -119,7 +117,8 @@ impl Estimator {
         let refusals = Refusals::new(spec, facts, deployment, &probe)?;
         let plan = MemoryPlan::new(spec, facts, deployment, &layout, resolve_facts.transposes_values(deployment))?;
         let (mut device_weights, mut host_weights) = (0, 0);
-        for buffer in weight_buffers(build, &loader, table, deployment)? {
+        let weights = weight_buffers(build, &loader, table, deployment)?;
+        for buffer in &weights {
             if buffer.place.is_device() {
                 device_weights = add(device_weights, buffer.bytes.get())?;
             } else {
@@ -139,10 +138,8 @@ impl Estimator {
             device_weights,
             host_weights,
             caches,
-            plans: plan.caches,
-            recurrent: plan.recurrent,
-            compressors: plan.compressors,
-            output_row: plan.output_row,
+            plan,
+            weights,
             compute: ComputeShape::new(spec, facts, deployment)?,
         })
     }
@@ -155,18 +152,18 @@ impl Estimator {
         let resolved = resolve_with(&self.facts, &self.deployment, context, sequences)?;
         self.refusals.check(&resolved)?;
         let mut kv_cache: u64 = 0;
-        for (folded, plan) in self.caches.iter().zip(&self.plans) {
+        for (folded, plan) in self.caches.iter().zip(&self.plan.caches) {
             let rows = mul(plan.cells(&resolved, self.deployment.swa_full)?, plan.streams(&resolved))?;
             kv_cache = add(kv_cache, add(mul(folded.per_row, rows)?, folded.constant)?)?;
         }
-        let mut recurrent_state = match &self.recurrent {
+        let mut recurrent_state = match &self.plan.recurrent {
             Some(plan) => plan.bytes(&resolved, &self.layout)?.allocated,
             None => 0,
         };
-        for plan in &self.compressors {
+        for plan in &self.plan.compressors {
             recurrent_state = add(recurrent_state, plan.bytes(&resolved, &self.layout)?)?;
         }
-        let output = mul(4, mul(resolved.n_seq_max, self.output_row)?)?;
+        let output = mul(4, mul(resolved.n_seq_max, self.plan.output_row)?)?;
         let compute = self.compute(&resolved)?;
         let context = add(kv_cache, recurrent_state)?;
         let (on_device, on_host) = if self.place == Location::Host { (0, context) } else { (context, 0) };
@@ -184,6 +181,20 @@ impl Estimator {
 }
 
 impl Estimator {
+    /// What [`crate::engine::llama_cpp::allocate::allocate`] explains, term by term, with weights placed and compute
+    /// buffers known already.
+    ///
+    /// # Errors
+    /// As [`Self::bytes`].
+    pub fn explain(&self, context: ContextRequest, sequences: u64) -> Result<Allocated, MathError> {
+        let resolved = resolve_with(&self.facts, &self.deployment, context, sequences)?;
+        self.refusals.check(&resolved)?;
+        let deployment = Deployment { context, sequences, ..self.deployment.clone() };
+        let compute = ComputeBuffers::of_one(self.compute(&resolved)?, self.place, self.layout.devices().len());
+        let memory = Memory::of(self.plan.clone(), resolved, compute, &deployment, self.layout.clone())?;
+        explained(&memory, &self.weights, &self.spec, &deployment, self.facts.build)
+    }
+
     /// Compute buffers: from the ranges that were compiled for this number of sequences, else by a replay, else bounds.
     fn compute(&self, resolved: &Resolved) -> Result<ComputeBounds, MathError> {
         if let Some(regimes) = &self.regimes {
@@ -191,11 +202,11 @@ impl Estimator {
                 return Ok(ComputeBounds::exactly(exact));
             }
             let facts = Facts::new(&self.spec, self.facts.build)?;
-            if let Some(exact) = graph::compute_bytes(&self.spec, &self.deployment, facts, resolved, &self.plans)? {
+            if let Some(exact) = graph::compute_bytes(&self.spec, &self.deployment, facts, resolved, &self.plan.caches)? {
                 return Ok(ComputeBounds::exactly(exact));
             }
         }
-        self.compute.bounds(&self.plans, resolved, &self.deployment)
+        self.compute.bounds(&self.plan.caches, resolved, &self.deployment)
     }
 }
 

@@ -120,6 +120,18 @@ fn context(caches: &[CacheBytes], recurrent: Option<&RecurrentBytes>, compressor
 }
 
 impl Memory {
+    /// What the modules of a plan cost.
+    pub(super) fn of(
+        plan: MemoryPlan,
+        resolved: Resolved,
+        compute: ComputeBuffers,
+        deployment: &Deployment,
+        layout: Layout,
+    ) -> Result<Self, MathError> {
+        let (caches, recurrent, compressors) = plan.bytes(&resolved, deployment, &layout)?;
+        let output = mul(4, mul(resolved.n_seq_max, plan.output_row)?)?;
+        Ok(Self { resolved, plan, caches, recurrent, compressors, output, compute, layout })
+    }
     /// What lies in one place, of what is asked for in `deployment`.
     ///
     /// # Errors
@@ -199,8 +211,6 @@ fn measure(
     let layout = Layout::of(spec, deployment)?;
     let layout = if projected { layout.as_projected() } else { layout };
     let plan = MemoryPlan::new(spec, facts, deployment, &layout, asked.transposes_values(deployment))?;
-    let (caches, recurrent, compressors) = plan.bytes(&resolved, deployment, &layout)?;
-    let output = mul(4, mul(resolved.n_seq_max, plan.output_row)?)?;
     let exact = graph::compute_buffers(spec, table, deployment, facts, &layout, &resolved, &plan.caches)?;
     let compute = match (exact, layout.only_place(), table) {
         (Some(exact), ..) => exact,
@@ -219,5 +229,5 @@ fn measure(
             });
         }
     };
-    Ok(Memory { resolved, plan, caches, recurrent, compressors, output, compute, layout })
+    Memory::of(plan, resolved, compute, deployment, layout)
 }

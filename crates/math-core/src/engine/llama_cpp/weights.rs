@@ -190,6 +190,31 @@ pub(super) fn largest_on_host(
         .try_fold(0_u64, |largest, created| Ok(largest.max(created.tensor.bytes()?.get())))
 }
 
+/// What reads the tensors of layers, by their names without the layer's number: the same in every layer, and most often in
+/// the same order.
+#[derive(Default)]
+struct Readers<'a> {
+    known: Vec<(&'a str, (Stage, Reader))>,
+    next: usize,
+}
+
+impl<'a> Readers<'a> {
+    fn of(&mut self, facts: &LoaderFacts, name: &'a str) -> (Stage, Reader) {
+        let Some((_, base)) = layer_and_base(name) else { return reader(facts, name) };
+        let there =
+            self.known.iter().skip(self.next).position(|(known, _)| *known == base).map(|ahead| ahead.saturating_add(self.next));
+        let there = there.or_else(|| self.known.iter().position(|(known, _)| *known == base));
+        let found = there.and_then(|index| Some((index, self.known.get(index)?.1)));
+        let (index, read) = found.unwrap_or_else(|| {
+            let read = reader(facts, name);
+            self.known.push((base, read));
+            (self.known.len().saturating_sub(1), read)
+        });
+        self.next = index.saturating_add(1);
+        read
+    }
+}
+
 /// Every tensor that the loader creates, with its place.
 fn created<'a>(
     build: Build,
@@ -202,10 +227,11 @@ fn created<'a>(
     let mut offset = 0;
     let mut has_output = false;
     let mut embedding = None;
+    let mut readers = Readers::default();
     for tensor in table.tensors.iter().filter(|tensor| tensor.counts.is_in_gguf()) {
         let start = offset;
         offset = round_up(add(offset, tensor.bytes()?.get())?, 32)?;
-        let (mut stage, read_by) = reader(facts, &tensor.name);
+        let (mut stage, read_by) = readers.of(facts, &tensor.name);
         if build.makes_with_the_input(&tensor.name) {
             stage = Stage::Input;
         }

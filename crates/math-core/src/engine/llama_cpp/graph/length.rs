@@ -7,7 +7,10 @@ use core::cmp::Ordering;
 
 use crate::error::MathError;
 
-const OVERFLOW: MathError = MathError::Overflow { quantity: "compute buffer" };
+// A function, since an error that is made in advance has to be dropped again.
+fn overflow() -> MathError {
+    MathError::Overflow { quantity: "compute buffer" }
+}
 
 /// What the allocator counts in: bytes of one context, or lengths that grow with it. A comparison may note how far its
 /// outcome holds.
@@ -34,10 +37,10 @@ impl Amount for u64 {
         Ok(bytes)
     }
     fn plus(self, other: Self) -> Result<Self, MathError> {
-        self.checked_add(other).ok_or(OVERFLOW)
+        self.checked_add(other).ok_or_else(overflow)
     }
     fn minus(self, other: Self) -> Result<Self, MathError> {
-        self.checked_sub(other).ok_or(OVERFLOW)
+        self.checked_sub(other).ok_or_else(overflow)
     }
     fn at_least((): &mut (), a: Self, b: Self) -> bool {
         a >= b
@@ -49,7 +52,7 @@ impl Amount for u64 {
         // Every real alignment is a power of two.
         if alignment.is_power_of_two() {
             let mask = alignment.saturating_sub(1);
-            return amount.checked_add(mask).map(|amount| amount & !mask).ok_or(OVERFLOW);
+            return amount.checked_add(mask).map(|amount| amount & !mask).ok_or_else(overflow);
         }
         crate::units::round_up(amount, alignment)
     }
@@ -62,12 +65,12 @@ impl Amount for Length {
         Self::of(bytes)
     }
     fn plus(self, other: Self) -> Result<Self, MathError> {
-        let value = self.value.checked_add(other.value).ok_or(OVERFLOW)?;
-        Ok(Self { value, slope: self.slope.checked_add(other.slope).ok_or(OVERFLOW)? })
+        let value = self.value.checked_add(other.value).ok_or_else(overflow)?;
+        Ok(Self { value, slope: self.slope.checked_add(other.slope).ok_or_else(overflow)? })
     }
     fn minus(self, other: Self) -> Result<Self, MathError> {
-        let value = self.value.checked_sub(other.value).ok_or(OVERFLOW)?;
-        Ok(Self { value, slope: self.slope.checked_sub(other.slope).ok_or(OVERFLOW)? })
+        let value = self.value.checked_sub(other.value).ok_or_else(overflow)?;
+        Ok(Self { value, slope: self.slope.checked_sub(other.slope).ok_or_else(overflow)? })
     }
     fn at_least(steps: &mut Steps, a: Self, b: Self) -> bool {
         steps.compare(a, b) != Ordering::Less
@@ -76,13 +79,13 @@ impl Amount for Length {
         steps.compare(a, b) == Ordering::Equal
     }
     fn round_up(steps: &mut Steps, length: Self, alignment: u64) -> Result<Self, MathError> {
-        let alignment = i64::try_from(alignment.max(1)).map_err(|_| OVERFLOW)?;
+        let alignment = i64::try_from(alignment.max(1)).map_err(|_| overflow())?;
         if !length.is_constant() && length.slope.checked_rem(alignment) != Some(0) {
             steps.limit(0);
         }
-        let rest = length.value.checked_rem_euclid(alignment).ok_or(OVERFLOW)?;
-        let missing = if rest == 0 { 0 } else { alignment.checked_sub(rest).ok_or(OVERFLOW)? };
-        Ok(Self { value: length.value.checked_add(missing).ok_or(OVERFLOW)?, slope: length.slope })
+        let rest = length.value.checked_rem_euclid(alignment).ok_or_else(overflow)?;
+        let missing = if rest == 0 { 0 } else { alignment.checked_sub(rest).ok_or_else(overflow)? };
+        Ok(Self { value: length.value.checked_add(missing).ok_or_else(overflow)?, slope: length.slope })
     }
 }
 
@@ -102,7 +105,7 @@ impl Length {
     /// # Errors
     /// [`MathError::Overflow`] above 2^63 - 1.
     pub fn of(bytes: u64) -> Result<Self, MathError> {
-        Ok(Self { value: i64::try_from(bytes).map_err(|_| OVERFLOW)?, slope: 0 })
+        Ok(Self { value: i64::try_from(bytes).map_err(|_| overflow())?, slope: 0 })
     }
     /// A size that is `now`, and `next` one step further.
     ///
@@ -110,22 +113,22 @@ impl Length {
     /// [`MathError::Overflow`] above 2^63 - 1.
     pub fn between(now: u64, next: u64) -> Result<Self, MathError> {
         let (now, next) = (Self::of(now)?.value, Self::of(next)?.value);
-        Ok(Self { value: now, slope: next.checked_sub(now).ok_or(OVERFLOW)? })
+        Ok(Self { value: now, slope: next.checked_sub(now).ok_or_else(overflow)? })
     }
     /// Bytes now.
     ///
     /// # Errors
     /// [`MathError::Overflow`] for a negative size.
     pub fn now(self) -> Result<u64, MathError> {
-        u64::try_from(self.value).map_err(|_| OVERFLOW)
+        u64::try_from(self.value).map_err(|_| overflow())
     }
     /// Bytes `steps` further.
     ///
     /// # Errors
     /// [`MathError::Overflow`].
     pub fn after(self, steps: u64) -> Result<u64, MathError> {
-        let grown = i64::try_from(steps).ok().and_then(|steps| self.slope.checked_mul(steps)).ok_or(OVERFLOW)?;
-        u64::try_from(self.value.checked_add(grown).ok_or(OVERFLOW)?).map_err(|_| OVERFLOW)
+        let grown = i64::try_from(steps).ok().and_then(|steps| self.slope.checked_mul(steps)).ok_or_else(overflow)?;
+        u64::try_from(self.value.checked_add(grown).ok_or_else(overflow)?).map_err(|_| overflow())
     }
     const fn is_constant(self) -> bool {
         self.slope == 0

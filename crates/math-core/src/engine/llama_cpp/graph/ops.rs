@@ -64,10 +64,13 @@ pub struct Builder {
     stack: Vec<(u32, u32)>,
 }
 
-const GONE: MathError = MathError::Overflow { quantity: "graph" };
+// A function, since an error that is made in advance has to be dropped again.
+fn gone() -> MathError {
+    MathError::Overflow { quantity: "graph" }
+}
 
 fn backend_number(backend: usize) -> Result<u8, MathError> {
-    u8::try_from(backend).map_err(|_| GONE)
+    u8::try_from(backend).map_err(|_| gone())
 }
 
 type Built4 = Result<Node, MathError>;
@@ -129,13 +132,13 @@ impl Builder {
         Ok(Node(number))
     }
     fn tensor(&self, node: Node) -> Result<&GraphTensor, MathError> {
-        self.graph.tensors.get(node.index()).ok_or(GONE)
+        self.graph.tensors.get(node.index()).ok_or_else(gone)
     }
     fn tensor_mut(&mut self, node: Node) -> Result<&mut GraphTensor, MathError> {
-        self.graph.tensors.get_mut(node.index()).ok_or(GONE)
+        self.graph.tensors.get_mut(node.index()).ok_or_else(gone)
     }
     fn built_mut(&mut self, node: Node) -> Result<&mut Built, MathError> {
-        self.built.get_mut(node.index()).ok_or(GONE)
+        self.built.get_mut(node.index()).ok_or_else(gone)
     }
     /// Whether some operation was not named.
     pub(super) fn has_unnamed(&self) -> bool {
@@ -146,7 +149,7 @@ impl Builder {
     /// # Errors
     /// [`MathError::Overflow`] for a tensor of another graph.
     pub fn op(&self, node: Node) -> Result<Op, MathError> {
-        Ok(self.built.get(node.index()).ok_or(GONE)?.op)
+        Ok(self.built.get(node.index()).ok_or_else(gone)?.op)
     }
     /// Notes that a layer of the last stack begins.
     pub(super) fn begin_layer(&mut self) {
@@ -174,7 +177,7 @@ impl Builder {
     /// # Errors
     /// [`MathError::Overflow`] for a tensor of another graph.
     pub fn format(&self, node: Node) -> Result<StorageFormat, MathError> {
-        Ok(self.built.get(node.index()).ok_or(GONE)?.format)
+        Ok(self.built.get(node.index()).ok_or_else(gone)?.format)
     }
     /// Bytes from the first to the last element.
     ///
@@ -217,7 +220,7 @@ impl Builder {
     /// # Errors
     /// [`MathError::Overflow`] for a tensor of another graph.
     pub fn limit_cells(&mut self, node: Node, most: u64) -> Result<(), MathError> {
-        self.built_mut(node)?.most_cells = u32::try_from(most).map_err(|_| GONE)?;
+        self.built_mut(node)?.most_cells = u32::try_from(most).map_err(|_| gone())?;
         Ok(())
     }
     /// Says that a weight is in a layout of the processor's own.
@@ -275,7 +278,7 @@ impl Builder {
     /// # Errors
     /// [`MathError::Overflow`] for a tensor of another graph.
     pub fn add_extra(&mut self, node: Node, backend: usize, bytes: u64) -> Result<(), MathError> {
-        let backend = u32::try_from(backend).map_err(|_| GONE)?;
+        let backend = u32::try_from(backend).map_err(|_| gone())?;
         self.tensor_mut(node)?.set_extra(backend, bytes);
         Ok(())
     }
@@ -547,14 +550,14 @@ impl Builder {
         self.stack.push((node.0, 0));
         while let Some((index, next)) = self.stack.pop() {
             let at = Node(index).index();
-            let built = self.built.get_mut(at).ok_or(GONE)?;
+            let built = self.built.get_mut(at).ok_or_else(gone)?;
             if next == 0 {
                 if built.visited {
                     continue;
                 }
                 built.visited = true;
             }
-            let tensor = self.graph.tensors.get(at).ok_or(GONE)?;
+            let tensor = self.graph.tensors.get(at).ok_or_else(gone)?;
             let sources = self.graph.sources(tensor);
             // The next source that is not in order yet.
             let mut waiting = None;

@@ -74,7 +74,10 @@ struct Pool<A> {
 /// Where a chunk's open end starts to count as endless: sizes never come near it.
 const ENDLESS: u64 = 1 << 60;
 
-const NO_ROOM: MathError = MathError::Overflow { quantity: "compute buffer" };
+// A function, since an error that is made in advance has to be dropped again.
+fn no_room() -> MathError {
+    MathError::Overflow { quantity: "compute buffer" }
+}
 
 impl<A: Amount> Pool<A> {
     const fn new(kind: BufferKind) -> Self {
@@ -95,8 +98,8 @@ impl<A: Amount> Pool<A> {
                 (self.chunks.len().saturating_sub(1), 0)
             }
         };
-        let Some(chunk) = self.chunks.get_mut(chunk_index) else { return Err(NO_ROOM) };
-        let Some(hole) = chunk.holes.get_mut(hole_index) else { return Err(NO_ROOM) };
+        let Some(chunk) = self.chunks.get_mut(chunk_index) else { return Err(no_room()) };
+        let Some(hole) = chunk.holes.get_mut(hole_index) else { return Err(no_room()) };
         let offset = hole.offset;
         hole.offset = offset.plus(size)?;
         hole.size = hole.size.minus(size)?;
@@ -106,7 +109,7 @@ impl<A: Amount> Pool<A> {
             chunk.holes.remove(hole_index);
         }
         chunk.high = A::larger(steps, chunk.high, end);
-        Ok(Address { chunk: u32::try_from(chunk_index).map_err(|_| NO_ROOM)?, offset })
+        Ok(Address { chunk: u32::try_from(chunk_index).map_err(|_| no_room())?, offset })
     }
 
     /// The smallest hole that holds `size`; of equal ones the last. A chunk's open end is no hole, and each chunk with a
@@ -232,7 +235,7 @@ impl Sizes<Length> for Growing {
         &self.graph
     }
     fn bytes(&self, index: usize, tensor: &GraphTensor, buffer: u32) -> Result<Length, MathError> {
-        let [bytes, extra] = *self.lengths.get(index).ok_or(NO_ROOM)?;
+        let [bytes, extra] = *self.lengths.get(index).ok_or_else(no_room)?;
         if tensor.has_extra_in(buffer) { bytes.plus(extra) } else { Ok(bytes) }
     }
 }

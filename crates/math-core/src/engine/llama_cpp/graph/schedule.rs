@@ -28,7 +28,10 @@ pub(super) struct Machine<'a> {
     pub(super) kernels: Kernels,
 }
 
-const GONE: MathError = MathError::Overflow { quantity: "graph" };
+// A function, since an error that is made in advance has to be dropped again.
+fn gone() -> MathError {
+    MathError::Overflow { quantity: "graph" }
+}
 
 /// Sources that a tensor may have (`ggml.h:GGML_MAX_SRC`).
 const MOST_SOURCES: usize = 10;
@@ -43,7 +46,7 @@ const NOWHERE: u8 = u8::MAX;
 pub(super) fn schedule(builder: Builder, machine: Machine<'_>) -> Result<Graph, MathError> {
     let Builder { mut graph, built, leafs, nodes, .. } = builder;
     graph.n_built = built.len();
-    let Some(last) = machine.backends.len().checked_sub(1).and_then(|last| u8::try_from(last).ok()) else { return Err(GONE) };
+    let Some(last) = machine.backends.len().checked_sub(1).and_then(|last| u8::try_from(last).ok()) else { return Err(gone()) };
     let n_tensors = built.len();
     let scheduler =
         Scheduler { graph, built, leafs, nodes, machine, last, backend: vec![NOWHERE; n_tensors], read_inputs: Vec::new() };
@@ -85,10 +88,10 @@ impl Scheduler<'_> {
         }
     }
     fn tensor(&self, index: u32) -> Result<&GraphTensor, MathError> {
-        self.graph.tensors.get(at(index)).ok_or(GONE)
+        self.graph.tensors.get(at(index)).ok_or_else(gone)
     }
     fn built(&self, index: u32) -> Result<&Built, MathError> {
-        self.built.get(at(index)).ok_or(GONE)
+        self.built.get(at(index)).ok_or_else(gone)
     }
     fn kind(&self, backend: u8) -> Backend {
         self.machine.backends.get(usize::from(backend)).copied().unwrap_or(Backend::Cpu)
