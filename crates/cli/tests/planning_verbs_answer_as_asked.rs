@@ -282,7 +282,8 @@ fn sweep_tells_in_every_format_what_fit_says() {
         }
     }
     let table = plimsoll(&[&["sweep", MODEL], &axes[..]].concat());
-    assert_eq!(table.out.lines().count(), 17);
+    // What all rows share, a blank line, the heads.
+    assert_eq!(table.out.lines().count(), 19);
     assert!(table.out.lines().all(|line| line.chars().count() <= 120), "{}", table.out);
     let chart = plimsoll(&[&["sweep", MODEL], &axes[..], &["--chart"]].concat());
     assert!(chart.out.contains('█') && chart.out.contains('┃'), "{}", chart.out);

@@ -38,7 +38,7 @@ impl<'a> Question<'a> {
     pub fn on_devices(&self, device: &Device, count: u64) -> Result<Self, PlanError> {
         let ranks = matches!(self.effective.engine, Engine::Vllm);
         let mut changed = self.changed(|options| {
-            options.device = Some(if count == 1 || ranks { device.name.clone() } else { format!("{}x{count}", device.name) });
+            options.device = Some(if count == 1 || ranks { device.name.clone() } else { format!("{count}x {}", device.name) });
             options.devices = None;
             options.memory = None;
             options.displays = None;

@@ -237,6 +237,12 @@ impl<'a> Sweep<'a> {
         u64::try_from(self.axes.sequences.len().max(1)).unwrap_or(1)
     }
 
+    /// What is varied.
+    #[must_use]
+    pub const fn axes(&self) -> &Axes {
+        &self.axes
+    }
+
     /// The model's name.
     #[must_use]
     pub fn model_name(&self) -> &str {

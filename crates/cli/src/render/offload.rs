@@ -8,7 +8,26 @@ use super::{digits, heading, notes, page};
 
 /// A placement in the engine's words.
 fn words(placement: &Placement) -> String {
-    if placement.options.is_empty() { "everything on devices".to_owned() } else { placement.options.join(" ") }
+    const OVERRIDE: &str = "--override-tensor";
+    let overrides = placement.options.iter().filter(|word| *word == OVERRIDE).count();
+    if placement.options.is_empty() {
+        return "everything on devices".to_owned();
+    }
+    if overrides <= 2 {
+        return placement.options.join(" ");
+    }
+    // The engine's own choice names every layer: the command below has them.
+    let mut kept: Vec<String> = Vec::new();
+    let mut options = placement.options.iter();
+    while let Some(word) = options.next() {
+        if word == OVERRIDE {
+            options.next();
+        } else {
+            kept.push(word.clone());
+        }
+    }
+    kept.push(format!("{OVERRIDE} of {overrides} patterns"));
+    kept.join(" ")
 }
 
 fn speed(placement: &Placement) -> String {
@@ -33,12 +52,8 @@ fn table(best: Option<&Placement>, own: Option<&Placement>, width: usize) -> Vec
     let mut lines = Vec::new();
     for (title, placement) in [("Best", best), ("llama.cpp's own choice", own)] {
         let Some(placement) = placement else { continue };
-        lines.push(format!(
-            "{}: {}, {}",
-            paint(BOLD, title),
-            cut(&words(placement), width.saturating_sub(columns(title) + 2)),
-            speed(placement)
-        ));
+        lines.push(format!("{}: {}", paint(BOLD, title), speed(placement)));
+        lines.extend(wrap(&words(placement), width, "  "));
         lines.push(head.clone());
         for device in &placement.devices {
             let free = if device.headroom < 0 {

@@ -6,7 +6,7 @@ use plimsoll::planner::point::Point;
 use plimsoll::planner::size::{grouped, short};
 use plimsoll::planner::sweep::Sweep;
 
-use crate::render::text::{BOLD, cut, flow, paint, right, width};
+use crate::render::text::{BOLD, cut, paint, right, width};
 use crate::render::{bar, component, fill};
 
 /// Charts of more lines, or of more contexts, are no help.
@@ -89,20 +89,23 @@ pub(super) fn chart(sweep: &Sweep<'_>) -> Result<Vec<String>, PlanError> {
             lines.push(format!("{name}  {drawn}  {}", right(&short(sum), 9)));
         }
     }
-    let mut legend = Vec::new();
-    for kind in [
+    let kinds = [
         TermKind::Weights,
         TermKind::KvCache,
         TermKind::RecurrentState,
         TermKind::Compute,
         TermKind::Output,
         TermKind::DriverContext,
-    ] {
-        let (glyph, style) = fill(kind);
-        legend.push(format!("{} {}", paint(style, &glyph.to_string()), component(kind)));
-    }
+    ];
     lines.push(String::new());
-    lines.extend(flow(legend.into_iter(), "   ", width.saturating_add(60), ""));
+    // Two lines: one is wider than a narrow terminal.
+    for half in kinds.chunks(3) {
+        let named = |kind: &TermKind| {
+            let (glyph, style) = fill(*kind);
+            format!("{} {}", paint(style, &glyph.to_string()), component(*kind))
+        };
+        lines.push(half.iter().map(named).collect::<Vec<_>>().join("   "));
+    }
     lines.push("what lies beyond ┃ does not fit; what the host holds is counted as well".to_owned());
     if sweep.lines() > MOST_LINES {
         lines.push(format!("the first {MOST_LINES} of {} combinations are drawn", sweep.lines()));

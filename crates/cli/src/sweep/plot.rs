@@ -55,7 +55,9 @@ fn gib(bytes: Bytes) -> f64 {
 
 /// A context as people write it.
 fn tokens(value: &f64) -> String {
-    if *value >= 1_048_576.0 {
+    if *value < 1.0 {
+        "0".to_owned()
+    } else if *value >= 1_048_576.0 {
         format!("{:.3}m", value / 1_048_576.0).replace(".000", "")
     } else {
         format!("{:.1}k", value / 1024.0).replace(".0k", "k")

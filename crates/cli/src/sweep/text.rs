@@ -5,32 +5,46 @@ use std::io::Write;
 use plimsoll::math::units::Bytes;
 use plimsoll::planner::size::short;
 use plimsoll::planner::speed::PerSecond;
-use plimsoll::planner::sweep::{Row, SWEEP_SCHEMA, Standing, Sweep};
+use plimsoll::planner::sweep::{Label, Row, SWEEP_SCHEMA, Standing, Sweep};
 
 use super::Sink;
 use crate::render::csv_field;
 use crate::render::digits;
-use crate::render::text::{BAD, BOLD, DIM, GOOD, MAYBE, columns, cut, left, paint, right};
+use crate::render::text::{BAD, BOLD, DIM, GOOD, MAYBE, columns, cut, flow, left, paint, right, width};
 
-/// Columns of a table for people. Widths follow from the axes, so that no row has to wait for another.
+/// Columns of a table for people. Widths follow from the axes, so that no row has to wait for another; what all rows share stands
+/// once above them.
 pub(super) struct Table {
-    device: usize,
-    quant: usize,
-    kv_type: usize,
-    engine: usize,
+    /// Columns of text: head, width, and which part of a label.
+    texts: Vec<(&'static str, usize, fn(&Label) -> String)>,
+    shared: Vec<String>,
 }
 
 impl Table {
     pub(super) fn new(sweep: &Sweep<'_>) -> Self {
-        // The labels of one line of every axis value say how wide the columns get; a sample is enough.
-        let mut out = Self { device: 6, quant: 5, kv_type: 5, engine: 6 };
-        for index in (0..sweep.lines()).take(64) {
-            let Ok(line) = sweep.line(index) else { continue };
-            let label = line.label();
-            out.device = out.device.max(columns(&label.device)).min(28);
-            out.quant = out.quant.max(columns(&label.quant)).min(12);
-            out.kv_type = out.kv_type.max(columns(&label.kv_type)).min(10);
-            out.engine = out.engine.max(columns(&label.engine)).min(12);
+        let axes = sweep.axes();
+        // A sample of labels says how wide the columns get.
+        let labels: Vec<Label> =
+            (0..sweep.lines()).take(64).filter_map(|index| sweep.line(index).ok()).map(|line| line.label().clone()).collect();
+        let columns_of: [(&'static str, usize, usize, fn(&Label) -> String); 5] = [
+            ("engine", axes.engines.len(), 14, |label| label.engine.clone()),
+            ("device", axes.devices.len(), 30, |label| label.device.clone()),
+            ("quant", axes.quants.len(), 12, |label| label.quant.clone()),
+            ("cache", axes.kv_types.len(), 10, |label| label.kv_type.clone()),
+            ("seqs", axes.sequences.len(), 6, |label| label.sequences.to_string()),
+        ];
+        let mut out = Self { texts: Vec::new(), shared: vec![sweep.model_name().to_owned()] };
+        for (head, values, most, of) in columns_of {
+            if values > 1 {
+                let widest = labels.iter().map(|label| columns(&of(label))).max().unwrap_or(0);
+                out.texts.push((head, widest.max(columns(head)).min(most), of));
+            } else if let Some(label) = labels.first() {
+                out.shared.push(match head {
+                    "cache" => format!("cache {}", of(label)),
+                    "seqs" => format!("{} {}", of(label), if label.sequences == 1 { "sequence" } else { "sequences" }),
+                    _ => of(label),
+                });
+            }
         }
         out
     }
@@ -42,24 +56,13 @@ fn rate(rate: Option<PerSecond>) -> String {
 
 impl Sink for Table {
     fn head(&self, _: &Sweep<'_>) -> Vec<u8> {
-        let line = format!(
-            "{}  {}  {}  {}  {}  {}  {}  {}  {}  {}",
-            left("engine", self.engine),
-            left("device", self.device),
-            left("quant", self.quant),
-            left("cache", self.kv_type),
-            right("seqs", 4),
-            right("context", 8),
-            right("used", 10),
-            right("free", 10),
-            right("tok/s", 6),
-            right("all", 6)
-        );
-        format!("{}\n", paint(BOLD, &line)).into_bytes()
+        let mut head: Vec<String> = self.texts.iter().map(|(name, width, _)| left(name, *width)).collect();
+        head.extend([right("context", 8), right("used", 10), right("free", 10), right("tok/s", 6), right("all", 6)]);
+        let shared = flow(self.shared.iter().cloned(), " · ", width(), "").join("\n");
+        format!("{shared}\n\n{}\n", paint(BOLD, &head.join("  "))).into_bytes()
     }
 
     fn row(&self, row: &Row<'_>, out: &mut Vec<u8>) {
-        let label = row.label;
         let (sign, style) = match row.standing {
             Standing::Fits => ("✓", GOOD),
             Standing::FitsWithOffload => ("◐", MAYBE),
@@ -71,21 +74,15 @@ impl Sink for Table {
             |bytes| format!("{}{}", if bytes < 0 { "-" } else { "" }, short(bytes.unsigned_abs())),
         );
         let used = row.devices_used.map_or_else(|| "-".to_owned(), |bytes| short(bytes.get()));
-        let _ = writeln!(
-            out,
-            "{}  {}  {}  {}  {}  {}  {}  {}  {}  {}  {}",
-            left(&cut(&label.engine, self.engine), self.engine),
-            left(&cut(&label.device, self.device), self.device),
-            left(&cut(&label.quant, self.quant), self.quant),
-            left(&cut(&label.kv_type, self.kv_type), self.kv_type),
-            right(&label.sequences.to_string(), 4),
+        let mut cells: Vec<String> = self.texts.iter().map(|(_, width, of)| left(&cut(&of(row.label), *width), *width)).collect();
+        cells.extend([
             right(&row.context.to_string(), 8),
             right(&used, 10),
             right(&free, 10),
             right(&rate(row.decode_tokens_per_s), 6),
             right(&rate(row.aggregate_decode_tokens_per_s), 6),
-            paint(style, sign)
-        );
+        ]);
+        let _ = writeln!(out, "{}  {}", cells.join("  "), paint(style, sign));
     }
 }
 
