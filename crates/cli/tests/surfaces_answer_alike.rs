@@ -22,12 +22,21 @@ type Verb = fn(&str) -> Result<String, String>;
 /// The command line's answer and the wire's are one document.
 #[track_caller]
 fn check(verb: &str, wire: Verb, model: &str, arguments: &[&str], options: &Value) -> Value {
+    check_with(verb, wire, model, arguments, options, None)
+}
+
+/// The same for a verb that asks something beside the options.
+#[track_caller]
+fn check_with(verb: &str, wire: Verb, model: &str, arguments: &[&str], options: &Value, ask: Option<Value>) -> Value {
     let path = format!("@models/{model}");
     let printed = json(&[&[verb, path.as_str()], arguments, &["--json"]].concat());
     let config = std::fs::read(fixture(&format!("models/{model}/config.json"))).unwrap();
     let config: Value = serde_json::from_slice(&config).unwrap();
     // The command line names a model after its folder.
-    let request = json!({"model": {"name": printed["model"]["name"], "config": config}, "options": options});
+    let mut request = json!({"model": {"name": printed["model"]["name"], "config": config}, "options": options});
+    if let Some(ask) = ask {
+        request["ask"] = ask;
+    }
     let answered: Value = serde_json::from_str(&wire(&request.to_string()).unwrap()).unwrap();
     assert_eq!(printed, answered, "{verb} {model}");
     printed
@@ -53,6 +62,51 @@ fn explain_and_the_limits_are_one_document_too() {
     check("explain", wire::explain, "llama-3.1-8b", &arguments, &options);
     check("max-context", wire::max_context, "llama-3.1-8b", &arguments, &options);
     check("max-sequences", wire::max_sequences, "llama-3.1-8b", &arguments, &options);
+}
+
+#[test]
+fn the_questions_of_planning_are_one_document_too() {
+    let model = "llama-3.1-8b";
+    let options = json!({"device": "RTX 4060", "context": 8192, "quant": "Q8_0"});
+    let arguments = ["--device", "RTX 4060", "--context", "8k", "--quant", "Q8_0"];
+    let with = |more: &[&'static str]| [&arguments[..], more].concat();
+    check_with(
+        "offload",
+        wire::offload,
+        model,
+        &with(&["--host-memory", "64GiB"]),
+        &options,
+        Some(json!({"host_memory": 64_u64 << 30})),
+    );
+    check_with("explain", wire::explain_term, model, &with(&["kv_cache"]), &options, Some(json!({"term": "kv_cache"})));
+    let grid = json!({"quants": ["Q8_0", "Q4_K_M"], "contexts": [4096, 65536]});
+    let lists = ["--device", "RTX 4060", "--quants", "Q8_0,Q4_K_M", "--contexts", "4k,64k"];
+    check_with("which-quant", wire::which_quant, model, &lists, &json!({"device": "RTX 4060"}), Some(grid));
+    let target =
+        json!({"min_decode": 30.0, "devices": ["3090", "4060"], "most": 4, "prices": [{"device": "3090", "cents": 70_000}]});
+    let asked = [
+        "--min-decode",
+        "30",
+        "--device",
+        "3090",
+        "--device",
+        "4060",
+        "--most",
+        "4",
+        "--price",
+        "3090=700",
+        "-c",
+        "8k",
+        "-q",
+        "Q8_0",
+    ];
+    check_with("which-device", wire::which_device, model, &asked, &json!({"context": 8192, "quant": "Q8_0"}), Some(target));
+    let axes = json!({"contexts": [4096, 8192], "devices": ["3090", "RTX 4060x2"], "kv_types": ["f16", "q8_0"]});
+    let asked = ["--contexts", "4k,8k", "--devices", "3090,RTX 4060x2", "--kv-types", "f16,q8_0", "-q", "Q8_0"];
+    let sweep = check_with("sweep", wire::sweep, model, &asked, &json!({"quant": "Q8_0"}), Some(axes));
+    assert_eq!(sweep["rows"].as_array().unwrap().len(), 8);
+    let refused = wire::sweep(&json!({"model": {"config": {}}, "ask": {"contexts": "4k"}}).to_string()).unwrap_err();
+    assert!(refused.contains("contexts") || refused.contains("request"), "{refused}");
 }
 
 #[test]

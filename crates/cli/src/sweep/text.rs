@@ -12,11 +12,14 @@ use crate::render::csv_field;
 use crate::render::digits;
 use crate::render::text::{BAD, BOLD, DIM, GOOD, MAYBE, columns, cut, flow, left, paint, right, width};
 
+/// A part of a label as text.
+type PartOf = fn(&Label) -> String;
+
 /// Columns of a table for people. Widths follow from the axes, so that no row has to wait for another; what all rows share stands
 /// once above them.
 pub(super) struct Table {
     /// Columns of text: head, width, and which part of a label.
-    texts: Vec<(&'static str, usize, fn(&Label) -> String)>,
+    texts: Vec<(&'static str, usize, PartOf)>,
     shared: Vec<String>,
 }
 
@@ -26,7 +29,8 @@ impl Table {
         // A sample of labels says how wide the columns get.
         let labels: Vec<Label> =
             (0..sweep.lines()).take(64).filter_map(|index| sweep.line(index).ok()).map(|line| line.label().clone()).collect();
-        let columns_of: [(&'static str, usize, usize, fn(&Label) -> String); 5] = [
+        // Head, values of the axis, the most that the column may take.
+        let columns_of: [(&'static str, usize, usize, PartOf); 5] = [
             ("engine", axes.engines.len(), 14, |label| label.engine.clone()),
             ("device", axes.devices.len(), 30, |label| label.device.clone()),
             ("quant", axes.quants.len(), 12, |label| label.quant.clone()),
