@@ -8,6 +8,7 @@ use super::per_layer::{self, PerLayer};
 use super::rows::{Beside, QkNorming, Row, Scaled, Together, routing};
 use super::scales;
 use super::selector::SelectorCache;
+use super::stacks;
 use crate::error::MathError;
 use crate::spec::{
     Attention, Dense, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, Moe, Operations, OutputGate, QkvLayout,
@@ -49,7 +50,11 @@ pub(super) fn build(
                 && !(row.norms_values && attention.layout == QkvLayout::Fused)
                 && attention.layout != QkvLayout::Listed
         }
-        Mixer::Mla(mla) => latent::fits(mla) && mla.indexer.is_some() == caches.selector.is_some(),
+        Mixer::Mla(mla) if row.expands_latents => mla.expanded && mla.gate == OutputGate::None && mla.indexer.is_none(),
+        Mixer::Mla(mla) => {
+            let windowed = mla.window.tokens().is_some() && caches.window_cells.is_some();
+            latent::fits(mla) && (windowed || mla.indexer.is_some() == caches.selector.is_some())
+        }
         _ => false,
     };
     let feeds = |layer: &Layer| match &layer.feed_forward {
@@ -67,7 +72,8 @@ pub(super) fn build(
                 || has_norm(layer, "attn_output_norm").is_some()
                 || has_norm(layer, "post_attention_norm").is_some())
             && layer.cross_attention.is_none()
-            && extras_are_known(layer, row.extras)
+            // What lies under a repeated layer's number belongs to the layer it repeats.
+            && (row.two_stacks && layer.weights_of.is_some() || extras_are_known(layer, row.extras))
     };
     if !spec.layers.iter().all(fits) || spec.encoder.is_some() {
         return Ok(false);
@@ -160,7 +166,11 @@ pub(super) fn build(
         deepstack: (spec.operations.n_deepstack_layers > 0).then_some(embedded),
         n_layers: spec.layers.len(),
     };
-    for step in &steps {
+    if row.two_stacks {
+        let Some(state) = stacks::states(parts, spec, &mut trunk, current)? else { return Ok(false) };
+        current = parts.graph.get_rows(state, rows)?;
+    }
+    for step in steps.iter().filter(|_| !row.two_stacks) {
         let Some(layer) = spec.layers.get(step.layer) else { continue };
         parts.begin_layer(step, layer);
         let chooses = step.layer == last && !late && !row.keeps_rows;
@@ -175,7 +185,7 @@ pub(super) fn build(
         }
     }
     let norm_bias = spec.head.norm.as_ref().is_some_and(|norm| norm.bias);
-    if row.bare_norms {
+    if row.bare_norms && !row.two_stacks {
         current = parts.bare_norm(current, row.norm)?;
     } else if spec.head.norm.is_some() {
         current = parts.norm(current, row.norm, norm_bias, false)?;
@@ -193,6 +203,9 @@ pub(super) fn build(
     if spec.head.lm_head == LmHead::None || row.embeds_batches || row.projects_embedding {
         parts.finish(&spec.head, embedded, None)?;
         return Ok(true);
+    }
+    if row.scales_before_logits {
+        current = parts.scale(current)?;
     }
     let outputs = spec.head.n_outputs.unwrap_or(spec.embedding.n_vocab);
     current = if row.reads_table {
@@ -280,7 +293,8 @@ pub(super) fn attended(
     let values = if keys_only(spec) { None } else { Some(full_width) };
     let mut full = parts.cache_inputs(parts.setting.cells, values, full_rotation)?;
     let Some(cells) = caches.window_cells else { return Ok((full, None)) };
-    let mut sliding = parts.cache_inputs(cells, Some(window_width), window_rotation)?;
+    let values = if keys_only(spec) { None } else { Some(window_width) };
+    let mut sliding = parts.cache_inputs(cells, values, window_rotation)?;
     (full.keys_first, sliding.keys_first) = (true, true);
     Ok((full, Some(sliding)))
 }
@@ -357,7 +371,7 @@ pub(super) fn has_norm(layer: &Layer, name: &str) -> Option<bool> {
 }
 
 impl Trunk<'_> {
-    fn layer(
+    pub(super) fn layer(
         &mut self,
         parts: &mut Parts,
         layer: &Layer,
@@ -383,8 +397,21 @@ impl Trunk<'_> {
         let mut mixed = match &layer.mixer {
             Mixer::Attention(attention) => self.attention(parts, layer, attention, d_model, index, attended)?,
             Mixer::Mla(mla) => {
-                let told = latent::Told { positions: Some(self.positions), scale: self.attention_scale };
-                latent::attention(parts, mla, &self.full, self.sparse.as_mut(), told, d_model, attended)?
+                let windowed = self.sliding.filter(|_| mla.window.tokens().is_some());
+                let inputs = windowed.unwrap_or(self.full);
+                if row.expands_latents {
+                    let factors = self.factors.map(|width| parts.shared_vector(width)).transpose()?;
+                    let [v_width, _] = self.caches.v_widths;
+                    parts.expanded_attention(mla, &inputs, self.positions, factors, v_width, attended)?
+                } else {
+                    let told = latent::Told {
+                        positions: Some(self.positions),
+                        scale: self.attention_scale,
+                        norms_rope_key: row.norms_rope_key,
+                    };
+                    let sparse = self.sparse.as_mut().filter(|_| windowed.is_none());
+                    latent::attention(parts, mla, &inputs, sparse, told, d_model, attended)?
+                }
             }
             _ => return Ok(input),
         };

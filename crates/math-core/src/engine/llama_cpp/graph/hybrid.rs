@@ -326,7 +326,7 @@ impl Hybrid<'_> {
                 Mixer::Attention(attention) => self.trunk.attention(parts, layer, attention, d_model, index, normed)?,
                 Mixer::Mla(mla) => {
                     let positions = (row.no_rope_every != 1).then_some(self.trunk.positions);
-                    let told = latent::Told { positions, scale: None };
+                    let told = latent::Told { positions, scale: None, norms_rope_key: false };
                     latent::attention(parts, mla, &self.trunk.full, None, told, d_model, normed)?
                 }
                 Mixer::Mamba2(mamba) if ssm_shape(layer, "ssm_dt_norm").is_some() => {
@@ -392,7 +392,7 @@ impl Hybrid<'_> {
         parts.graph.expand(normed)?;
         let half = match &layer.mixer {
             Mixer::Mla(mla) => {
-                let told = latent::Told { positions: None, scale: None };
+                let told = latent::Told { positions: None, scale: None, norms_rope_key: false };
                 latent::attention(parts, mla, &self.trunk.full, None, told, d_model, normed)?
             }
             Mixer::KimiDelta(delta) => parts.kimi_delta(delta, self.kimi_form(layer), &self.states, normed)?,

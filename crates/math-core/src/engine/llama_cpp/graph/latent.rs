@@ -22,6 +22,8 @@ pub(super) struct Told {
     pub(super) positions: Option<Node>,
     /// A factor for its queries, where models have one.
     pub(super) scale: Option<Node>,
+    /// The rope part of its key is normed before it is rotated.
+    pub(super) norms_rope_key: bool,
 }
 
 /// Whether a mixer is built by [`attention`].
@@ -73,6 +75,9 @@ pub(super) fn attention(
     let [_, s1, s2, _] = parts.graph.strides(q)?;
     let q_nope = parts.graph.view_3d(q, [nope, heads, tokens], s1, s2)?;
     let mut q_rope = parts.graph.view_3d(q, [rope, heads, tokens], s1, s2)?;
+    if told.norms_rope_key {
+        k_rope = parts.norm(k_rope, NormKind::Rms, false, true)?;
+    }
     if let Some(positions) = told.positions {
         k_rope = parts.graph.rope(k_rope, positions, None)?;
         q_rope = parts.graph.rope(q_rope, positions, None)?;
@@ -118,12 +123,19 @@ pub(super) fn attention(
         OutputGate::None | OutputGate::InQuery => attended,
         // One factor for every head (Ling 3).
         OutputGate::Own { width } if width == heads => {
-            let gate = parts.linear(x, heads)?;
-            let gate = parts.graph.reshape(gate, [1, heads, tokens, 1])?;
-            let gate = parts.unary(gate)?;
+            let mut gate = parts.linear(x, heads)?;
+            if told.norms_rope_key {
+                gate = parts.unary(gate)?;
+            }
+            gate = parts.graph.reshape(gate, [1, heads, tokens, 1])?;
+            if !told.norms_rope_key {
+                gate = parts.unary(gate)?;
+            }
             let by_head = parts.graph.reshape(attended, [mla.v_head_dim, heads, tokens, 1])?;
             let gated = parts.graph.product(by_head, gate)?;
-            parts.graph.cont(gated, [mul(mla.v_head_dim, heads)?, tokens, 1, 1])?
+            let flat = [mul(mla.v_head_dim, heads)?, tokens, 1, 1];
+            // Ling copies what is flat already, dots3.note only shows it as such.
+            if told.norms_rope_key { parts.graph.reshape(gated, flat)? } else { parts.graph.cont(gated, flat)? }
         }
         OutputGate::Own { width } => {
             let gate = parts.linear(x, width)?;

@@ -4,6 +4,7 @@
 //! integer arithmetic without any measurement in it. A graph is built from the model's mechanisms (`parts`) in the
 //! order of the architecture (`decoder`), split among backends (`schedule`) and replayed ([`replay`](mod@replay)).
 
+mod adapters;
 mod altup;
 mod attention;
 mod compressed;
@@ -11,6 +12,7 @@ mod decoder;
 mod delta;
 mod depth;
 mod encoder_decoder;
+mod expanded;
 mod experts;
 mod feeding;
 mod fused;
@@ -37,6 +39,7 @@ mod rwkv;
 mod scales;
 mod schedule;
 mod selector;
+mod stacks;
 pub mod tensors;
 mod unroll;
 pub(super) mod work;
@@ -348,6 +351,7 @@ impl<'a> Recipe<'a> {
         let built = match (self.row, self.hybrid) {
             (Some(row), _) => match row.built_by {
                 BuiltBy::Layers => decoder::build(&mut parts, spec, row, &caches, &window)?,
+                BuiltBy::Adapters => adapters::build(&mut parts, spec, row, &caches)?,
                 BuiltBy::AltUp => altup::build(&mut parts, spec, row, &caches, &window)?,
                 BuiltBy::Rwkv => rwkv::build(&mut parts, spec, row)?,
                 BuiltBy::EncoderDecoder => encoder_decoder::build(&mut parts, spec, row, &caches)?,

@@ -87,6 +87,14 @@ pub(super) struct Row {
     pub(super) reads_table: bool,
     /// The last matrix makes embeddings, not logits.
     pub(super) projects_embedding: bool,
+    /// Latents are expanded before they are cached (MiniCPM3, PLM).
+    pub(super) expands_latents: bool,
+    /// The rope part of a latent's key is normed (dots3.note).
+    pub(super) norms_rope_key: bool,
+    /// What the output matrix reads is scaled, not what it yields.
+    pub(super) scales_before_logits: bool,
+    /// Two states pass through two stacks of layers in turn (HRM).
+    pub(super) two_stacks: bool,
     /// Logits are made of all tokens.
     pub(super) keeps_rows: bool,
     /// Tensors of layers beyond those of their mechanisms that the graph reads or that it may leave.
@@ -153,6 +161,8 @@ pub(super) enum BuiltBy {
     Layers,
     /// Several versions of the hidden state (Gemma 3n).
     AltUp,
+    /// Layers of attention and a feed-forward, with adapters that tokens choose (Granite Switch).
+    Adapters,
     /// RWKV's time and channel mixes.
     Rwkv,
     /// A decoder that reads an encoder's output, or the encoder alone.
@@ -254,6 +264,10 @@ pub(super) const PLAIN: Row = Row {
     gate: Gate::Sigmoid,
     reads_table: false,
     projects_embedding: false,
+    expands_latents: false,
+    norms_rope_key: false,
+    scales_before_logits: false,
+    two_stacks: false,
     keeps_rows: false,
     extras: &[],
     scales_by_position: Scaled::Never,
@@ -494,6 +508,18 @@ const ROWS: &[Row] = &[
         routing: Routing { sigmoid: true, ..TOLD },
         ..PLAIN
     },
+    Row {
+        archs: &["minicpm3"],
+        expands_latents: true,
+        scales_embedding: true,
+        scales_residual: true,
+        scales_before_logits: true,
+        ..PLAIN
+    },
+    Row { archs: &["plm"], expands_latents: true, activation: Activation::Squared, ..PLAIN },
+    Row { archs: &["dots3note"], norms_rope_key: true, routing: TOLD, extras: &["attn_k_norm.weight"], ..PLAIN },
+    Row { archs: &["hrm_text"], two_stacks: true, scales_embedding: true, bare_norms: true, gates_attention: true, ..PLAIN },
+    Row { archs: &["graniteswitch"], built_by: BuiltBy::Adapters, scales_embedding: true, ..PLAIN },
     Row { archs: &["sensenova_u1"], positions_per_token: 4, qk_norm: QkNorming::Halves, ..PLAIN },
     Row { archs: &["k2-horizon"], gates_attention: true, gate: Gate::Softplus, routing: TOLD, ..PLAIN },
     Row { archs: &["bitnet"], reads_table: true, extras: &["attn_sub_norm.weight", "ffn_sub_norm.weight"], ..PLAIN },
