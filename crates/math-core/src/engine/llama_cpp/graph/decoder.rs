@@ -146,7 +146,9 @@ pub(super) fn build(
     let last = spec.layers.len().saturating_sub(1);
     let n_deep = usize::try_from(spec.operations.n_deepstack_layers).unwrap_or(usize::MAX);
     let steps = parts.layers(spec.layers.iter(), |index| {
-        (!row.rotates(index), index < n_deep, row.unrotated_first_of > 0 && index.is_multiple_of(4))
+        // Every layer of two stacks has a cache of its own and reads another state.
+        let apart = row.two_stacks.then_some(index);
+        (!row.rotates(index), index < n_deep, row.unrotated_first_of > 0 && index.is_multiple_of(4), apart)
     });
     let mut trunk = Trunk {
         row,
@@ -167,7 +169,7 @@ pub(super) fn build(
         n_layers: spec.layers.len(),
     };
     if row.two_stacks {
-        let Some(state) = stacks::states(parts, spec, &mut trunk, current)? else { return Ok(false) };
+        let Some(state) = stacks::states(parts, spec, &steps, &mut trunk, current)? else { return Ok(false) };
         current = parts.graph.get_rows(state, rows)?;
     }
     for step in steps.iter().filter(|_| !row.two_stacks) {

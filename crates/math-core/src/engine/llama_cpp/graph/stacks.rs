@@ -2,6 +2,7 @@
 //! then the high one, and all of it again.
 
 use super::decoder::Trunk;
+use super::depth::Step;
 use super::ops::Node;
 use super::parts::Parts;
 use crate::error::MathError;
@@ -23,6 +24,7 @@ fn passes(spec: &ModelSpec) -> Option<(usize, usize)> {
 pub(super) fn states(
     parts: &mut Parts,
     spec: &ModelSpec,
+    steps: &[Step],
     trunk: &mut Trunk<'_>,
     embedded: Node,
 ) -> Result<Option<Node>, MathError> {
@@ -30,9 +32,7 @@ pub(super) fn states(
     let mut high_state = embedded;
     let mut low_state = parts.weight(&[spec.d_model])?;
     let mut current = embedded;
-    // No two layers are alike: every one has a cache of its own, and reads two states.
-    let steps = parts.layers(spec.layers.iter(), |index| index);
-    for step in &steps {
+    for step in steps {
         let Some(layer) = spec.layers.get(step.layer) else { continue };
         parts.begin_layer(step, layer);
         if step.layer.checked_rem(each) == Some(0) {
