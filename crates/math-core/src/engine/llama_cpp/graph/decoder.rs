@@ -84,6 +84,13 @@ pub(super) fn build(
         _ => row.norm,
     };
     let row = &Row { norm, ..*row };
+    if row.qk_norm == QkNorming::Halves {
+        // All of its norms are the model's own operations, none the engine's (`models/sensenova-u1.cpp`, `normalize`).
+        parts.setting.pins_norms = false;
+    }
+    if row.one_place && !parts.places.is_single() {
+        return Ok(false);
+    }
     let sectioned = row.sections_allowed && spec.operations.sectioned_positions == Some(true);
     let positions = parts.positions(if sectioned { 4 } else { row.positions_per_token })?;
     // Layers' own embeddings may be looked up before tokens are.
@@ -426,7 +433,7 @@ impl Trunk<'_> {
         if row.norms_before_rows
             && let Some(bias) = has_norm(layer, "post_attention_norm")
         {
-            mixed = parts.norm(mixed, row.norm, bias, true)?;
+            mixed = parts.norm(mixed, row.norm, bias, row.pins_last_norm)?;
             sandwiched = true;
         }
         if chooses {

@@ -303,7 +303,7 @@ impl Parts {
     /// A norm with weights (`build_norm`). Inside a layer the engine pins it to the layer's device.
     pub(super) fn norm(&mut self, x: Node, kind: NormKind, bias: bool, in_layer: bool) -> Result<Node, MathError> {
         let normed = self.bare_norm(x, kind)?;
-        if in_layer {
+        if in_layer && !matches!(kind, NormKind::Groups(_)) {
             self.pin_in_layer(normed)?;
         }
         let [width, ..] = self.graph.dims(x)?;
