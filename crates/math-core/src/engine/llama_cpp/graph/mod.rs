@@ -210,7 +210,9 @@ impl<'a> Recipe<'a> {
     fn new(spec: &'a ModelSpec, deployment: &'a Deployment, facts: Facts<'a>, places: Places) -> Result<Option<Self>, MathError> {
         let (row, hybrid) = (rows::row(facts.arch), hybrid::row(facts.arch));
         let known = row.is_some() || hybrid.is_some() || facts.compresses_tokens();
-        let served = !deployment.embeddings || spec.operations.pooling.is_some();
+        // What is pooled on several places is not known.
+        let pools = places.is_single() && spec.operations.pooling.is_some();
+        let served = !deployment.embeddings || pools;
         let on_cuda = places.backends.iter().any(|backend| matches!(backend, Backend::Cuda { .. }));
         let moves = on_cuda && facts.build.multiplies_expert_inputs_in_full(facts.arch);
         if !known || !served || moves || !facts.build.graphs_are_known() {
