@@ -388,6 +388,15 @@ pub(crate) struct Setting {
     /// vLLM: tokens of a cache block
     #[arg(long, value_name = "N", help_heading = "vLLM")]
     block_size: Option<u64>,
+    /// vLLM: draft tokens, METHOD:N with the model's own prediction layers (mtp:2) or repeats (ngram:5)
+    #[arg(long, value_name = "METHOD:N", help_heading = "vLLM")]
+    speculative: Option<String>,
+    /// vLLM: LoRA adapters of one batch
+    #[arg(long, value_name = "N", help_heading = "vLLM")]
+    max_loras: Option<u64>,
+    /// vLLM: largest rank of LoRA adapters; 16 when left out
+    #[arg(long, value_name = "N", help_heading = "vLLM")]
+    max_lora_rank: Option<u64>,
     /// vLLM: keep no prefixes
     #[arg(long, help_heading = "vLLM")]
     no_prefix_caching: bool,
@@ -469,6 +478,9 @@ impl Setting {
             max_sequences: self.max_sequences,
             block_size: self.block_size,
             prefix_caching: self.no_prefix_caching.then_some(false),
+            speculative: self.speculative.clone(),
+            max_loras: self.max_loras,
+            max_lora_rank: self.max_lora_rank,
             assume_generic: None,
             prediction_layers: match (self.mtp, self.no_mtp) {
                 (true, _) => Some(true),

@@ -122,6 +122,12 @@ pub struct Options {
     pub block_size: Option<u64>,
     /// Whether prefixes are cached.
     pub prefix_caching: Option<bool>,
+    /// How tokens are drafted, and how many at a time: `mtp:2`, `ngram:5`.
+    pub speculative: Option<String>,
+    /// LoRA adapters of one batch.
+    pub max_loras: Option<u64>,
+    /// Their largest rank; 16 when left out.
+    pub max_lora_rank: Option<u64>,
     /// Whether an unknown architecture may be taken for a generic decoder.
     pub assume_generic: Option<bool>,
     /// Leaves out the search for the limits reachable on the device, which takes longer than the answer itself.

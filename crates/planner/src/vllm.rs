@@ -9,7 +9,8 @@ use alloc::vec::Vec;
 use plimsoll_math::deployment::{Backend, ContextRequest, Parallelism};
 use plimsoll_math::device::{Device, Driver};
 use plimsoll_math::engine::vllm::allocate::{Allocated, Budget, DEFAULT_UTILIZATION, allocate};
-use plimsoll_math::engine::vllm::options::{CacheDtype, Gpu, Knobs, MaxLength};
+use plimsoll_math::engine::vllm::lora::Adapters;
+use plimsoll_math::engine::vllm::options::{CacheDtype, DraftMethod, Gpu, Knobs, MaxLength, Speculation};
 use plimsoll_math::engine::vllm::plan::Capacity;
 use plimsoll_math::error::MathError;
 use plimsoll_math::units::{Bytes, add, mul};
@@ -20,6 +21,9 @@ use crate::model::{Basis, Model};
 use crate::request::Options;
 use crate::response::{CacheBrief, CacheGroup, Concurrency, Limit, LimitedBy, Limits, VllmBrief};
 use crate::size::grouped;
+
+/// The largest rank of adapters unless it is given (`vllm/config/lora.py:max_lora_rank`).
+const DEFAULT_LORA_RANK: u64 = 16;
 
 /// What only vLLM knows about a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +55,9 @@ pub fn options_set(options: &Options) -> Vec<&'static str> {
         ("max_sequences", options.max_sequences.is_some()),
         ("block_size", options.block_size.is_some()),
         ("prefix_caching", options.prefix_caching.is_some()),
+        ("speculative", options.speculative.is_some()),
+        ("max_loras", options.max_loras.is_some()),
+        ("max_lora_rank", options.max_lora_rank.is_some()),
     ];
     set.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect()
 }
@@ -156,6 +163,13 @@ fn knobs(question: &Question<'_>) -> Result<Knobs, PlanError> {
     knobs.prefix_caching = options.prefix_caching;
     if let Some(text) = &options.kv_type {
         knobs.cache_dtype = CacheDtype::parse(text)?;
+    }
+    if let Some(text) = &options.speculative {
+        knobs.speculation = Some(Speculation::parse(text)?);
+    }
+    if options.max_loras.is_some() || options.max_lora_rank.is_some() {
+        let rank = options.max_lora_rank.unwrap_or(DEFAULT_LORA_RANK);
+        knobs.adapters = Some(Adapters { count: options.max_loras.unwrap_or(1), rank });
     }
     Ok(knobs)
 }
@@ -371,10 +385,23 @@ pub fn command(question: &Question<'_>, planned: &Planned) -> Vec<String> {
     if let Some(tokens) = question.options.block_size {
         option("--block-size", tokens.to_string());
     }
+    if let Some(Ok(speculation)) = question.options.speculative.as_deref().map(Speculation::parse) {
+        let method = match speculation.method {
+            DraftMethod::Ngram => "ngram",
+            _ => "mtp",
+        };
+        let config = format!("{{\"method\":\"{method}\",\"num_speculative_tokens\":{}}}", speculation.tokens);
+        option("--speculative-config", config);
+    }
+    if question.options.max_loras.is_some() || question.options.max_lora_rank.is_some() {
+        option("--max-loras", question.options.max_loras.unwrap_or(1).to_string());
+        option("--max-lora-rank", question.options.max_lora_rank.unwrap_or(DEFAULT_LORA_RANK).to_string());
+        out.push("--enable-lora".to_string());
+    }
     if brief.expert_parallel {
         out.push("--enable-expert-parallel".to_string());
     }
-    out.push(if brief.prefix_caching { "--enable-prefix-caching" } else { "--no-enable-prefix-caching" }.to_string());
+    out.push(if brief.prefix_caching { "--enable-prefix-caching" } else { "--disable-prefix-caching" }.to_string());
     out
 }
 

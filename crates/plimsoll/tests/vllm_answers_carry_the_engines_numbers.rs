@@ -95,3 +95,69 @@ fn ranks_together_hold_at_least_the_model_and_one_rank_holds_exactly_it() {
     }
     assert!(tried > 300, "{tried} shardings");
 }
+
+/// Options of `vllm serve` as its own parser lists them.
+fn recorded_options() -> Vec<Value> {
+    let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = here.ancestors().find(|folder| folder.join("fixtures/truth/vllm").is_dir()).unwrap();
+    let file = std::fs::File::open(root.join("fixtures/truth/vllm/options-0.33.0.json.gz")).unwrap();
+    serde_json::from_reader(flate2::read::GzDecoder::new(file)).unwrap()
+}
+
+#[test]
+fn exported_arguments_are_options_of_the_engines_parser_with_values_of_their_types() {
+    let parser = recorded_options();
+    let configs = vllm::configs();
+    let name = configs.keys().find(|name| name.contains("DeepSeek-V3") && name.ends_with("_config.json")).unwrap();
+    let deep = Model::new(None, vllm::model(&json!({"config": name, "config_overrides": null}), &configs), Basis::Config);
+    let name = configs.keys().find(|name| name.contains("Llama-3") && !name.contains("hf_quant")).unwrap();
+    let llama = Model::new(None, vllm::model(&json!({"config": name, "config_overrides": null}), &configs), Basis::Config);
+    let plain = || Options {
+        engine: Some("vllm".to_string()),
+        device: Some("H200 SXM".to_string()),
+        context: Some(8192),
+        tensor_parallel: Some(8),
+        skip_limits: Some(true),
+        ..Options::default()
+    };
+    let text = |text: &str| Some(text.to_string());
+    let questions = [
+        (&llama, plain()),
+        (&llama, Options { kv_memory: Some(20 << 30), kv_type: text("fp8"), block_size: Some(32), ..plain() }),
+        (&llama, Options { max_loras: Some(4), max_lora_rank: Some(64), pipeline_parallel: Some(2), ..plain() }),
+        (&llama, Options { speculative: text("ngram:5"), memory_utilization: Some(850_000), data_parallel: Some(2), ..plain() }),
+        (&deep, Options { speculative: text("mtp:2"), expert_parallel: Some(true), context_parallel: Some(4), ..plain() }),
+        (&deep, Options { prefix_caching: Some(false), max_batched_tokens: Some(4096), max_sequences: Some(64), ..plain() }),
+    ];
+    let mut seen = 0;
+    for (model, options) in questions {
+        let answer = plimsoll_planner::export(model, &options).unwrap_or_else(|error| panic!("{error}"));
+        let mut words = answer.command.iter().skip(3).peekable();
+        assert_eq!(answer.command[..2], ["vllm", "serve"]);
+        while let Some(word) = words.next() {
+            let known = |option: &&Value| option["names"].as_array().unwrap().iter().any(|name| name == word.as_str());
+            let negated = word.strip_prefix("--no-").map(|rest| format!("--{rest}"));
+            let option = parser.iter().find(known).or_else(|| {
+                let positive = negated.clone()?;
+                parser.iter().find(|option| option["names"].as_array().unwrap().iter().any(|name| name == positive.as_str()))
+            });
+            let option = option.unwrap_or_else(|| panic!("{word} is no option: {:?}", answer.command));
+            seen += 1;
+            if option["nargs"] == 0 {
+                assert!(words.peek().is_none_or(|next| next.starts_with("--")), "{word} takes no value");
+                continue;
+            }
+            let value = words.next().unwrap_or_else(|| panic!("{word} has no value"));
+            if let Some(choices) = option["choices"].as_array() {
+                assert!(choices.iter().any(|choice| choice == value.as_str()), "{word} {value}: one of {choices:?}");
+            }
+            match option["type"].as_str() {
+                Some("int") => assert!(value.parse::<i64>().is_ok(), "{word} {value}: a whole number"),
+                Some("float") => assert!(value.parse::<f64>().is_ok(), "{word} {value}: a number"),
+                _ if value.starts_with('{') => assert!(serde_json::from_str::<Value>(value).is_ok(), "{word} {value}: JSON"),
+                _ => {}
+            }
+        }
+    }
+    assert!(seen > 40, "{seen} options");
+}

@@ -71,6 +71,13 @@ pub(super) fn read(root: &Config<'_>) -> Result<Checkpoint, IngestError> {
         facts.media_tokens = Some(GEMMA4_CLIP);
     }
     facts.max_length = max_length(text, model_type)?;
+    // Positions that are stretched in two ways: the shorter one unless more is asked for.
+    for key in ["rope_scaling", "rope_parameters"] {
+        let Ok(Some(rope)) = text.child(&[key]) else { continue };
+        if matches!(rope.str(&["rope_type", "type"]).ok().flatten(), Some("longrope" | "su")) {
+            facts.default_length = text.u64(&["original_max_position_embeddings"]).ok().flatten();
+        }
+    }
     // Models of states alone have no position that a default could stand for.
     if ["mamba", "mamba2", "falcon_mamba"].contains(&model_type) && !LENGTHS.iter().any(|key| text.has(&[key])) {
         facts.max_length = Some(UNSTATED_LENGTH);

@@ -10,6 +10,8 @@ pub(super) fn class_of(architecture: &str) -> ModelClass {
     let rows = CLASSES.iter().filter(|row| architecture.starts_with(row.class));
     let mut facts = rows.max_by_key(|row| row.class.len()).map_or(PLAIN, |row| row.facts);
     facts.library = LIBRARY.contains(&architecture);
+    facts.adapts_head = ADAPTED_VOCABULARY.contains(&architecture);
+    facts.adapts_embedding = facts.adapts_head || LIBRARY_DENSE.contains(&architecture);
     // Every class that ends in no head of a language model (`config/model.py:_get_default_runner_type`).
     facts.pooling = ["Model", "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "RewardModel"]
         .iter()
@@ -36,6 +38,7 @@ const PLAIN: ModelClass = ModelClass {
     linear_biases: false,
     expands_latents: false,
     plain_cache: false,
+    without_cache_scales: false,
     attention_first: false,
     draft: DraftModule::Named,
     cache_rule: CacheRule::AsAsked,
@@ -53,6 +56,8 @@ const PLAIN: ModelClass = ModelClass {
     split_norms: SplitNorms::None,
     library: false,
     pooling: false,
+    adapts_embedding: false,
+    adapts_head: false,
     divided_embeddings: false,
     tower: TOWER,
 };
@@ -61,6 +66,7 @@ const TOWER: TowerClass = TowerClass {
     whole_if_uneven: false,
     whole_projector: false,
     unquantized: false,
+    whole_tiles: false,
     split_patches: false,
     without_last_layer: false,
 };
@@ -85,7 +91,7 @@ const CLASSES: &[Row] = &[
     row("FalconH1", "falcon_h1.py", PLAIN),
     row("FalconMamba", "mamba.py", ALL),
     row("Gemma2", "gemma2.py", ModelClass { ends: EveryStage::WITHOUT_HEAD, ..PLAIN }),
-    row("Gemma3", "gemma3.py", ALL),
+    row("Gemma3", "gemma3_mm.py", ModelClass { tower: TowerClass { whole_tiles: true, ..TOWER }, ..ALL }),
     row("Gemma4", "gemma4.py", ModelClass { tower: TowerClass { whole: true, ..TOWER }, ..ALL }),
     row("GemmaForCausalLM", "gemma.py", ALL),
     row("Glm4Moe", "glm4_moe.py", SINGLE),
@@ -106,8 +112,8 @@ const CLASSES: &[Row] = &[
         ModelClass { tower: TowerClass { whole_projector: true, whole_if_uneven: true, unquantized: true, ..TOWER }, ..PLAIN },
     ),
     row("KimiK3", "kimi_k3.py", ModelClass { bounded_gates: true, rate_tile: 16, ..KIMI }),
-    row("Lfm2", "lfm2.py", ModelClass { embedding_norm_last: true, ..EMBEDDING }),
-    row("Llama4", "mllama4.py", ModelClass { tower: TowerClass { split_patches: true, ..TOWER }, ..PLAIN }),
+    row("Lfm2", "lfm2.py", ModelClass { embedding_norm_last: true, without_cache_scales: true, ..EMBEDDING }),
+    row("Llama4", "mllama4.py", ModelClass { tower: TowerClass { split_patches: true, unquantized: true, ..TOWER }, ..PLAIN }),
     row("Llava", "llava.py", ModelClass { tower: TowerClass { without_last_layer: true, ..TOWER }, ..PLAIN }),
     row("Mamba", "mamba.py", ALL),
     row("Mamba2", "mamba2.py", PLAIN),
@@ -150,6 +156,42 @@ const KIMI: ModelClass = ModelClass {
     tower: TowerClass { whole_projector: true, whole_if_uneven: true, unquantized: true, ..TOWER },
     ..PLAIN
 };
+
+/// Dense classes that name their embedding and output matrix in `embedding_modules`.
+const ADAPTED_VOCABULARY: &[&str] = &[
+    "ApertusForCausalLM",
+    "DeciLMForCausalLM",
+    "Exaone4ForCausalLM",
+    "ExaoneForCausalLM",
+    "GraniteForCausalLM",
+    "InternLM3ForCausalLM",
+    "LLaMAForCausalLM",
+    "LlamaForCausalLM",
+    "MiniCPM3ForCausalLM",
+    "MiniCPMForCausalLM",
+    "NemotronForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen3ForCausalLM",
+    "SolarForCausalLM",
+];
+
+/// Dense classes that the engine builds from the Transformers library's modules (`_TRANSFORMERS_SUPPORTED_MODELS`).
+const LIBRARY_DENSE: &[&str] = &[
+    "ArceeForCausalLM",
+    "CwmForCausalLM",
+    "GPTNeoXForCausalLM",
+    "GlmForCausalLM",
+    "HunYuanDenseV1ForCausalLM",
+    "Jais2ForCausalLM",
+    "Olmo2ForCausalLM",
+    "Olmo3ForCausalLM",
+    "OlmoForCausalLM",
+    "PhiForCausalLM",
+    "SeedOssForCausalLM",
+    "SmolLM3ForCausalLM",
+    "Starcoder2ForCausalLM",
+    "VaultGemmaForCausalLM",
+];
 
 /// Classes that are not in the engine's registry (`models/registry.py`) and that it can at best build from the
 /// Transformers library's modules.

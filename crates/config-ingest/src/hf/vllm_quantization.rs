@@ -96,7 +96,7 @@ fn deepseek_v4(root: &Config<'_>, config: &Config<'_>, facts: &mut Checkpoint) -
 fn modelopt(algorithm: &str) -> WeightScheme {
     match algorithm.to_ascii_uppercase().as_str() {
         "FP8" => WeightScheme::Fp8Tensor { static_activations: true },
-        "FP8_PER_CHANNEL_PER_TOKEN" => WeightScheme::Channel8 { integer: false },
+        "FP8_PER_CHANNEL_PER_TOKEN" => WeightScheme::Channel8 { integer: false, compressed: false },
         "FP8_PB_WO" | "FP8_BLOCK_SCALES" => {
             WeightScheme::Fp8Block { rows: 128, columns: 128, compressed: false, exponents: false }
         }
@@ -159,7 +159,7 @@ fn compressed_group(group: &Config<'_>) -> Result<WeightScheme, IngestError> {
             let [rows, columns] = block.unwrap_or([128, 128]);
             WeightScheme::Fp8Block { rows, columns, compressed: true, exponents: false }
         }
-        (8, _, "channel") if activations.is_some() => WeightScheme::Channel8 { integer: !float },
+        (8, _, "channel") if activations.is_some() => WeightScheme::Channel8 { integer: !float, compressed: true },
         (8, true, "tensor") if activations.is_some() => WeightScheme::Fp8Tensor { static_activations: fixed },
         (4, true, _) if size == 32 => WeightScheme::Mxfp4,
         (4, true, _) => WeightScheme::Nvfp4 {

@@ -8,9 +8,10 @@ use alloc::vec::Vec;
 use super::VERSION;
 use super::facts::Checkpoint;
 use super::layers::{Settled, cache_plan};
+use super::lora::buffers;
 use super::options::{Knobs, MaxLength};
 use super::plan::{CachePlan, Capacity};
-use super::weights::{RankWeights, weights};
+use super::weights::{RankWeights, draft_weights, weights};
 use crate::allocation::{Allocation, Certainty, PlaceAllocation, Term, TermKind};
 use crate::engine::activations::{Widths, widths};
 use crate::error::MathError;
@@ -61,6 +62,70 @@ struct Work {
     high: u64,
 }
 
+/// What a rank holds beside the model's own weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Beside {
+    draft: Work,
+    adapters: u64,
+}
+
+impl Beside {
+    fn terms(&self, knobs: &Knobs) -> Result<Vec<Term>, MathError> {
+        let mut terms = Vec::new();
+        if self.draft.high > 0 {
+            let (low, high) = (Bytes::new(self.draft.low)?, Bytes::new(self.draft.high)?);
+            let certainty = if low == high { Certainty::Exact } else { Certainty::Bounded { low, high } };
+            terms.push(Term {
+                component: TermKind::Draft,
+                label: "the model's own draft module".to_string(),
+                bytes: high,
+                certainty,
+                formula: "its layers and what joins them; embedding and output matrix are the model's".to_string(),
+                source: source("v1/worker/gpu/spec_decode, model_executor/models/*_mtp.py"),
+                children: Vec::new(),
+            });
+        }
+        if let (Some(adapters), true) = (knobs.adapters, self.adapters > 0) {
+            terms.push(Term {
+                component: TermKind::Other,
+                label: "buffers of LoRA adapters".to_string(),
+                bytes: Bytes::new(self.adapters)?,
+                certainty: Certainty::Exact,
+                formula: format!("{} adapters x rank {} x (inputs + outputs) of every matrix", adapters.count, adapters.rank),
+                source: source("lora/layers/base_linear.py, column_parallel_linear.py:create_lora_weights"),
+                children: Vec::new(),
+            });
+        }
+        Ok(terms)
+    }
+}
+
+/// The draft module on the last stage, and adapters on all of them.
+fn beside(
+    spec: &ModelSpec,
+    table: &TensorTable,
+    checkpoint: &Checkpoint,
+    knobs: &Knobs,
+    stages: usize,
+) -> Result<Vec<Beside>, MathError> {
+    let adapters = buffers(spec, table, checkpoint, knobs)?;
+    let mut draft = Work { low: 0, high: 0 };
+    if knobs.speculation.is_some() {
+        // Which matrices of the module a checkpoint quantizes is its class's own business: none of them, or all in a
+        // quarter of the model's type, which no scheme goes below.
+        let plain = Checkpoint { scheme: None, experts_scheme: None, layer_schemes: Vec::new(), ..checkpoint.clone() };
+        draft.high = draft_weights(spec, table, &plain, knobs)?.bytes();
+        draft.low = if checkpoint.scheme.is_some() { draft.high / 4 } else { draft.high };
+    }
+    let last = stages.saturating_sub(1);
+    Ok((0..stages)
+        .map(|stage| Beside {
+            draft: if stage == last { draft } else { Work { low: 0, high: 0 } },
+            adapters: adapters.get(stage).copied().unwrap_or(0),
+        })
+        .collect())
+}
+
 /// Plans all ranks.
 ///
 /// # Errors
@@ -76,15 +141,19 @@ pub fn allocate(
     let (plan, settled) = cache_plan(spec, checkpoint, knobs)?;
     let ranks = weights(spec, table, checkpoint, knobs)?;
     let work = work(spec, knobs, &settled)?;
+    let beside = beside(spec, table, checkpoint, knobs, ranks.len())?;
     let mut least = Vec::new();
     let mut most = Vec::new();
-    for rank in &ranks {
+    for (rank, beside) in ranks.iter().zip(&beside) {
         let (low, high) = match budget {
             Budget::Cache { bytes } => (bytes, bytes),
             Budget::Utilization { millionths } => {
                 let requested = mul(knobs.gpu.memory, millionths)?.div_ceil(1_000_000);
-                let left = requested.saturating_sub(rank.bytes());
-                (left.saturating_sub(work.high), left.saturating_sub(work.low))
+                let left = requested.saturating_sub(rank.bytes()).saturating_sub(beside.adapters);
+                (
+                    left.saturating_sub(work.high).saturating_sub(beside.draft.high),
+                    left.saturating_sub(work.low).saturating_sub(beside.draft.low),
+                )
             }
         };
         least.push(low);
@@ -106,8 +175,9 @@ pub fn allocate(
     }
     let mut allocation = Allocation::default();
     for _replica in 0..knobs.parallelism.data.max(1) {
-        for (stage, rank) in (0_u64..).zip(&ranks) {
-            let terms = terms(spec, knobs, &plan, budget, rank, work, (blocks_low, blocks_high), stage)?;
+        for ((stage, rank), beside) in (0_u64..).zip(&ranks).zip(&beside) {
+            let mut terms = terms(spec, knobs, &plan, budget, rank, work, (blocks_low, blocks_high), stage)?;
+            terms.extend(beside.terms(knobs)?);
             for _rank in 0..knobs.parallelism.tensor.max(1) {
                 allocation.devices.push(PlaceAllocation { terms: terms.clone() });
             }

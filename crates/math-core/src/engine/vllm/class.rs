@@ -14,6 +14,8 @@ pub struct ModelClass {
     pub expands_latents: bool,
     /// Attention layers are given no cache format: they cache in the model's type whatever is asked.
     pub plain_cache: bool,
+    /// Attention layers hold no scales for a quantized cache.
+    pub without_cache_scales: bool,
     /// Attention is built before the layers that use it, so that its caches come before all states.
     pub attention_first: bool,
     /// The model's own draft module.
@@ -48,6 +50,10 @@ pub struct ModelClass {
     pub library: bool,
     /// It answers with vectors or scores instead of text: steps are not overlapped, and nothing is drafted.
     pub pooling: bool,
+    /// Adapters may change its embedding (`embedding_modules`).
+    pub adapts_embedding: bool,
+    /// Adapters may change its output matrix.
+    pub adapts_head: bool,
     /// Positions and kinds of tokens are embedded like a vocabulary: filled up and divided.
     pub divided_embeddings: bool,
     /// Vision and audio towers.
@@ -161,6 +167,8 @@ pub struct TowerClass {
     pub whole_projector: bool,
     /// Their linear layers are not given to the checkpoint's quantization.
     pub unquantized: bool,
+    /// Their feed-forward layers are only quantized where their sizes are whole tiles.
+    pub whole_tiles: bool,
     /// Patch embeddings and projector are divided by their outputs.
     pub split_patches: bool,
     /// The features of the last layer but one are read, and nothing is built above it.

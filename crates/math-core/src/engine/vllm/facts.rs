@@ -66,6 +66,8 @@ pub struct Checkpoint {
     pub max_length: Option<u64>,
     /// Whether that is only what the engine assumes where nothing is said, so that longer ones may be asked for.
     pub assumed_length: bool,
+    /// The longest request unless one is asked for, where that is less than the longest there is.
+    pub default_length: Option<u64>,
     /// Tokens of the largest image or clip, where the model says so ahead of time.
     pub media_tokens: Option<u64>,
 }
@@ -87,6 +89,7 @@ impl Default for Checkpoint {
             mm_prefix: false,
             max_length: None,
             assumed_length: false,
+            default_length: None,
             media_tokens: None,
         }
     }

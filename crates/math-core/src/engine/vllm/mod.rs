@@ -12,6 +12,7 @@ pub mod class;
 pub mod facts;
 pub mod groups;
 pub mod layers;
+pub mod lora;
 mod modules;
 pub mod options;
 mod pattern;

@@ -19,6 +19,9 @@ use crate::tensor::{Component, Place, Tensor};
 /// What may stand before a layer's name: classes with towers put the language model into a module of its own.
 const PREFIXES: [&str; 3] = ["model.", "language_model.model.", "model.language_model."];
 
+/// Elements of a tile.
+const TILE: u64 = 64;
+
 /// A list of names, ready to be asked.
 #[derive(Debug)]
 struct Name<'a> {
@@ -151,6 +154,14 @@ impl Rules<'_> {
         if whole || scheme.experts_only() || matches!(scheme, WeightScheme::Named) || !divided || !matrix {
             return None;
         }
+        // A hidden layer that kernels cannot tile is left as it is (`models/siglip.py:SiglipMLP`).
+        let [n_in, n_out, ..] = tensor.shape.0;
+        if self.class.tower.whole_tiles
+            && tensor.name.contains("ffn_")
+            && !(n_in.is_multiple_of(TILE) && n_out.is_multiple_of(TILE))
+        {
+            return None;
+        }
         let block = tensor.name.split_once("blk.").and_then(|(_, rest)| rest.split_once('.')).map(|(block, _)| block);
         let projector = block.is_none();
         if (projector && self.class.tower.whole_projector)
@@ -217,7 +228,12 @@ impl Rules<'_> {
             "ffn_gate_inp" if moe && self.class.router.through_scheme => &["mlp.gate"],
             _ => &[],
         };
+        let parallel = matches!(mixer, Some(Mixer::Parallel(_)));
         let called = |short: &&str| match self.class.experts {
+            // Layers of both kinds at once have no module for attention alone (`models/falcon_h1.py`).
+            _ if parallel => {
+                format!("layers.{index}.{}", short.replace("self_attn.", "").replace("mlp.", "feed_forward."))
+            }
             ExpertsModule::Mlp => format!("layers.{index}.{short}"),
             ExpertsModule::BlockSparseMoe => format!("layers.{index}.{}", short.replace("mlp.", "block_sparse_moe.")),
         };

@@ -3,6 +3,7 @@
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use super::lora::Adapters;
 use crate::deployment::Parallelism;
 use crate::error::MathError;
 use crate::format::StorageFormat;
@@ -171,6 +172,29 @@ pub enum DraftMethod {
     Ngram,
 }
 
+impl Speculation {
+    /// Reads `mtp:2` or `ngram:5`.
+    ///
+    /// # Errors
+    /// [`MathError::Invalid`] with what is read.
+    pub fn parse(text: &str) -> Result<Self, MathError> {
+        let (method, tokens) = text.split_once(':').unwrap_or((text, ""));
+        let method = match method {
+            "mtp" => Some(DraftMethod::Mtp),
+            "ngram" => Some(DraftMethod::Ngram),
+            _ => None,
+        };
+        match (method, tokens.parse::<u64>()) {
+            (Some(method), Ok(tokens)) if (1..=64).contains(&tokens) => Ok(Self { method, tokens }),
+            _ => Err(MathError::Invalid {
+                field: "speculative".to_string(),
+                found: text.to_string(),
+                expected: "mtp:N or ngram:N, N tokens at a time from 1 to 64".to_string(),
+            }),
+        }
+    }
+}
+
 /// Speculative decoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -226,6 +250,8 @@ pub struct Knobs {
     pub state_dtype: Option<StorageFormat>,
     /// `--mamba-ssm-cache-dtype`.
     pub ssm_dtype: Option<StorageFormat>,
+    /// `--enable-lora` with `--max-loras` and `--max-lora-rank`.
+    pub adapters: Option<Adapters>,
     /// `--speculative-config`.
     pub speculation: Option<Speculation>,
     /// `--num-gpu-blocks-override`.
@@ -253,6 +279,7 @@ impl Knobs {
             hybrid_manager: true,
             state_dtype: None,
             ssm_dtype: None,
+            adapters: None,
             speculation: None,
             blocks_override: None,
             online_quantization: None,

@@ -294,7 +294,11 @@ fn refused(reason: alloc::string::String) -> MathError {
 
 /// GiB with two digits, without trailing zeros beyond the first (`format_gib`).
 fn gib(bytes: u64) -> alloc::string::String {
-    let hundredths = u128::from(bytes).saturating_mul(200).saturating_add(1 << 30) >> 31;
+    // Half a hundredth goes to the even neighbour.
+    let scaled = u128::from(bytes).saturating_mul(100);
+    let (floor, rest) = (scaled >> 30, scaled & ((1 << 30) - 1));
+    let up = rest > 1 << 29 || (rest == 1 << 29 && !floor.is_multiple_of(2));
+    let hundredths = floor + u128::from(up);
     let (whole, rest) = (hundredths / 100, hundredths % 100);
     if rest.is_multiple_of(10) { format!("{whole}.{}", rest / 10) } else { format!("{whole}.{rest:02}") }
 }

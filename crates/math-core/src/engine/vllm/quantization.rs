@@ -77,6 +77,8 @@ pub enum WeightScheme {
     Channel8 {
         /// Whole numbers instead of floats.
         integer: bool,
+        /// Whether compressed-tensors wrote it.
+        compressed: bool,
     },
     /// GPTQ and AWQ: whole numbers with scales and zero points for every group of inputs.
     Grouped {
@@ -131,12 +133,17 @@ impl WeightScheme {
     #[must_use]
     pub const fn cache_scales(self) -> (u64, u64) {
         match self {
-            Self::Channel8 { .. }
+            Self::Channel8 { compressed: true, .. }
             | Self::Packed { .. }
             | Self::Mxfp4
             | Self::Nvfp4 { compressed: true, .. }
             | Self::Fp8Block { compressed: true, .. } => (3, 3),
-            Self::Fp8Tensor { .. } | Self::Fp8Block { .. } | Self::Nvfp4 { .. } | Self::Mxfp8 | Self::Named => (4, 0),
+            Self::Fp8Tensor { .. }
+            | Self::Fp8Block { .. }
+            | Self::Nvfp4 { .. }
+            | Self::Mxfp8
+            | Self::Named
+            | Self::Channel8 { .. } => (4, 0),
             Self::Grouped { .. } | Self::ExpertsMxfp4 | Self::Unknown => (0, 0),
         }
     }
@@ -191,7 +198,11 @@ impl WeightScheme {
                 let scales = mul(o.div_ceil(rows.max(1)), k.div_ceil(columns.max(1)))?;
                 vec![(F::F8E4M3, n), (if exponents { F::F8E8M0 } else { F::F32 }, mul(scales, stack)?)]
             }
-            Self::Channel8 { integer } => {
+            // ModelOpt's experts have one scale a matrix whatever its linears have (`ModelOptFp8MoEMethod`).
+            Self::Channel8 { compressed: false, .. } if expert => {
+                return Self::Fp8Tensor { static_activations: true }.tensors(matrix);
+            }
+            Self::Channel8 { integer, .. } => {
                 vec![(if integer { F::I8 } else { F::F8E4M3 }, n), (F::F32, mul(o, stack)?)]
             }
             Self::Grouped { reordered: true, .. } => {
@@ -215,14 +226,24 @@ impl WeightScheme {
                     }
                     return Ok(parts);
                 }
-                if !k.is_multiple_of(group) {
+                if awq && !k.is_multiple_of(group) {
                     return Err(refused(
                         "The input size is not aligned with the quantized weight shape. This can be caused by too large \
                          tensor parallel size."
                             .to_string(),
                     ));
                 }
-                let mut parts = vec![(F::I32, mul(n, bits)? / 32), (dtype, n / group), (F::I32, mul(n / group, bits)? / 32)];
+                // Whole numbers hold several weights: along the outputs for AWQ and all zero points, else the inputs.
+                let pack = (32 / bits.max(1)).max(1);
+                let packed_outputs = if expert { mul(mul(o, bits)?, stack)? / 32 } else { o / pack };
+                let weights = match (awq, expert) {
+                    (_, true) => mul(n, bits)? / 32,
+                    (true, false) => mul(k, packed_outputs)?,
+                    (false, false) => mul(k / pack, o)?,
+                };
+                let groups = k / group;
+                let scales = mul(mul(groups, o)?, stack)?;
+                let mut parts = vec![(F::I32, weights), (dtype, scales), (F::I32, mul(groups, packed_outputs)?)];
                 if expert && !awq {
                     // Biases are made for every expert, used or not.
                     parts.push((dtype, mul(o, stack)?));

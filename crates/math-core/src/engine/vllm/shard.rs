@@ -119,7 +119,11 @@ impl<'a> Rules<'a> {
 
     pub(super) fn layer(&self, tensor: &Tensor) -> Option<&'a Layer> {
         match tensor.place {
-            Place::Layer(index) => self.spec.layers.get(usize::try_from(index).ok()?),
+            Place::Layer(index) => {
+                let index = usize::try_from(index).ok()?;
+                let draft = || self.spec.mtp.get(index.checked_sub(self.spec.layers.len())?).map(|module| &module.layer);
+                self.spec.layers.get(index).or_else(draft)
+            }
             _ => None,
         }
     }
@@ -187,6 +191,7 @@ impl<'a> Rules<'a> {
     pub fn matrix(&self, tensor: &Tensor, part: &Part, checkpoint: &Checkpoint) -> Option<Matrix> {
         let name = role(&tensor.name).strip_suffix(".weight").unwrap_or_default();
         let (mut n_in, mut n_out, mut stack) = (part.n_in, part.n_out, part.stack);
+        let name = if matches!(tensor.place, Place::Tower) { name.rsplit('.').next().unwrap_or(name) } else { name };
         let expert = name.ends_with("_exps");
         match name {
             // One matrix from the latent to keys and values, which files hold in two.
@@ -204,8 +209,15 @@ impl<'a> Rules<'a> {
         }
         let leads = !matches!(
             name,
-            "attn_k" | "attn_v" | "ffn_up" | "ffn_up_shexp" | "ffn_up_exps" | "ffn_down_exps" | "attn_kv_a_mqa" | "attn_gate"
+            "attn_k" | "attn_v" | "ffn_up_shexp" | "ffn_up_exps" | "ffn_down_exps" | "attn_kv_a_mqa" | "attn_gate"
         );
+        // An up projection is fused into the gate's where there is one of its own.
+        let behind_gate = name == "ffn_up"
+            && match self.layer(tensor).map(|layer| &layer.feed_forward) {
+                Some(FeedForward::Dense(dense)) => dense.gated && !dense.fused_gate_up,
+                _ => true,
+            };
+        let leads = leads && !behind_gate;
         let hidden = match self.layer(tensor).map(|layer| &layer.feed_forward) {
             Some(FeedForward::Moe(moe)) if self.experts_whole => moe.d_ff_expert,
             Some(FeedForward::Moe(moe)) => moe.d_ff_expert / self.ranks,
@@ -230,10 +242,8 @@ impl<'a> Rules<'a> {
     fn shards(&self, tensor: &Tensor, name: &str) -> u64 {
         let layer = self.layer(tensor);
         let delta = matches!(layer.map(|layer| &layer.mixer), Some(Mixer::GatedDeltaNet(_) | Mixer::KimiDelta(_)));
-        let fused_gate = || match layer.map(|layer| &layer.feed_forward) {
-            Some(FeedForward::Dense(dense)) => tensor.shape.rows().is_ok_and(|rows| rows == dense.d_ff.saturating_mul(2)),
-            _ => false,
-        };
+        let fused_gate =
+            || matches!(layer.map(|layer| &layer.feed_forward), Some(FeedForward::Dense(dense)) if dense.fused_gate_up);
         match name {
             "ssm_in" if delta => 4,
             "ssm_in" => match self.mamba2(tensor) {

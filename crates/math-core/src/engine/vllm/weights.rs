@@ -11,8 +11,8 @@ use alloc::vec::Vec;
 
 use super::VERSION;
 use super::facts::Checkpoint;
-use super::layers::stages;
-use super::options::Knobs;
+use super::layers::{draft_layers, stages};
+use super::options::{DraftMethod, Knobs};
 use super::quantization::{Matrix, WeightScheme};
 use super::shard::{Part, Rules};
 use crate::error::MathError;
@@ -109,7 +109,7 @@ pub fn weights(
             }
         }
     }
-    if let Some(scheme) = checkpoint.scheme {
+    if let Some(scheme) = checkpoint.scheme.filter(|_| !checkpoint.class.without_cache_scales) {
         // Attention layers of a quantized checkpoint hold scales for a cache, quantized or not.
         let (of_type, single) = scheme.cache_scales();
         for (index, layer) in (0_u64..).zip(&spec.layers) {
@@ -130,6 +130,43 @@ pub fn weights(
         rank.by_type.retain(|_, bytes| *bytes > 0);
     }
     Ok(ranks)
+}
+
+/// The weights of the model's own draft module, which the last stage loads for speculation; embedding and output matrix
+/// are the model's.
+///
+/// # Errors
+/// As [`weights`]; [`MathError::Unsupported`] where the checkpoint's config does not say what the module is.
+pub fn draft_weights(
+    spec: &ModelSpec,
+    table: &TensorTable,
+    checkpoint: &Checkpoint,
+    knobs: &Knobs,
+) -> Result<RankWeights, MathError> {
+    let mut rank = RankWeights::default();
+    if !matches!(knobs.speculation.map(|speculation| speculation.method), Some(DraftMethod::Mtp)) {
+        return Ok(rank);
+    }
+    let modules = draft_layers(spec, &checkpoint.class).len();
+    if spec.mtp.is_empty() || modules == 0 {
+        return Err(MathError::Unsupported {
+            engine: VERSION.to_string(),
+            mechanism: "the weights of a draft module that the config does not describe".to_string(),
+        });
+    }
+    let rules = Rules::new(spec, checkpoint, knobs)?;
+    let first = spec.layers.len();
+    for tensor in &table.tensors {
+        let Place::Layer(index) = tensor.place else { continue };
+        let index = usize::try_from(index).unwrap_or(usize::MAX);
+        let shared = ["embed_tokens", "shared_head_head"].iter().any(|part| tensor.name.contains(part));
+        let created = matches!(tensor.counts, Counts::MultiTokenPrediction) || rules.loads(tensor);
+        if (first..first.saturating_add(modules)).contains(&index) && created && !shared {
+            place(&mut rank, tensor, &rules, checkpoint, knobs.parallelism.tensor.max(1))?;
+        }
+    }
+    rank.by_type.retain(|_, bytes| *bytes > 0);
+    Ok(rank)
 }
 
 /// Adds one tensor's part to a rank.

@@ -89,7 +89,7 @@ pub fn cache_plan(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs) -> R
             }
             tokens
         }
-        MaxLength::Model | MaxLength::Fit => trained,
+        MaxLength::Model | MaxLength::Fit => checkpoint.default_length.unwrap_or(trained),
     };
     let mut max_batched_tokens = knobs.max_batched_tokens.unwrap_or(batch_default);
     if let (None, true, Some(tokens)) = (knobs.max_batched_tokens, checkpoint.mm_prefix, checkpoint.media_tokens) {
