@@ -153,6 +153,15 @@ pub struct VllmBrief {
     pub kv_cache_dtype: String,
     /// Whether prefixes are cached.
     pub prefix_caching: bool,
+    /// How tokens are drafted, and how many at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speculative: Option<String>,
+    /// LoRA adapters of one batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_loras: Option<u64>,
+    /// Their largest rank.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_lora_rank: Option<u64>,
     /// Attention backends.
     pub attention_backends: Vec<String>,
 }

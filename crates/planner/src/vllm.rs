@@ -295,6 +295,9 @@ fn answer(
         block_size: settled.block_tokens,
         kv_cache_dtype: settled.cache_dtype.name().to_string(),
         prefix_caching: settled.prefix_caching,
+        speculative: question.options.speculative.clone(),
+        max_loras: knobs.adapters.map(|adapters| adapters.count),
+        max_lora_rank: knobs.adapters.map(|adapters| adapters.rank),
         attention_backends: settled.backends.clone(),
     };
     let limits = limits(question, knobs, allocated, blocks, per_request)?;
