@@ -226,7 +226,9 @@ impl WeightScheme {
                     }
                     return Ok(parts);
                 }
-                if awq && !k.is_multiple_of(group) {
+                // GPTQ's kernel takes half a group at the end of a divided input, and nothing less.
+                let step = if awq { group } else { group.div_ceil(2) };
+                if !k.is_multiple_of(step) {
                     return Err(refused(
                         "The input size is not aligned with the quantized weight shape. This can be caused by too large \
                          tensor parallel size."
