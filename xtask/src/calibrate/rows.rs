@@ -79,6 +79,24 @@ fn family(quant: &str) -> Family {
     }
 }
 
+/// Bytes of a weight in blocks of 8 bits with a scale (q8_0).
+const PRECISE: f64 = 8.5 / 8.0;
+
+/// Files of mixtures whose name speaks of the experts alone: gpt-oss as it was published (4-bit experts, everything else wider), and the
+/// dynamic quantizations below 4 bits, which keep attention, shared experts and the head at 8 bits. From 4 bits up they do not: Llama 4
+/// Scout would read more than the memory delivers.
+fn keeps_the_rest_precise(quant: &str, bits: f64) -> bool {
+    quant == "mxfp4" || (quant.starts_with("ud-") && bits < 4.0)
+}
+
+/// Threads of rows that say they used a few.
+const FEW_THREADS: f64 = 4.0;
+
+/// Cores of the processors that such rows were measured on; 16 where nothing is known.
+fn cores(name: &str) -> f64 {
+    if name.contains("8P+4E") { 12.0 } else { 16.0 }
+}
+
 /// One measurement and its prediction.
 #[derive(Debug)]
 pub(crate) struct Row {
@@ -270,7 +288,16 @@ fn row(
     };
     // Servers store keys and values in 8 bits beside weights of 8 and fewer.
     let kv_bytes = if serves && matches!(quant.as_str(), "fp8" | "fp4") { 1.0 } else { 2.0 };
-    let work = facts.work(bytes_per_param, kv_bytes, family(&quant));
+    let mut work = facts.work(bytes_per_param, kv_bytes, family(&quant));
+    if keeps_the_rest_precise(&quant, bits) && facts.experts > 0.0 && !serves {
+        // Only the routed experts are stored as the file's name says: what every token passes keeps 8 bits, and the file weighs the same.
+        let rest = (facts.params - facts.expert_params).max(0.0);
+        let precise = PRECISE.max(bytes_per_param);
+        let experts = (facts.params * bytes_per_param - rest * precise).max(facts.expert_params * bytes_per_param * 0.5);
+        work.dense_bytes *= precise / bytes_per_param;
+        work.embedding_bytes *= precise / bytes_per_param;
+        work.expert_bytes = experts;
+    }
     let mut setup = Setup::new(runtime, device);
     setup.driver = driver(record, &setup.device);
     setup.devices = get("device_count")?.max(1.0);
@@ -281,6 +308,13 @@ fn row(
     setup.dated = date.rmatch_indices("20").next().is_some_and(|(place, _)| {
         date.get(place..place + 4).and_then(|year| year.parse::<u32>().ok()).is_some_and(|year| year <= 2024)
     });
+    if metric == Metric::Decode && text(record, "note").contains("only 2-4 threads") {
+        // A few cores have their share of the processor's units, however much memory delivers.
+        let share = FEW_THREADS / cores(&setup.device.name);
+        setup.device.half *= share;
+        setup.device.brain *= share;
+        setup.device.int8 *= share;
+    }
     if !on_host.is_empty() {
         setup.on_host = host_of(record, facts, known);
         if setup.on_host.is_none() {
