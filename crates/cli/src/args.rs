@@ -160,6 +160,8 @@ pub(crate) struct Question {
     pub(crate) source: Source,
     #[command(flatten)]
     pub(crate) asked: Asked,
+    #[command(flatten)]
+    pub(crate) beside: Beside,
     /// Answer as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -192,8 +194,36 @@ pub(crate) struct ExportArgs {
 impl Question {
     /// The question in the planner's words.
     pub(crate) fn options(&self) -> Result<Options, PlanError> {
-        Ok(Options { assume_generic: self.source.assume_generic.then_some(true), ..self.asked.options()? })
+        let beside = &self.beside;
+        Ok(Options {
+            assume_generic: self.source.assume_generic.then_some(true),
+            draft_tokens: beside.draft_tokens,
+            draft_gpu_layers: beside.draft_gpu_layers.and_then(|layers| layers.0),
+            draft_kv_type: beside.draft_kv_type.clone(),
+            draft_quant: beside.draft_quant.clone(),
+            ..self.asked.options()?
+        })
     }
+}
+
+/// Other models beside the one in question.
+#[derive(Debug, Args)]
+pub(crate) struct Beside {
+    /// Draft with a smaller model in a context of its own: a file or name, as MODEL
+    #[arg(long, value_name = "MODEL", conflicts_with = "draft_mtp", help_heading = "What runs")]
+    pub(crate) draft_model: Option<String>,
+    /// Tokens that the draft model drafts at most; 3 when left out
+    #[arg(long, value_name = "N", requires = "draft_model", help_heading = "What runs")]
+    draft_tokens: Option<u64>,
+    /// How many of the draft model's layers go to devices, or all
+    #[arg(long, value_name = "N", value_parser = layers, requires = "draft_model", help_heading = "What runs")]
+    draft_gpu_layers: Option<Layers>,
+    /// How to store the draft model's cached keys and values; f16 when left out
+    #[arg(long, value_name = "TYPE", requires = "draft_model", help_heading = "What runs")]
+    draft_kv_type: Option<String>,
+    /// How to store the draft model's weights when its source leaves it open
+    #[arg(long, value_name = "TYPE", requires = "draft_model", help_heading = "What runs")]
+    draft_quant: Option<String>,
 }
 
 /// Everything that can be asked of a deployment.
@@ -488,6 +518,10 @@ impl Setting {
                 (false, false) => None,
             },
             draft_mtp: self.draft_mtp,
+            draft_tokens: None,
+            draft_gpu_layers: None,
+            draft_kv_type: None,
+            draft_quant: None,
             embeddings: self.embeddings.then_some(true),
             cache_ram: self.cache_ram,
             context_checkpoints: self.context_checkpoints,

@@ -116,6 +116,15 @@ fn model(source: &Source) -> Result<planner::Model, PlanError> {
     source::open(&source.model, source.assume_generic)
 }
 
+/// The model of a question, with what runs beside it.
+fn asked(question: &Question) -> Result<planner::Model, PlanError> {
+    let mut main = model(&question.source)?;
+    if let Some(name) = &question.beside.draft_model {
+        main.draft = Some(Box::new(source::open(name, question.source.assume_generic)?));
+    }
+    Ok(main)
+}
+
 fn run(verb: &Verb) -> Result<u8, PlanError> {
     match verb {
         Verb::Fit(question) => fit(question),
@@ -174,7 +183,7 @@ fn manual() -> std::io::Result<Vec<u8>> {
 }
 
 fn fit(question: &Question) -> Result<u8, PlanError> {
-    let answer = planner::fit(&model(&question.source)?, &question.options()?)?;
+    let answer = planner::fit(&asked(question)?, &question.options()?)?;
     show(question.json, &answer, render::fit)?;
     Ok(match answer.verdict {
         Verdict::Fits { .. } => FITS,
@@ -187,7 +196,7 @@ fn reach(
     question: &Question,
     verb: impl FnOnce(&planner::Model, &planner::Options) -> Result<planner::response::Reach, PlanError>,
 ) -> Result<u8, PlanError> {
-    let answer = verb(&model(&question.source)?, &question.options()?)?;
+    let answer = verb(&asked(question)?, &question.options()?)?;
     show(question.json, &answer, render::reach)?;
     Ok(if answer.limit.value > 0 { FITS } else { DOES_NOT_FIT })
 }

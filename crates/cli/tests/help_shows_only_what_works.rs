@@ -31,6 +31,11 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
         }
         all
     };
+    let drafting = |rest: &[&'static str]| {
+        let mut all = llama(&["--draft-model", "@models/llama-3.1-8b"]);
+        all.extend(rest);
+        all
+    };
     // On vLLM the model's own quantization counts, and ranks are devices.
     let vllm = |rest: &[&'static str]| {
         let mut all = vec!["fit", "@models/llama-3.1-8b", "--engine", "vllm", "--device", "h200", "--context", "8k"];
@@ -123,6 +128,11 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
             value!(12),
         ),
         ("--override-tensor", llama(&["--override-tensor", "ffn_.*=CPU"]), "/deployment/override_tensor", value!(["ffn_.*=CPU"])),
+        ("--draft-model", drafting(&[]), "/devices/0/terms/4/component", value!("draft")),
+        ("--draft-tokens", drafting(&["--draft-tokens", "8"]), "/command/20", value!("8")),
+        ("--draft-gpu-layers", drafting(&["--draft-gpu-layers", "4"]), "/command/22", value!("4")),
+        ("--draft-kv-type", drafting(&["--draft-kv-type", "q8_0"]), "/command/24", value!("q8_0")),
+        ("--draft-quant", drafting(&["--draft-quant", "Q8_0"]), "/command/16", value!("llama-3.1-8b-Q8_0.gguf")),
         // As the engine plans it for eight threads: half a mebibyte for each, a row in the format of products, a line each.
         (
             "--threads",

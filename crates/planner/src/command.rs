@@ -12,7 +12,7 @@ use crate::model::Basis;
 use crate::request::Engine;
 
 /// The file an engine would be given: the model's own, or the one that quantizing it would make.
-fn file(question: &Question<'_>) -> String {
+pub(crate) fn file(question: &Question<'_>) -> String {
     match (&question.model.basis, &question.model.reference) {
         (Basis::Gguf, Some(reference)) => reference.clone(),
         _ => {
@@ -92,6 +92,9 @@ pub fn command(question: &Question<'_>, planned: &Planned) -> Vec<String> {
     if deployment.draft_context {
         option("--spec-type", "draft-mtp");
         option("--spec-draft-n-max", &deployment.draft_tokens.to_string());
+    }
+    for word in question.draft.iter().flat_map(|draft| draft.arguments(question)) {
+        option(&word, "");
     }
     if let Some(threads) = question.effective.threads {
         option("-t", &threads.to_string());

@@ -74,6 +74,8 @@ pub struct Question<'a> {
     tensors: Arc<TensorTable>,
     /// As it was asked.
     pub(crate) options: Options,
+    /// A model that drafts.
+    pub(crate) draft: Option<crate::draft::Draft<'a>>,
 }
 
 impl<'a> Question<'a> {
@@ -103,7 +105,9 @@ impl<'a> Question<'a> {
             notes: Vec::new(),
             tensors: Arc::new(model.tensors.clone()),
             options: options.clone(),
+            draft: None,
         };
+        question.draft = crate::draft::Draft::of(&mut question)?;
         if question.effective.engine == Engine::Vllm {
             crate::vllm::check(model, options)?;
             question.options.quant = None;
@@ -257,6 +261,9 @@ impl<'a> Question<'a> {
         let deployment = &self.effective.deployment;
         let mut allocated = allocate(&self.converted(), &self.tensors, deployment, build)?;
         let resolved = allocated.resolved;
+        if let Some(draft) = &self.draft {
+            draft.plan(self, &mut allocated, build)?;
+        }
         allocated.allocation.host.terms.extend(crate::runtime::work(self, build)?);
         let layout = Layout::of(&self.converted(), deployment)?;
         // The driver sets up those devices that the engine works with.
@@ -340,6 +347,7 @@ impl<'a> Question<'a> {
             Engine::LlamaCpp(build)
                 if !self.model.generic
                     && !self.effective.deployment.draft_context
+                    && self.draft.is_none()
                     && self.effective.threads.is_none()
                     && self.effective.devices.len() == 1
                     && self.is_in_one_place()? =>

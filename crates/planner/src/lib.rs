@@ -14,6 +14,7 @@ pub mod closest;
 pub mod command;
 pub mod compare;
 pub mod custom;
+mod draft;
 pub mod driver;
 pub mod engine;
 pub mod error;

@@ -1,6 +1,7 @@
 //! A model as the planner sees it: facts with a name, and how to ask the engine for it.
 
 use alloc::borrow::Cow;
+use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
@@ -51,6 +52,8 @@ pub struct Model {
     pub reference: Option<String>,
     /// Whether the architecture was not recognised and is taken for a generic decoder.
     pub generic: bool,
+    /// A smaller model that drafts tokens for this one, in a context of its own.
+    pub draft: Option<Box<Self>>,
 }
 
 impl Model {
@@ -73,6 +76,7 @@ impl Model {
             basis,
             reference: None,
             generic: ingested.generic,
+            draft: None,
         }
     }
 

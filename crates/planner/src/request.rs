@@ -57,6 +57,14 @@ pub struct Options {
     pub prediction_layers: Option<bool>,
     /// Drafts so many tokens with the model's own prediction layers (`--spec-type draft-mtp`).
     pub draft_mtp: Option<u64>,
+    /// Tokens that a draft model drafts at most; 3 when left out.
+    pub draft_tokens: Option<u64>,
+    /// How many layers of a draft model go to devices; all when left out.
+    pub draft_gpu_layers: Option<u64>,
+    /// Format of a draft model's cached keys and values; f16 when left out, whatever the model's own are.
+    pub draft_kv_type: Option<String>,
+    /// File type to quantize a draft model to, where its source is not quantized.
+    pub draft_quant: Option<String>,
     /// Whether the engine runs as an embedding server.
     pub embeddings: Option<bool>,
     /// The limit of the server's prompt cache in host memory, bytes; 8 GiB when left out, 0 for none.
@@ -247,7 +255,7 @@ fn one_or_more(field: &'static str, value: Option<u64>, default: u64) -> Result<
     }
 }
 
-fn cache_format(field: &'static str, text: Option<&String>) -> Result<StorageFormat, PlanError> {
+pub(crate) fn cache_format(field: &'static str, text: Option<&String>) -> Result<StorageFormat, PlanError> {
     // llama.cpp: common/arg.cpp, kv_cache_types
     const ALLOWED: [StorageFormat; 9] = [
         StorageFormat::F32,
@@ -268,6 +276,21 @@ fn cache_format(field: &'static str, text: Option<&String>) -> Result<StorageFor
 }
 
 impl Options {
+    /// The names of the options about a draft model that are set.
+    pub(crate) fn draft_set(&self) -> &'static [&'static str] {
+        if self.draft_tokens.is_some() {
+            &["draft_tokens"]
+        } else if self.draft_gpu_layers.is_some() {
+            &["draft_gpu_layers"]
+        } else if self.draft_kv_type.is_some() {
+            &["draft_kv_type"]
+        } else if self.draft_quant.is_some() {
+            &["draft_quant"]
+        } else {
+            &[]
+        }
+    }
+
     /// The question in full.
     ///
     /// # Errors

@@ -58,17 +58,19 @@ pub(crate) fn limits(question: &Question<'_>, planned: &Planned) -> Result<Vec<T
         term(label, Bounds { low: 0, high }, formula, format!("{build}: {source}"))
     };
     let mut limits = Vec::new();
-    if question.effective.cache_ram > 0 {
+    // Prompts and checkpoints are kept for completions only, which an embedding server refuses.
+    let completes = !question.effective.deployment.embeddings;
+    if question.effective.cache_ram > 0 && completes {
         limits.push(up_to(
             "prompt cache",
             question.effective.cache_ram,
             "up to --cache-ram of idle prompts' states".to_string(),
-            "tools/server/server-context.cpp:server_prompt_cache",
+            "tools/server/server-task.h:server_prompt_cache",
         )?);
     }
     let count = question.effective.context_checkpoints;
     let slots = question.effective.deployment.sequences;
-    if planned.checkpoint_bytes > 0 && count > 0 {
+    if planned.checkpoint_bytes > 0 && count > 0 && completes {
         limits.push(up_to(
             "context checkpoints",
             mul(planned.checkpoint_bytes, mul(count, slots)?)?,

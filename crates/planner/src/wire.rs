@@ -32,6 +32,8 @@ pub struct WireModel {
     pub spec: Option<ModelSpec>,
     /// Its tensors as a file stores them; synthesized when left out.
     pub tensors: Option<TensorTable>,
+    /// A smaller model that drafts tokens for it.
+    pub draft: Option<Box<Self>>,
 }
 
 /// A request.
@@ -93,6 +95,10 @@ impl WireModel {
             (Some(_), Some(_)) => return Err(PlanError::request("model", "config and spec", "one of the two")),
         };
         model.reference = None;
+        model.draft = match self.draft {
+            Some(draft) => Some(Box::new(draft.model(options)?)),
+            None => None,
+        };
         Ok(model)
     }
 }

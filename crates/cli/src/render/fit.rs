@@ -150,11 +150,22 @@ fn like_engine(choice: &LikeEngine) -> Vec<String> {
     if !choice.exact {
         text.push("decided by bounds here (≤): the engine measures more finely and may choose otherwise".to_owned());
     }
-    if let Some(better) = &choice.better {
-        let gained = better.weights_on_devices.get().saturating_sub(better.weights_as_chosen.get());
-        let gain = if gained > 0 { format!(" ({} more of the weights on devices)", short(gained)) } else { String::new() };
-        let options = format!("-c {} {}", better.total_context, better.options.join(" "));
-        text.push(format!("better, and it leaves the same margin: {}{gain}: {options}", better.change));
+    match &choice.better {
+        Some(better) => {
+            let (read, chosen) = (better.read_from_host.get(), better.read_as_chosen.get());
+            let gain = if read < chosen {
+                format!(" (a token reads {} from the host instead of {})", short(read), short(chosen))
+            } else {
+                String::new()
+            };
+            let options = format!("-c {} {}", better.total_context, better.options.join(" "));
+            text.push(format!("better, and it leaves the same margin: {}{gain}: {options}", better.change));
+            text.push(format!("why: {}", better.why));
+        }
+        None if choice.gives_up.is_none() => {
+            text.push("nothing tried beside it is better with the same margin: context, layers, experts on the host".to_owned());
+        }
+        None => {}
     }
     text
 }

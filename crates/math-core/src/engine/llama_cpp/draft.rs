@@ -1,4 +1,4 @@
-//! The second context that drafts tokens with the model's own prediction layers (`--spec-type draft-mtp`): caches of those
+//! Drafting: a smaller model in a context of its own, or the second context that drafts tokens with the model's own prediction layers (`--spec-type draft-mtp`): caches of those
 //! layers alone, and a graph of its own (`common/speculative.cpp:common_speculative_init_from_params`).
 
 use alloc::format;
@@ -12,10 +12,56 @@ use super::facts::Facts;
 use super::layout::Layout;
 use super::resolve::{ResolveFacts, Resolved};
 use crate::allocation::{Certainty, Term, TermKind};
-use crate::deployment::{Deployment, Location};
+use crate::deployment::{ContextRequest, Deployment, Location};
 use crate::error::MathError;
+use crate::format::StorageFormat;
 use crate::spec::ModelSpec;
 use crate::units::{Bytes, add, mul};
+
+/// Token numbers by which the vocabularies of two models may differ (`common/speculative.cpp:SPEC_VOCAB_MAX_SIZE_DIFFERENCE`).
+const LIKE_VOCABULARY: u64 = 128;
+
+/// Refuses a draft model whose vocabulary is another (`common/speculative.cpp:common_speculative_are_compatible`).
+///
+/// # Errors
+/// [`MathError::Refused`].
+pub fn check_vocabularies(target: &ModelSpec, draft: &ModelSpec, build: Build) -> Result<(), MathError> {
+    let (own, other) = (target.embedding.n_vocab, draft.embedding.n_vocab);
+    if own.abs_diff(other) <= LIKE_VOCABULARY {
+        return Ok(());
+    }
+    let reason = format!(
+        "target vocab size {own} does not match draft vocab size {other}: they may differ by {LIKE_VOCABULARY}, and it drafts nothing"
+    );
+    Err(super::refuse::refused(build, reason))
+}
+
+/// What the server asks for its draft model, beside the target's context: as many tokens, the same batches, devices and
+/// shares, but caches, layers on devices and overrides of its own, and one row of logits for each sequence
+/// (`common/speculative.cpp:common_base_params_to_speculative`, `common_speculative_init_result`).
+#[must_use]
+pub fn drafting(
+    target: &Deployment,
+    resolved: &Resolved,
+    gpu_layers: Option<u64>,
+    kv_types: (StorageFormat, StorageFormat),
+) -> Deployment {
+    Deployment {
+        context: ContextRequest::Total(resolved.n_ctx),
+        gpu_layers,
+        kv_type_k: kv_types.0,
+        kv_type_v: kv_types.1,
+        load_mtp: false,
+        draft_context: false,
+        draft_tokens: 0,
+        embeddings: false,
+        logits_for_all: false,
+        tensor_overrides: Vec::new(),
+        cpu_moe: false,
+        n_cpu_moe: 0,
+        ..target.clone()
+    }
+}
 
 /// The terms of the drafting context, with their places; none where nothing drafts.
 ///

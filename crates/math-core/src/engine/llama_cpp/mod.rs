@@ -5,7 +5,7 @@ pub mod build;
 pub mod cache;
 pub mod compute;
 pub mod conversion;
-mod draft;
+pub mod draft;
 pub mod estimator;
 mod facts;
 pub mod file_type;
