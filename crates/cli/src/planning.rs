@@ -4,7 +4,7 @@ use plimsoll::planner::which_quant::CellVerdict;
 use plimsoll::planner::{self, Options, PlanError};
 
 use crate::args::{CompareArgs, ExplainArgs, OffloadArgs, WhichDeviceArgs, WhichQuantArgs};
-use crate::{DOES_NOT_FIT, FITS, FITS_WITH_OFFLOAD, model, render, show, source};
+use crate::{DOES_NOT_FIT, FITS, FITS_WITH_OFFLOAD, asked, render, show, source};
 
 /// `plimsoll compare`.
 pub(crate) fn compare(arguments: &CompareArgs) -> Result<u8, PlanError> {
@@ -19,7 +19,7 @@ pub(crate) fn compare(arguments: &CompareArgs) -> Result<u8, PlanError> {
 /// `plimsoll explain`.
 pub(crate) fn explain(arguments: &ExplainArgs) -> Result<u8, PlanError> {
     let question = &arguments.question;
-    let answer = planner::explain_term(&model(&question.source)?, &question.options()?, arguments.term.as_deref())?;
+    let answer = planner::explain_term(&asked(question)?, &question.options()?, arguments.term.as_deref())?;
     show(question.json, &answer, render::explain)?;
     Ok(FITS)
 }
@@ -27,7 +27,7 @@ pub(crate) fn explain(arguments: &ExplainArgs) -> Result<u8, PlanError> {
 /// `plimsoll which-quant`: 0 where a cell fits, 2 where one fits with a part on the host, 3 where none does.
 pub(crate) fn which_quant(arguments: &WhichQuantArgs) -> Result<u8, PlanError> {
     let question = &arguments.question;
-    let answer = planner::which_quant(&model(&question.source)?, &question.options()?, &arguments.grid()?)?;
+    let answer = planner::which_quant(&asked(question)?, &question.options()?, &arguments.grid()?)?;
     show(question.json, &answer, render::which_quant)?;
     let any = |is: fn(&CellVerdict) -> bool| answer.rows.iter().flat_map(|row| &row.cells).any(|cell| is(&cell.verdict));
     Ok(if any(|verdict| matches!(verdict, CellVerdict::Fits { .. })) {
@@ -42,7 +42,7 @@ pub(crate) fn which_quant(arguments: &WhichQuantArgs) -> Result<u8, PlanError> {
 /// `plimsoll which-device`: 3 where no device is enough.
 pub(crate) fn which_device(arguments: &WhichDeviceArgs) -> Result<u8, PlanError> {
     let (target, options) = arguments.target()?;
-    let answer = planner::which_device(&model(&arguments.question.source)?, &options, &target)?;
+    let answer = planner::which_device(&asked(&arguments.question)?, &options, &target)?;
     show(arguments.question.json, &answer, |answer| render::which_device(answer, arguments.show))?;
     Ok(if answer.smallest.is_empty() { DOES_NOT_FIT } else { FITS })
 }
@@ -51,7 +51,7 @@ pub(crate) fn which_device(arguments: &WhichDeviceArgs) -> Result<u8, PlanError>
 pub(crate) fn offload(arguments: &OffloadArgs) -> Result<u8, PlanError> {
     let question = &arguments.question;
     let options = Options { fit_margin: arguments.margin, ..question.options()? };
-    let answer = planner::offload(&model(&question.source)?, &options, arguments.host_memory)?;
+    let answer = planner::offload(&asked(question)?, &options, arguments.host_memory)?;
     show(question.json, &answer, render::offload)?;
     Ok(match &answer.best {
         None => DOES_NOT_FIT,
