@@ -129,10 +129,10 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
         ),
         ("--override-tensor", llama(&["--override-tensor", "ffn_.*=CPU"]), "/deployment/override_tensor", value!(["ffn_.*=CPU"])),
         ("--draft-model", drafting(&[]), "/devices/0/terms/4/component", value!("draft")),
-        ("--draft-tokens", drafting(&["--draft-tokens", "8"]), "/command/20", value!("8")),
-        ("--draft-gpu-layers", drafting(&["--draft-gpu-layers", "4"]), "/command/22", value!("4")),
-        ("--draft-kv-type", drafting(&["--draft-kv-type", "q8_0"]), "/command/24", value!("q8_0")),
-        ("--draft-quant", drafting(&["--draft-quant", "Q8_0"]), "/command/16", value!("llama-3.1-8b-Q8_0.gguf")),
+        ("--draft-tokens", drafting(&["--draft-tokens", "8"]), "/command/21", value!("8")),
+        ("--draft-gpu-layers", drafting(&["--draft-gpu-layers", "4"]), "/command/23", value!("4")),
+        ("--draft-kv-type", drafting(&["--draft-kv-type", "q8_0"]), "/command/25", value!("q8_0")),
+        ("--draft-quant", drafting(&["--draft-quant", "Q8_0"]), "/command/17", value!("llama-3.1-8b-Q8_0.gguf")),
         // As the engine plans it for eight threads: half a mebibyte for each, a row in the format of products, a line each.
         (
             "--threads",
