@@ -5,11 +5,11 @@ use plimsoll::planner::response::Document;
 use plimsoll::planner::{self, PlanError};
 
 use crate::args::{As, ExportArgs};
-use crate::{FITS, model, print, render, show};
+use crate::{FITS, asked, print, render, show};
 
 pub(crate) fn run(arguments: &ExportArgs) -> Result<u8, PlanError> {
     let question = &arguments.question;
-    let model = model(&question.source)?;
+    let model = asked(question)?;
     let options = question.options()?;
     let mut answer = planner::export(&model, &options)?;
     let target = match arguments.form {
