@@ -87,7 +87,7 @@ fn peer(criterion: &mut Criterion) {
     let model = found.first().expect("a model that every catalogue has");
     let mut group = criterion.benchmark_group("estimate");
     group.bench_function(BenchmarkId::new("llmfit-core 1.1.18 (closed formula)", "Llama-3.1-8B"), |bencher| {
-        bencher.iter(|| model.estimate_memory_gb_with_kv(black_box("Q4_K_M"), black_box(CONTEXT), KvQuant::Fp16));
+        bencher.iter(|| model.estimate_memory_gb_with_kv(black_box("Q4_K_M"), black_box(32_768), KvQuant::Fp16));
     });
     group.finish();
 }
