@@ -38,7 +38,6 @@ fn memory(sweep: &Sweep<'_>) -> u64 {
         .map(|index| {
             let line = sweep.line(index).expect("a line");
             let width = sweep.width();
-            (0..width).into_par_iter().with_min_len(1024).map(|column| used(&line, sweep.context(column))).max().unwrap_or(0)
         })
         .max()
         .unwrap_or(0)
@@ -84,7 +83,6 @@ fn sweeps(criterion: &mut Criterion) {
                     let line = million.line(index).expect("a line");
                     (0..million.width())
                         .into_par_iter()
-                        .with_min_len(1024)
                         .map(|column| {
                             let row = line.row(million.context(column)).expect("a row");
                             let text = format!("{},{:?},{:?}", row.context, row.devices_used, row.decode_tokens_per_s);
