@@ -38,6 +38,7 @@ fn memory(sweep: &Sweep<'_>) -> u64 {
         .map(|index| {
             let line = sweep.line(index).expect("a line");
             let width = sweep.width();
+            (0..width).into_par_iter().map(|column| used(&line, sweep.context(column))).max().unwrap_or(0)
         })
         .max()
         .unwrap_or(0)
