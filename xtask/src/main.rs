@@ -9,6 +9,7 @@ mod compare;
 mod conformance;
 mod csv;
 mod devices;
+mod engines;
 mod run;
 mod steps;
 mod truth;
@@ -25,6 +26,8 @@ Usage: cargo xtask TASK
   wasm             compile the core, the planner and the parsers for wasm32
   accuracy         rewrite docs/accuracy.md and the README's table from the fixtures
   accuracy --check say whether they are up to date
+  engines          rewrite docs/engines.md: ten models under every engine
+  engines --check  say whether it is up to date
   devices          rewrite the device table from fixtures/devices
   devices --check  say whether it is up to date
   conformance      the real engine from the package registry beside us, term by term
@@ -52,6 +55,8 @@ fn main() -> ExitCode {
         ["wasm"] => wasm::check(),
         ["accuracy"] => accuracy::run(false),
         ["accuracy", "--check"] => accuracy::run(true),
+        ["engines"] => engines::run(false),
+        ["engines", "--check"] => engines::run(true),
         ["devices"] => devices::run(false),
         ["devices", "--check"] => devices::run(true),
         ["conformance", "--engine", "vllm"] => vllm::run(),

@@ -229,7 +229,7 @@ pub(crate) struct Beside {
 /// Everything that can be asked of a deployment.
 #[derive(Debug, Args)]
 pub(crate) struct Asked {
-    /// Whose rules: llama.cpp (the newest build followed, and the default), llama.cpp@BUILD, vllm, mlx, transformers, or ideal (the textbook)
+    /// Whose rules: llama.cpp (the newest build followed, and the default), llama.cpp@BUILD, vllm, sglang, mlx, tensorrt-llm, transformers, ollama, or ideal (the textbook)
     #[arg(long, value_name = "ENGINE")]
     engine: Option<String>,
     /// Concurrent sequences; one when left out
@@ -270,10 +270,11 @@ pub(crate) struct Setting {
     #[arg(long, value_name = "N", help_heading = "How much")]
     ubatch: Option<u64>,
 
-    /// How to store weights (Q4_K_M, Q8_0, IQ4_XS, BF16 …) when the source leaves it open
+    /// How to store weights (Q4_K_M, Q8_0, IQ4_XS, BF16 …; for mlx 4bit, 8bit …) when the source leaves it open
     #[arg(long, short, value_name = "TYPE", help_heading = "How stored")]
     quant: Option<String>,
-    /// How to store cached keys and values: f16, bf16, f32, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl
+    /// How to store cached keys and values: f16, bf16, f32, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl; other engines have names
+    /// of their own (auto, fp8, 8bit), which they list when asked for another
     #[arg(long, value_name = "TYPE", help_heading = "How stored")]
     kv_type: Option<String>,
     /// How to store cached keys
@@ -388,35 +389,36 @@ pub(crate) struct Setting {
     /// The least context per stream that llama-server may choose; 4096 when left out
     #[arg(long, value_name = "N", value_parser = tokens, requires = "like_engine", help_heading = "Where")]
     fit_context: Option<u64>,
-    /// vLLM: ranks that split every matrix
-    #[arg(long, value_name = "N", help_heading = "vLLM")]
+    /// Ranks that split every matrix
+    #[arg(long, value_name = "N", help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
     tensor_parallel: Option<u64>,
-    /// vLLM: ranks that split the layers
-    #[arg(long, value_name = "N", help_heading = "vLLM")]
+    /// Ranks that split the layers
+    #[arg(long, value_name = "N", help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
     pipeline_parallel: Option<u64>,
-    /// vLLM: replicas that split the sequences
-    #[arg(long, value_name = "N", help_heading = "vLLM")]
+    /// Replicas that split the sequences
+    #[arg(long, value_name = "N", help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
     data_parallel: Option<u64>,
-    /// vLLM: whole experts are spread over the ranks
-    #[arg(long, help_heading = "vLLM")]
+    /// Whole experts are spread over the ranks
+    #[arg(long, help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
     expert_parallel: bool,
-    /// vLLM: ranks that split the tokens of a sequence's cache
-    #[arg(long, value_name = "N", help_heading = "vLLM")]
+    /// Ranks that split the tokens of a sequence's cache
+    #[arg(long, value_name = "N", help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
     context_parallel: Option<u64>,
-    /// vLLM: share of each device's memory for weights, work and cache; 0.92 when left out
-    #[arg(long, value_name = "F", value_parser = millionths, conflicts_with = "kv_memory", help_heading = "vLLM")]
+    /// Share of each device's memory for weights, work and cache (vLLM: 0.92 when left out), for weights and pools (SGLang: by
+    /// the device), or of what loading leaves free for the cache (TensorRT-LLM: 0.9)
+    #[arg(long, value_name = "F", value_parser = millionths, conflicts_with = "kv_memory", help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
     memory_utilization: Option<u64>,
-    /// vLLM: memory for the cache on each device, such as 40GiB, which makes the answer exact
-    #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "vLLM")]
+    /// Memory for the cache on each device, such as 40GiB, which makes the answer exact
+    #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
     kv_memory: Option<u64>,
-    /// vLLM: tokens of a step
-    #[arg(long, value_name = "N", value_parser = tokens, help_heading = "vLLM")]
+    /// Tokens of a step
+    #[arg(long, value_name = "N", value_parser = tokens, help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
     max_batched_tokens: Option<u64>,
-    /// vLLM: sequences that run at a time
-    #[arg(long, value_name = "N", help_heading = "vLLM")]
+    /// Sequences that run at a time
+    #[arg(long, value_name = "N", help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
     max_sequences: Option<u64>,
-    /// vLLM: tokens of a cache block
-    #[arg(long, value_name = "N", help_heading = "vLLM")]
+    /// Tokens of a cache block
+    #[arg(long, value_name = "N", help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
     block_size: Option<u64>,
     /// vLLM: draft tokens, METHOD:N with the model's own prediction layers (mtp:2) or repeats (ngram:5)
     #[arg(long, value_name = "METHOD:N", help_heading = "vLLM")]
@@ -427,8 +429,8 @@ pub(crate) struct Setting {
     /// vLLM: largest rank of LoRA adapters; 16 when left out
     #[arg(long, value_name = "N", help_heading = "vLLM")]
     max_lora_rank: Option<u64>,
-    /// vLLM: keep no prefixes
-    #[arg(long, help_heading = "vLLM")]
+    /// Keep no prefixes
+    #[arg(long, help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
     no_prefix_caching: bool,
 }
 

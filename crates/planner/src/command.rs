@@ -34,7 +34,7 @@ pub fn command(question: &Question<'_>, planned: &Planned) -> Vec<String> {
     match question.effective.engine {
         Engine::Ideal => return Vec::new(),
         Engine::Vllm => return crate::vllm::command(question, planned),
-        Engine::Mlx | Engine::Transformers => {
+        Engine::Sglang | Engine::Mlx | Engine::TensorRtLlm | Engine::Transformers | Engine::Ollama => {
             return planned.served.as_ref().map(|served| served.command.clone()).unwrap_or_default();
         }
         Engine::LlamaCpp(_) => {}

@@ -194,9 +194,11 @@ impl<'a> Question<'a> {
     /// Whether the question is something for the engine.
     fn check_served(&self) -> Result<(), PlanError> {
         match self.effective.engine {
+            Engine::Sglang => crate::sglang::check(self),
             Engine::Mlx => crate::mlx::check(self),
+            Engine::TensorRtLlm => crate::tensorrt_llm::check(self),
             Engine::Transformers => crate::transformers::check(self),
-            Engine::LlamaCpp(_) | Engine::Vllm | Engine::Ideal => Ok(()),
+            Engine::LlamaCpp(_) | Engine::Ollama | Engine::Vllm | Engine::Ideal => Ok(()),
         }
     }
 
@@ -245,7 +247,10 @@ impl<'a> Question<'a> {
         let mut planned = match self.effective.engine {
             Engine::LlamaCpp(build) if !self.model.generic => self.plan_llama_cpp(build)?,
             Engine::Vllm => crate::vllm::plan(self)?,
+            Engine::Sglang => crate::sglang::plan(self)?,
             Engine::Mlx => crate::mlx::plan(self)?,
+            Engine::TensorRtLlm => crate::tensorrt_llm::plan(self)?,
+            Engine::Ollama if !self.model.generic => crate::ollama::plan(self)?,
             Engine::Transformers => crate::transformers::plan(self)?,
             _ => self.plan_ideal()?,
         };
@@ -257,7 +262,7 @@ impl<'a> Question<'a> {
         Ok(planned)
     }
 
-    fn plan_llama_cpp(&self, build: Build) -> Result<Planned, PlanError> {
+    pub(crate) fn plan_llama_cpp(&self, build: Build) -> Result<Planned, PlanError> {
         let deployment = &self.effective.deployment;
         let mut allocated = allocate(&self.converted(), &self.tensors, deployment, build)?;
         let resolved = allocated.resolved;
@@ -331,7 +336,7 @@ impl<'a> Question<'a> {
     pub fn offloads(&self) -> Result<bool, PlanError> {
         let deployment = &self.effective.deployment;
         match self.effective.engine {
-            Engine::LlamaCpp(_) if !self.model.generic => {
+            Engine::LlamaCpp(_) | Engine::Ollama if !self.model.generic => {
                 Ok(crate::place::stays_on_host(&Layout::of(&self.converted(), deployment)?, deployment))
             }
             _ => Ok(false),

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use plimsoll_math::deployment::{ContextRequest, Deployment, FlashAttention, Share, SplitMode};
 use plimsoll_math::device::Device;
 use plimsoll_math::engine::llama_cpp::Build;
-use plimsoll_math::engine::{mlx, transformers, vllm};
+use plimsoll_math::engine::{mlx, sglang, tensorrt_llm, transformers, vllm};
 use plimsoll_math::format::StorageFormat;
 use serde::{Deserialize, Serialize};
 
@@ -150,28 +150,41 @@ pub enum Engine {
     LlamaCpp(Build),
     /// vLLM, the version that is followed.
     Vllm,
+    /// SGLang, the version that is followed.
+    Sglang,
     /// MLX-LM, the version that is followed.
     Mlx,
+    /// TensorRT-LLM, the version that is followed.
+    TensorRtLlm,
     /// Transformers, the version that is followed.
     Transformers,
+    /// Ollama: llama.cpp with defaults of its own.
+    Ollama,
     /// The textbook: no rounding, no buffers.
     Ideal,
 }
 
 impl Engine {
     /// Every engine that is followed in one version.
-    pub const PLAIN: &'static [Self] = &[Self::Vllm, Self::Mlx, Self::Transformers, Self::Ideal];
+    pub const PLAIN: &'static [Self] =
+        &[Self::Vllm, Self::Sglang, Self::Mlx, Self::TensorRtLlm, Self::Transformers, Self::Ollama, Self::Ideal];
 
     /// Whether it is behind [`crate::served`]: neither llama.cpp's nor vLLM's policy, nor the textbook.
     #[must_use]
     pub const fn is_served(self) -> bool {
-        matches!(self, Self::Mlx | Self::Transformers)
+        matches!(self, Self::Sglang | Self::Mlx | Self::TensorRtLlm | Self::Transformers)
+    }
+
+    /// Whether it runs on ranks that split the model.
+    #[must_use]
+    pub const fn has_ranks(self) -> bool {
+        matches!(self, Self::Vllm | Self::Sglang | Self::TensorRtLlm)
     }
 
     /// Whether its cache is a pool of a size of its own, whatever is asked of it.
     #[must_use]
     pub const fn has_pool(self) -> bool {
-        matches!(self, Self::Vllm)
+        self.has_ranks()
     }
 
     /// Reads an engine's name.
@@ -205,7 +218,10 @@ impl Engine {
         match self {
             Self::LlamaCpp(_) => "llama.cpp",
             Self::Vllm => "vllm",
+            Self::Sglang => "sglang",
             Self::Mlx => "mlx",
+            Self::TensorRtLlm => "tensorrt-llm",
+            Self::Ollama => "ollama",
             Self::Transformers => "transformers",
             Self::Ideal => "ideal",
         }
@@ -217,7 +233,10 @@ impl Engine {
         match self {
             Self::LlamaCpp(build) => build.tag(),
             Self::Vllm => vllm::VERSION_NUMBER,
+            Self::Sglang => sglang::VERSION_NUMBER,
             Self::Mlx => mlx::VERSION_NUMBER,
+            Self::TensorRtLlm => tensorrt_llm::VERSION_NUMBER,
+            Self::Ollama => crate::ollama::VERSION_NUMBER,
             Self::Transformers => transformers::VERSION_NUMBER,
             Self::Ideal => "1",
         }
@@ -299,8 +318,8 @@ impl Options {
         let engine = Engine::parse(self.engine.as_deref().unwrap_or("llama.cpp"))?;
         let (mut devices, note) = self.devices()?;
         crate::served::refuse_others(engine, self)?;
-        if engine == Engine::Vllm {
-            devices = crate::vllm::ranks(self, devices)?;
+        if engine.has_ranks() {
+            devices = crate::vllm::ranks(self, engine.name(), devices)?;
         } else if engine.is_served() {
             crate::served::one_device(engine, &devices)?;
         } else if let [first, ..] = crate::vllm::options_set(self).as_slice() {
@@ -365,6 +384,10 @@ impl Options {
             deployment.load_mtp = true;
             deployment.draft_context = true;
         }
+        let mut notes: Vec<String> = note.into_iter().collect();
+        if engine == Engine::Ollama {
+            notes.extend(crate::ollama::settle(self, &mut deployment, &devices)?);
+        }
         let prediction_layers = self.prediction_layers.or(self.draft_mtp.map(|_| true));
         let cache_ram = self.cache_ram.unwrap_or(8 << 30);
         let context_checkpoints = self.context_checkpoints.unwrap_or(32);
@@ -377,7 +400,7 @@ impl Options {
             deployment,
             device,
             devices,
-            notes: note.into_iter().collect(),
+            notes,
         })
     }
 }

@@ -81,9 +81,28 @@ impl Question<'_> {
 /// Options that every engine takes.
 const COMMON: &[&str] = &["engine", "context", "sequences", "device", "displays", "memory", "assume_generic", "skip_limits"];
 
+/// Options of servers that divide a model among ranks.
+const RANKED: &[&str] = &[
+    "devices",
+    "tensor_parallel",
+    "pipeline_parallel",
+    "data_parallel",
+    "expert_parallel",
+    "context_parallel",
+    "memory_utilization",
+    "kv_memory",
+    "max_batched_tokens",
+    "max_sequences",
+    "block_size",
+    "prefix_caching",
+    "kv_type",
+];
+
 /// Options that an engine has beside [`COMMON`]; `None` for engines that check their own.
 fn own(engine: Engine) -> Option<&'static [&'static str]> {
     match engine {
+        Engine::Sglang | Engine::TensorRtLlm => Some(RANKED),
+        Engine::Ollama => Some(&["quant", "batch", "kv_type", "flash_attention", "gpu_layers", "devices", "mmap"]),
         Engine::Mlx => Some(&["dtype", "quant", "kv_type"]),
         Engine::Transformers => Some(&["dtype", "cache", "kv_type"]),
         Engine::LlamaCpp(_) | Engine::Vllm | Engine::Ideal => None,

@@ -62,7 +62,7 @@ pub fn options_set(options: &Options) -> Vec<&'static str> {
     set.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect()
 }
 
-fn parallelism(options: &Options) -> Result<Parallelism, PlanError> {
+pub(crate) fn parallelism(options: &Options) -> Result<Parallelism, PlanError> {
     let count = |field: &'static str, value: Option<u64>| match value {
         Some(0) => Err(PlanError::request(field, "0", "1 or more")),
         Some(value) if value > 1024 => Err(PlanError::request(field, value, "1 to 1024")),
@@ -81,14 +81,22 @@ fn parallelism(options: &Options) -> Result<Parallelism, PlanError> {
 ///
 /// # Errors
 /// [`PlanError`] for devices that no rank can run on, or more or fewer of them than ranks.
-pub fn ranks(options: &Options, devices: Vec<Device>) -> Result<Vec<Device>, PlanError> {
+pub fn ranks(options: &Options, engine: &str, devices: Vec<Device>) -> Result<Vec<Device>, PlanError> {
     if !options.places_set().is_empty() {
-        return Err(PlanError::request("engine", options.places_set().join(", "), "llama.cpp: vllm has no such switches"));
+        return Err(PlanError::request(
+            "engine",
+            options.places_set().join(", "),
+            format!("llama.cpp: {engine} has no such switches"),
+        ));
     }
     let ranks = parallelism(options)?.devices()?;
     let wanted = usize::try_from(ranks).unwrap_or(usize::MAX);
     if devices.iter().any(|device| device.driver != Driver::Cuda) {
-        return Err(PlanError::request("device", "a device without CUDA", "an NVIDIA GPU: vllm is followed on CUDA only"));
+        return Err(PlanError::request(
+            "device",
+            "a device without CUDA",
+            format!("an NVIDIA GPU: {engine} is followed on CUDA only"),
+        ));
     }
     let devices = match devices.as_slice() {
         [one] => core::iter::repeat_n(one.clone(), wanted).collect(),
@@ -409,7 +417,7 @@ pub fn command(question: &Question<'_>, planned: &Planned) -> Vec<String> {
 }
 
 /// Millionths as a decimal fraction.
-fn share_text(millionths: u64) -> String {
+pub(crate) fn share_text(millionths: u64) -> String {
     let text = format!("{}.{:06}", millionths / 1_000_000, millionths % 1_000_000);
     let text = text.trim_end_matches('0');
     text.strip_suffix('.').map_or_else(|| text.to_string(), ToString::to_string)

@@ -18,6 +18,7 @@ mod python_json;
 pub mod quantization;
 pub mod reader;
 pub mod recipe;
+mod sglang_classes;
 pub mod towers;
 mod vllm_classes;
 mod vllm_quantization;

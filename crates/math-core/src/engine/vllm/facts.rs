@@ -42,6 +42,9 @@ pub struct Checkpoint {
     /// What MLX-LM's class of the model decides; `None` where it has none.
     #[cfg_attr(feature = "serde", serde(default))]
     pub mlx: Option<crate::engine::mlx::cache::ModelClass>,
+    /// What SGLang's class of the model decides.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub sglang: crate::engine::sglang::pool::ModelClass,
     /// The type it computes in (`dtype`; single precision is served in bfloat16).
     pub dtype: StorageFormat,
     /// How its weights are quantized.
@@ -77,6 +80,7 @@ impl Default for Checkpoint {
         Self {
             class: ModelClass::default(),
             mlx: None,
+            sglang: crate::engine::sglang::pool::ModelClass::default(),
             dtype: StorageFormat::Bf16,
             scheme: None,
             experts_scheme: None,
