@@ -75,7 +75,7 @@ impl<'a> Changes<'_, 'a> {
                     .map(StorageFormat::name)
                     .collect()
             }
-            Engine::Vllm if self.question.options.kv_type.is_none() => vec!["fp8"],
+            engine if engine.has_ranks() && self.question.options.kv_type.is_none() => vec!["fp8"],
             _ => Vec::new(),
         };
         for name in narrower {

@@ -62,7 +62,8 @@ pub fn plan(question: &Question<'_>) -> Result<Planned, PlanError> {
     let cache = CacheRequest { class, dtype: dtype(question)?, context, sequences: deployment.sequences };
     let backend = question.effective.device.backend;
     let cuda = matches!(backend, Backend::Cuda { .. });
-    let request = Request { cache, cuda, device: !matches!(backend, Backend::Cpu) };
+    let class_facts = model.checkpoint.transformers;
+    let request = Request { cache, class: class_facts, cuda, device: !matches!(backend, Backend::Cpu) };
     let loaded = match (&model.quantization, &model.published) {
         (Some(_), Some(published)) if cuda => Loaded::Stored(published),
         (Some(layout), Some(_)) => {
@@ -77,7 +78,7 @@ pub fn plan(question: &Question<'_>) -> Result<Planned, PlanError> {
         (None, _) => Loaded::Plain(&model.tensors),
     };
     let allocation = allocate(&model.spec, loaded, &request)?;
-    let per_token = mul(cache_bytes_per_token(&model.spec, &cache)?, deployment.sequences.min(1))?;
+    let per_token = mul(cache_bytes_per_token(&model.spec, class_facts, &cache)?, deployment.sequences.min(1))?;
     let mut settings = BTreeMap::new();
     settings.insert("cache_implementation".to_string(), class.name().to_string());
     settings.insert("dtype".to_string(), torch_name(cache.dtype).to_string());

@@ -124,9 +124,9 @@ impl<'a> Plans<'a> {
             Err(PlanError::Request { .. }) => return Ok(None),
             Err(other) => return Err(other),
         };
-        // vLLM's own defaults depend on a device's memory; llama.cpp's plan on its backend alone.
+        // Defaults of servers with a pool, and of Ollama, depend on a device's memory; llama.cpp's plan on its backend alone.
         let key = match question.effective.engine {
-            Engine::Vllm => alloc::format!("{}x{count}", device.name),
+            engine if engine.has_pool() || engine == Engine::Ollama => alloc::format!("{}x{count}", device.name),
             _ => alloc::format!("{}x{count}", device.backend_name()),
         };
         if let Some(planned) = self.known.get(&key) {

@@ -84,6 +84,7 @@ pub fn ingest(bytes: &[u8], options: &Options) -> Result<Ingested, IngestError> 
             .filter(|path| !super::keys::is_known(path))
             .map(|path| format!("{path}: not used (no effect on sizes is known)")),
     );
+    checkpoint.transformers = super::transformers_classes::class_of(&spec.architecture);
     checkpoint.sglang = super::sglang_classes::class_of(&spec.architecture);
     checkpoint.class = super::vllm_classes::class_of(&spec.architecture);
     let tensors = tensor_table(&spec)?;

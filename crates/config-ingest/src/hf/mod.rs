@@ -20,6 +20,7 @@ pub mod reader;
 pub mod recipe;
 mod sglang_classes;
 pub mod towers;
+mod transformers_classes;
 mod vllm_classes;
 mod vllm_quantization;
 

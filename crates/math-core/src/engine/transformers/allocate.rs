@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::cache::{CacheClass, CacheRequest, Kept, LayerBytes, layers};
+use super::cache::{CacheClass, CacheRequest, Kept, LayerBytes, ModelClass, layers};
 use crate::allocation::{Allocation, PlaceAllocation, Term, TermKind};
 use crate::engine::activations::{Widths, widths};
 use crate::engine::terms::{between, exact, sum};
@@ -20,6 +20,8 @@ const CACHE_SOURCE: &str = "Transformers 5.23.0: src/transformers/cache_utils.py
 pub struct Request {
     /// The cache.
     pub cache: CacheRequest,
+    /// What the model's class decides.
+    pub class: ModelClass,
     /// Whether a CUDA device does the work.
     pub cuda: bool,
     /// Whether there is a device beside the host at all.
@@ -40,7 +42,7 @@ pub enum Loaded<'a> {
 /// # Errors
 /// [`MathError::Unsupported`] for a mechanism that is not followed, [`MathError::Refused`], [`MathError::Overflow`].
 pub fn allocate(spec: &ModelSpec, loaded: Loaded<'_>, request: &Request) -> Result<Allocation, MathError> {
-    let kept = layers(spec, request.cache.class)?;
+    let kept = layers(spec, request.class, request.cache.class)?;
     let mut device = Vec::from([weights(loaded, request)?]);
     let mut host = Vec::new();
     cache_terms(&kept, &request.cache, &mut device, &mut host)?;
@@ -219,10 +221,10 @@ fn work(spec: &ModelSpec, kept: &[Kept], request: &Request) -> Result<Term, Math
 ///
 /// # Errors
 /// As [`layers`].
-pub fn cache_bytes_per_token(spec: &ModelSpec, request: &CacheRequest) -> Result<u64, MathError> {
+pub fn cache_bytes_per_token(spec: &ModelSpec, class: ModelClass, request: &CacheRequest) -> Result<u64, MathError> {
     let of = |context: u64| -> Result<u64, MathError> {
         let request = CacheRequest { context, sequences: 1, ..*request };
-        layers(spec, request.class)?.iter().try_fold(0, |sum, layer| add(sum, request.bytes(*layer)?.kv))
+        layers(spec, class, request.class)?.iter().try_fold(0, |sum, layer| add(sum, request.bytes(*layer)?.kv))
     };
     // Longer than any window.
     Ok(of((1 << 40) + 1)?.saturating_sub(of(1 << 40)?))

@@ -52,6 +52,18 @@ impl CacheClass {
     }
 }
 
+/// What the model's class in the library decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
+pub struct ModelClass {
+    /// Whether windows are only masked, and every token stays in the cache.
+    pub masks_windows: bool,
+    /// Tokens that the config's window is longer than the model's.
+    pub longer_window: u64,
+    /// Whether it brings a cache of its own, which is not followed.
+    pub own_cache: bool,
+}
+
 /// The tensors that one layer keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Kept {
@@ -75,7 +87,10 @@ fn unknown(mechanism: &str) -> MathError {
 ///
 /// # Errors
 /// [`MathError::Unsupported`] for a mechanism whose class is not followed, [`MathError::Overflow`].
-pub fn kept(layer: &Layer, d_model: u64) -> Result<Kept, MathError> {
+pub fn kept(layer: &Layer, class: ModelClass, d_model: u64) -> Result<Kept, MathError> {
+    if class.own_cache {
+        return Err(unknown("the cache that this model's class brings along"));
+    }
     if layer.hash_history > 0 {
         return Err(unknown("histories of hash embeddings"));
     }
@@ -99,6 +114,7 @@ pub fn kept(layer: &Layer, d_model: u64) -> Result<Kept, MathError> {
             None => Kept::default(),
         },
     };
+    out.window = out.window.filter(|_| !class.masks_windows).map(|window| add(window, class.longer_window)).transpose()?;
     if let Some(state) = state(&layer.mixer, d_model)? {
         match state.recurrence {
             Recurrence::Mamba1 | Recurrence::Mamba2 | Recurrence::GatedDelta | Recurrence::ShortConv => {}
@@ -178,13 +194,13 @@ impl CacheRequest {
 ///
 /// # Errors
 /// As [`kept`], and [`MathError::Refused`] for a cache that the model's layers do not allow.
-pub fn layers(spec: &ModelSpec, class: CacheClass) -> Result<Vec<Kept>, MathError> {
+pub fn layers(spec: &ModelSpec, model: ModelClass, class: CacheClass) -> Result<Vec<Kept>, MathError> {
     if spec.encoder.is_some() || spec.layers.iter().any(|layer| layer.cross_attention.is_some()) {
         return Err(unknown("caches of encoder-decoders and cross attention"));
     }
     let mut out = Vec::new();
     for layer in &spec.layers {
-        out.push(kept(layer, spec.d_model)?);
+        out.push(kept(layer, model, spec.d_model)?);
     }
     if class == CacheClass::Fp8
         && let Some(odd) =

@@ -42,6 +42,9 @@ pub struct Checkpoint {
     /// What MLX-LM's class of the model decides; `None` where it has none.
     #[cfg_attr(feature = "serde", serde(default))]
     pub mlx: Option<crate::engine::mlx::cache::ModelClass>,
+    /// What the model's class in Transformers decides.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub transformers: crate::engine::transformers::cache::ModelClass,
     /// What SGLang's class of the model decides.
     #[cfg_attr(feature = "serde", serde(default))]
     pub sglang: crate::engine::sglang::pool::ModelClass,
@@ -80,6 +83,7 @@ impl Default for Checkpoint {
         Self {
             class: ModelClass::default(),
             mlx: None,
+            transformers: crate::engine::transformers::cache::ModelClass::default(),
             sglang: crate::engine::sglang::pool::ModelClass::default(),
             dtype: StorageFormat::Bf16,
             scheme: None,
