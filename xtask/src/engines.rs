@@ -113,7 +113,7 @@ fn options(engine: &str) -> Options {
         engine: Some(engine.to_owned()),
         context: Some(CONTEXT),
         sequences: Some(SEQUENCES),
-        device: Some(if engine == "mlx" { "M3 Ultra".to_owned() } else { "H200".to_owned() }),
+        device: Some(if engine == "mlx" { "M3 Ultra (80c)".to_owned() } else { "H200".to_owned() }),
         memory: (engine == "mlx").then_some(512 << 30),
         skip_limits: Some(true),
         ..Options::default()
