@@ -76,7 +76,11 @@ fn fused_place(spec: &ModelSpec, facts: Facts<'_>, layout: &Layout, index: u32) 
     };
     match next {
         Some((layer, at)) if own(layer) || matches!(layer.mixer.attends(), Attends::Never) => layout.cache(at),
-        Some(_) | None => layout.layer(index),
+        // The projection of its output, which may have been sent elsewhere.
+        Some(_) | None => {
+            let projection = alloc::format!("blk.{index}.attn_output.weight");
+            layout.overridden(&projection).unwrap_or(layout.layer(index))
+        }
     }
 }
 
