@@ -1,7 +1,7 @@
 //! The steps of each task.
 
 use crate::run::{answers, cargo, command, root, step};
-use crate::{accuracy, arrow, builds, conformance, devices, wasm};
+use crate::{accuracy, arrow, builds, conformance, devices, engines, wasm};
 
 /// Everything that must hold.
 pub(crate) fn test(quick: bool) -> Result<(), String> {
@@ -12,6 +12,7 @@ pub(crate) fn test(quick: bool) -> Result<(), String> {
     devices::run(true)?;
     accuracy::run(true)?;
     builds::run(true)?;
+    engines::run(true)?;
     conformance::habit()?;
     if quick {
         return Ok(());

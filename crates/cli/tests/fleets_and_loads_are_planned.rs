@@ -48,8 +48,10 @@ fn what_does_not_fit_is_an_exit_code_and_a_fix() {
     wrong(64, "nearest");
     write("[[host]]\nname = \"a\"\ncolour = 1\n");
     wrong(65, "colour");
-    write("headroom = \"5\"");
+    write("headroom = [");
     wrong(65, "fleet.toml");
+    write("headroom = \"5\"");
+    wrong(64, "model: found 0");
     write("[[host]]\nname = \"a\"\ndevices = [\"RTX 4090\"]\n[[model]]\nname = \"m\"\nmodel = \"/nowhere/config.json\"\n");
     wrong(69, "/nowhere");
     assert_eq!(plimsoll(&["fleet", "/nowhere/fleet.toml"]).code, 69);

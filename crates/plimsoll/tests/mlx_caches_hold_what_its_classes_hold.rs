@@ -1,7 +1,7 @@
 //! Weights and caches of MLX-LM are those of its own classes: every row was recorded by building the model class at its
 //! real size without evaluating anything, and running a prompt in parts and then single tokens through it.
 
-#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![expect(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 #[path = "support/rows.rs"]
 mod support;

@@ -282,6 +282,16 @@ impl<'a> Recipe<'a> {
         if resolved.n_rs_seq > 0 && !spec.layers.iter().all(keeps) {
             return Ok(None);
         }
+        // How an initial state that lies with the input comes to the device's layers is not known.
+        if facts.arch == "hrm_text" && facts.build.makes_with_the_input("hrm.z_l_init") && deployment.backend() != Backend::Cpu {
+            return Ok(None);
+        }
+        // Where rotations of keys are inputs, the engine's allocator was seen to keep one tensor of ERNIE's graph apart that
+        // the replay lays over another.
+        let rotates_inputs = deployment.kv_type_k.is_quantized() && !facts.build.rotation_matrices_are_cached();
+        if facts.arch == "ernie4_5-moe" && rotates_inputs && !resolved.flash_attention {
+            return Ok(None);
+        }
         let batch_only = !facts.has_memory() || self.row.is_some_and(|row| row.embeds_batches);
         let mut caches = Caches { batch_only, window_cells: None, v_widths: [0; 2], rotations: [[0; 2]; 2], selector: None };
         let mut compressed = CompressedCaches::default();

@@ -1,0 +1,84 @@
+//! Every engine answers every question about a model that it serves, and refuses options of others by name.
+#![allow(
+    clippy::allow_attributes,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test may fail loudly"
+)]
+
+mod run;
+
+use run::{json, plimsoll};
+
+const ENGINES: [(&str, &str); 7] = [
+    ("vllm", "h200"),
+    ("sglang", "h200"),
+    ("mlx", "M3 Ultra (80c)"),
+    ("tensorrt-llm", "h200"),
+    ("transformers", "h200"),
+    ("ollama", "4090"),
+    ("ideal", "h200"),
+];
+
+fn asked<'a>(verb: &'a str, engine: &'a str, device: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut all = vec![verb, "@models/llama-3.1-8b", "--engine", engine, "--device", device];
+    if engine == "mlx" {
+        all.extend(["--memory", "256GiB"]);
+    }
+    all.extend(more);
+    all
+}
+
+#[test]
+fn every_question() {
+    for (engine, device) in ENGINES {
+        let fit = json(&asked("fit", engine, device, &["--context", "8k", "--json"]));
+        assert_eq!(fit["engine"]["name"], engine, "{engine}");
+        assert!(fit["totals"]["weights"].as_u64().unwrap() > 10_000_000_000, "{engine}");
+        assert!(fit["totals"]["kv_cache"].as_u64().unwrap() > 0, "{engine}");
+        for (verb, least) in [("max-context", 8192), ("max-sequences", 1)] {
+            let reach = json(&asked(verb, engine, device, &["--context", "8k", "--json"]));
+            assert!(reach["limit"]["value"].as_u64().unwrap() >= least, "{engine} {verb}: {reach}");
+        }
+        let export = json(&asked("export", engine, device, &["--context", "8k", "--json"]));
+        assert_eq!(export["command"].as_array().unwrap().is_empty(), engine == "ideal", "{engine}");
+        let text = plimsoll(&asked("fit", engine, device, &["--context", "8k"]));
+        assert!(text.err.is_empty() && text.out.contains(engine), "{engine}: {}", text.err);
+    }
+}
+
+#[test]
+fn options_of_others() {
+    for (engine, option, value, named) in [
+        ("sglang", "--ubatch", "128", "ubatch"),
+        ("sglang", "--n-cpu-moe", "2", "n_cpu_moe"),
+        ("sglang", "--data-parallel", "2", "data_parallel"),
+        ("mlx", "--memory-utilization", "0.5", "memory_utilization"),
+        ("tensorrt-llm", "--cache", "static", "cache"),
+        ("transformers", "--block-size", "16", "block_size"),
+        ("ollama", "--ubatch", "128", "ubatch"),
+        ("ollama", "--tensor-parallel", "2", "tensor_parallel"),
+        ("vllm", "--cache", "static", "cache"),
+        ("ideal", "--dtype", "float16", "dtype"),
+    ] {
+        let device = ENGINES.iter().find(|(name, _)| *name == engine).unwrap().1;
+        let answer = plimsoll(&asked("fit", engine, device, &["--context", "8k", option, value]));
+        assert_eq!(answer.code, 64, "{engine} {option}: {}", answer.out);
+        assert!(answer.err.starts_with(&format!("error: {named}: ")), "{engine} {option}: {}", answer.err);
+    }
+}
+
+#[test]
+fn caches_of_transformers_and_mlx_by_their_classes() {
+    let cache = |arguments: &[&str]| json(arguments)["totals"]["kv_cache"].as_u64().unwrap();
+    // 32 layers x 8 heads x 256 x 2 B x 8192 tokens, as its classes hold it.
+    let plain = ["--context", "8k", "--json"];
+    assert_eq!(cache(&asked("fit", "transformers", "h200", &plain)), 1_073_741_824);
+    let eight = ["--context", "8k", "--kv-type", "fp8", "--json"];
+    assert_eq!(cache(&asked("fit", "transformers", "h200", &eight)), 536_870_912);
+    // A step of 256 tokens is taken whole.
+    let odd = ["--context", "8193", "--json"];
+    assert_eq!(cache(&asked("fit", "mlx", "M3 Ultra (80c)", &odd)), 131_072 * 8448);
+}
