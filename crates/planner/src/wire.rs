@@ -1,6 +1,7 @@
 //! One function per verb, request JSON in, response JSON out: what the command line's `--json`, HTTP, WebAssembly and
 //! Python carry. Unknown request fields are refused by name.
 
+use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 

@@ -187,7 +187,8 @@ impl Parts {
             };
             self.graph.expand(stored)?;
         }
-        let row = |format: StorageFormat, n: u64| format.row_bytes(n).map(crate::units::Bytes::get);
+        // Heads need not be whole blocks: the engine's releases only round down (`ggml.c:ggml_row_size`).
+        let row = |format: StorageFormat, n: u64| Ok::<u64, MathError>(mul(format.block_bytes(), n)? / format.block_len());
         let k_row = row(k_format, k_dim)?;
         let k = self.graph.view(
             k_cache,
