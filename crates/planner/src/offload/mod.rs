@@ -1,6 +1,6 @@
 //! What goes where on one host: layers, experts, caches and shares that fit and decode fastest, beside llama.cpp's own choice.
 //!
-//! Candidates come from bytes by layer ([`light`]); each is planned as `fit` plans it before it counts, so that whatever is
+//! Candidates come from bytes by layer (`light`); each is planned as `fit` plans it before it counts, so that whatever is
 //! offered verifies. Speeds are predictions with intervals, and the search compares their expected values.
 
 mod light;
