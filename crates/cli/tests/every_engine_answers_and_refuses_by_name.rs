@@ -82,3 +82,18 @@ fn caches_of_transformers_and_mlx_by_their_classes() {
     let odd = ["--context", "8193", "--json"];
     assert_eq!(cache(&asked("fit", "mlx", "M3 Ultra (80c)", &odd)), 131_072 * 8448);
 }
+
+/// What a shared rule refuses is refused in the name of the engine that was asked, and in vLLM's own words by vLLM, which
+/// lost bitsandbytes.
+#[test]
+fn quantizations_that_are_not_followed() {
+    for (engine, device, refusal) in [
+        ("vllm", "h200", "vLLM 0.33.0 refuses this: Unknown quantization method: bitsandbytes. Must be one of ['awq', "),
+        ("sglang", "h200", "SGLang 0.5.23 does not support \"bitsandbytes\" quantization"),
+        ("tensorrt-llm", "h200", "TensorRT-LLM 1.3 does not support \"bitsandbytes\" quantization"),
+    ] {
+        let run = plimsoll(&["fit", "@corpus/configs/orpheus-3b-0.1-ft.config.json", "--engine", engine, "--device", device]);
+        assert_eq!(run.code, 64, "{engine}");
+        assert!(run.err.contains(refusal), "{engine}: {}", run.err);
+    }
+}

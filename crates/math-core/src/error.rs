@@ -51,6 +51,16 @@ pub enum MathError {
 }
 
 impl MathError {
+    /// The same refusal in the name of `engine`, where its rules are those of the engine that was asked.
+    #[must_use]
+    pub fn of_engine(self, engine: &str) -> Self {
+        match self {
+            Self::Refused { reason, .. } => Self::Refused { engine: engine.into(), reason },
+            Self::Unsupported { mechanism, .. } => Self::Unsupported { engine: engine.into(), mechanism },
+            other => other,
+        }
+    }
+
     /// A stable snake_case code for programs.
     #[must_use]
     pub const fn code(&self) -> &'static str {

@@ -303,7 +303,7 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
         Err(short_by) => Verdict::DoesNotFit {
             short_by,
             fits_at_best_with: match short {
-                Some(_) => None,
+                Some(_) => planned.pool_at_best(),
                 None => Used::of(&planned)?.headroom_at_best(&question.effective.devices)?.ok(),
             },
             closest: closest(&question, &planned)?,

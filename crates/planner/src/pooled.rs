@@ -18,7 +18,7 @@ use crate::engine::{Planned, Question, Resolved};
 use crate::error::PlanError;
 use crate::response::{CacheBrief, Concurrency, Limit, LimitedBy, Limits};
 use crate::served::{Served, context};
-use crate::size::grouped;
+use crate::size::{counted, grouped};
 
 /// The pool of a rank: what it holds at least, and its bytes between two bounds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,23 +141,31 @@ pub(crate) fn planned(question: &Question<'_>, answered: Answered) -> Result<Pla
             allocation.devices.push(PlaceAllocation { terms: terms.clone() });
         }
     }
-    let tokens = match &answered.pools {
-        Ok(pools) => pools.iter().map(|pool| pool.tokens.0).min().unwrap_or(0),
+    let (tokens, at_most) = match &answered.pools {
+        Ok(pools) => {
+            (pools.iter().map(|pool| pool.tokens.0).min().unwrap_or(0), pools.iter().map(|pool| pool.tokens.1).min().unwrap_or(0))
+        }
         Err(reason) => {
             notes.push(format!("{} would not start: {reason}", question.effective.engine.name()));
-            0
+            (0, 0)
         }
     };
     let each = round_up(context, answered.page)?;
     let needed = mul(each, sequences)?;
     let mut short_by = answered.pools.is_err().then_some(answered.short_by.max(1));
+    let mut at_best = None;
     if short_by.is_none() && needed > tokens {
+        let spare = at_most.checked_sub(needed);
         notes.push(format!(
-            "{sequences} sequences of {} tokens take {} tokens of the pool, and it has {}: some would wait",
+            "{} of {} tokens {} {} tokens of the pool, and it has {}{}: some would wait",
+            counted(sequences, "sequence"),
             grouped(context),
+            if sequences == 1 { "takes" } else { "take" },
             grouped(needed),
-            grouped(tokens)
+            grouped(tokens),
+            if spare.is_some() { " at worst" } else { "" }
         ));
+        at_best = spare.map(|spare| mul(spare, answered.token.max(1))).transpose()?.map(Bytes::new).transpose()?;
         short_by = Some(mul(needed - tokens, answered.token.max(1))?);
     }
     if short_by.is_none() && sequences > answered.requests {
@@ -193,6 +201,7 @@ pub(crate) fn planned(question: &Question<'_>, answered: Answered) -> Result<Pla
         kv_type: answered.kv_type,
         settings: answered.settings,
         short_by,
+        at_best,
         limits: Some(limits),
         notes,
         command: answered.command,

@@ -29,6 +29,9 @@ pub struct Served {
     pub settings: BTreeMap<String, String>,
     /// Bytes missing beside what the devices lack, where the engine would not start or some sequences would wait.
     pub short_by: Option<Bytes>,
+    /// Bytes of the pool that are left where everything beside it takes no more than its least, when it lacks some
+    /// otherwise and that is enough.
+    pub at_best: Option<Bytes>,
     /// What is reachable, for engines with a pool; searched for where it is left out.
     pub limits: Option<Limits>,
     /// What was assumed or refused.
@@ -62,6 +65,15 @@ impl Planned {
     pub(crate) fn short_by(&self) -> Option<Bytes> {
         let own = self.vllm.as_ref().and_then(|answer| answer.short_by);
         own.or_else(|| self.served.as_ref().and_then(|served| served.short_by))
+    }
+}
+
+impl Planned {
+    /// Bytes that are left of the engine's pool where everything beside it takes no more than its least; `None` where the
+    /// pool is large enough anyway, or too small even then.
+    pub(crate) fn pool_at_best(&self) -> Option<Bytes> {
+        let own = self.vllm.as_ref().and_then(|answer| answer.at_best);
+        own.or_else(|| self.served.as_ref().and_then(|served| served.at_best))
     }
 }
 

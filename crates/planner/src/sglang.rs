@@ -82,7 +82,7 @@ pub fn plan(question: &Question<'_>) -> Result<Planned, PlanError> {
     let batch = knobs.max_sequences.map_or(batch, |most| batch.min(most));
     let cache = cache_type(question)?;
     let (page, context) = (page(question, 1)?, context(question));
-    let stages = stages(&model.spec, &model.tensors, &model.checkpoint, &knobs, chunk, batch)?;
+    let stages = stages(VERSION, &model.spec, &model.tensors, &model.checkpoint, &knobs, chunk, batch)?;
     let costs = costs(&model.spec, &model.checkpoint, &knobs, cache)?;
     let Some(stage) = stages.first() else { return Err(MathError::Overflow { quantity: "stages" }.into()) };
     let (usual, after_capture) = static_share(&model.spec, &knobs, chunk, batch);

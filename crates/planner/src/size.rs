@@ -108,6 +108,18 @@ pub fn grouped(value: u64) -> String {
     out
 }
 
+/// A count and what is counted: `1 sequence`, `1,024 sequences`.
+///
+/// ```
+/// use plimsoll_planner::size::counted;
+/// assert_eq!(counted(1, "sequence"), "1 sequence");
+/// assert_eq!(counted(1024, "block"), "1,024 blocks");
+/// ```
+#[must_use]
+pub fn counted(value: u64, one: &str) -> String {
+    format!("{} {one}{}", grouped(value), if value == 1 { "" } else { "s" })
+}
+
 /// A size to one decimal in the largest binary unit that leaves it at 1 or more: `23.6 GiB`.
 ///
 /// ```

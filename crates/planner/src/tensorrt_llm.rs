@@ -53,7 +53,7 @@ pub fn plan(question: &Question<'_>) -> Result<Planned, PlanError> {
     let requests = knobs.max_sequences.unwrap_or(DEFAULTS.1);
     let block = page(question, TOKENS_PER_BLOCK)?;
     let (element, kv_type) = element(question)?;
-    let stages = stages(&model.spec, &model.tensors, &model.checkpoint, &knobs, step, requests)?;
+    let stages = stages(VERSION, &model.spec, &model.tensors, &model.checkpoint, &knobs, step, requests)?;
     let fraction = question.options.memory_utilization.unwrap_or(FREE_SHARE);
     let asked = cache_bytes(question)?;
     let layers = u64::try_from(model.spec.layers.len()).unwrap_or(u64::MAX);

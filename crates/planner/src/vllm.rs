@@ -20,7 +20,7 @@ use crate::error::PlanError;
 use crate::model::{Basis, Model};
 use crate::request::Options;
 use crate::response::{CacheBrief, CacheGroup, Concurrency, Limit, LimitedBy, Limits, VllmBrief};
-use crate::size::grouped;
+use crate::size::{counted, grouped};
 
 /// The largest rank of adapters unless it is given (`vllm/config/lora.py:max_lora_rank`).
 const DEFAULT_LORA_RANK: u64 = 16;
@@ -34,6 +34,9 @@ pub struct Answer {
     pub brief: VllmBrief,
     /// Bytes missing on the fullest rank.
     pub short_by: Option<Bytes>,
+    /// Bytes of the pool that are left where everything beside it takes no more than its least, when it lacks some
+    /// otherwise and that is enough.
+    pub at_best: Option<Bytes>,
     /// What is reachable.
     pub limits: Limits,
     /// What was assumed or refused.
@@ -207,28 +210,37 @@ pub fn plan(question: &Question<'_>) -> Result<Planned, PlanError> {
     let request = allocated.plan.request;
     let per_request = allocated.plan.blocks_per_request(&request)?;
     let mut notes = Vec::new();
+    let widest = allocated.plan.block_bytes.iter().copied().max().unwrap_or(0);
+    let needed = if per_request > 0 { add(mul(per_request, sequences)?, 1)? } else { 0 };
+    let spare_at_best = match &allocated.capacity_at_best {
+        Ok(capacity) => capacity.blocks.checked_sub(needed).map(|blocks| mul(blocks, widest)).transpose()?,
+        Err(_) => None,
+    };
     let (blocks, mut short_by) = match &allocated.capacity {
         Ok(capacity) => (Some(capacity.blocks), None),
         Err(MathError::Refused { reason, .. }) => {
-            notes.push(format!("vllm would not start: {reason}"));
+            let when = if spare_at_best.is_some() { "at worst, " } else { "" };
+            notes.push(format!("{when}vllm would not start: {reason}"));
             (None, allocated.short_by)
         }
         Err(other) => return Err(PlanError::Math(other.clone())),
     };
-    let widest = allocated.plan.block_bytes.iter().copied().max().unwrap_or(0);
-    if let Some(blocks) = blocks {
-        let needed = add(mul(per_request, sequences)?, 1)?;
-        if per_request > 0 && needed > blocks {
-            notes.push(format!(
-                "{sequences} sequences of {} tokens take {} blocks, and the pool has {}: some would wait",
-                grouped(request.max_tokens),
-                grouped(needed),
-                grouped(blocks)
-            ));
-            short_by = Some(mul(needed - blocks, widest)?);
-        }
+    if let Some(blocks) = blocks
+        && needed > blocks
+    {
+        notes.push(format!(
+            "{} of {} tokens {} {} blocks, and the pool has {}{}: some would wait",
+            counted(sequences, "sequence"),
+            grouped(request.max_tokens),
+            if sequences == 1 { "takes" } else { "take" },
+            grouped(needed),
+            grouped(blocks),
+            if spare_at_best.is_some() { " at worst" } else { "" }
+        ));
+        short_by = Some(mul(needed - blocks, widest)?);
     }
-    let answer = answer(question, &knobs, budget, &allocated, blocks, short_by, notes)?;
+    let at_best = if short_by.is_some() { spare_at_best.map(Bytes::new).transpose()? } else { None };
+    let answer = answer(question, &knobs, budget, &allocated, blocks, (short_by, at_best), notes)?;
     Ok(Planned {
         checkpoint_bytes: 0,
         resolved: Resolved {
@@ -253,7 +265,7 @@ fn answer(
     budget: Budget,
     allocated: &Allocated,
     blocks: Option<u64>,
-    short_by: Option<u64>,
+    (short_by, at_best): (Option<u64>, Option<Bytes>),
     notes: Vec<String>,
 ) -> Result<Answer, PlanError> {
     let plan = &allocated.plan;
@@ -325,6 +337,7 @@ fn answer(
         },
         brief,
         short_by,
+        at_best,
         limits,
         notes,
     })

@@ -5,7 +5,7 @@ use plimsoll::planner::response::Explain;
 use plimsoll::planner::size::long;
 
 use super::text::{BOLD, DIM, left, paint, width, wrap};
-use super::{certainty_text, component, heading, label, mark, notes, page};
+use super::{certainty_text, component, heading, label, legend, mark, notes, page};
 
 /// A source that is the parent's own is not said again.
 fn branch(lines: &mut Vec<String>, terms: &[Term], said: &str, prefix: &str, width: usize) {
@@ -19,7 +19,7 @@ fn branch(lines: &mut Vec<String>, terms: &[Term], said: &str, prefix: &str, wid
         lines.push(format!(
             "{}{} {} {}{}",
             paint(DIM, &format!("{prefix}{arm}")),
-            mark(&term.certainty),
+            mark(term),
             paint(BOLD, &label(term, 60)),
             long(term.bytes.get()),
             paint(DIM, &certainty)
@@ -76,7 +76,8 @@ pub(crate) fn explain(answer: &Explain) -> String {
         branch(&mut lines, &answer.host.terms, "", "", width);
     }
     lines.push(String::new());
-    lines.push(paint(DIM, "= exact   ≤ at most   ~ measured"));
+    let terms = answer.devices.iter().flat_map(|device| &device.terms).chain(&answer.host.terms);
+    lines.extend(legend(terms, width).into_iter().map(|line| paint(DIM, &line)));
     lines.push(String::new());
     lines.push(paint(BOLD, "The textbook says"));
     lines.extend(textbook(answer, width));

@@ -3,13 +3,13 @@
 use plimsoll::math::allocation::{Term, TermKind};
 use plimsoll::math::units::Bytes;
 use plimsoll::planner::like::LikeEngine;
-use plimsoll::planner::response::{DeviceUse, Fit, Limit, Verdict};
-use plimsoll::planner::size::{grouped, short};
+use plimsoll::planner::response::{DeviceUse, Fit, Verdict};
+use plimsoll::planner::size::{counted, grouped, short};
 use plimsoll::planner::speed::{Rate, Throughput};
 
 use super::bar::{bar, fill};
 use super::text::{BAD, BOLD, DIM, GOOD, MAYBE, columns, command, flow, headline, left, paint, right, width, wrap};
-use super::{certainty_text, component, digits, heading, label, limited, mark, notes, page};
+use super::{certainty_text, component, digits, heading, label, legend, limited, mark, notes, page};
 
 /// The first line: the answer.
 fn verdict(answer: &Fit, width: usize) -> Vec<String> {
@@ -91,21 +91,20 @@ fn breakdown(lines: &mut Vec<String>, layout: &Layout, terms: &[Term], with_bar:
     for term in terms {
         let (glyph, style) = fill(term.component);
         let glyph = if with_bar { paint(style, &glyph.to_string()) } else { " ".to_owned() };
-        lines.push(layout.row(
-            &glyph,
-            mark(&term.certainty),
-            &name(term, terms, layout.label),
-            term.bytes.get(),
-            &certainty_text(term),
-        ));
+        lines.push(layout.row(&glyph, mark(term), &name(term, terms, layout.label), term.bytes.get(), &certainty_text(term)));
     }
 }
 
-fn limit_text(limit: &Limit, unit: &str) -> String {
-    if limit.value == 0 {
-        format!("no {unit}")
-    } else {
-        format!("{} {unit} ({})", grouped(limit.value), limited(limit.limited_by))
+/// Where an engine says itself what it took.
+fn verify(engine: &str) -> &'static str {
+    match engine {
+        "vllm" => "the log says \"GPU KV cache size\" and \"Maximum concurrency\", the metric vllm:cache_config_info the blocks",
+        "sglang" => "the log names the KV cache with its #tokens, and the memory that is left at \"Memory pool end\"",
+        "tensorrt-llm" => "the log says how many GiB and tokens the paged KV cache has",
+        "mlx" => "print mlx.core.get_active_memory() and get_peak_memory() after a request",
+        "transformers" => "print torch.cuda.max_memory_allocated() after it, and the nbytes of the cache's tensors",
+        "ollama" => "`ollama ps` says how much of the model lies on the device; OLLAMA_DEBUG=1 logs every buffer",
+        _ => "add -lv 4: the server logs every buffer size (model, KV, RS, compute, output) as it allocates it",
     }
 }
 
@@ -232,11 +231,8 @@ pub(crate) fn fit(answer: &Fit) -> String {
             answer.host.limits.iter().map(|term| format!("{} up to {}", term.label, short(term.bytes.get()))).collect();
         lines.extend(wrap(&format!("beside that, as it runs: {}", text.join(", ")), width, "  "));
     }
-    lines.extend(
-        flow(["= exact".to_owned(), "≤ at most".to_owned(), "~ measured".to_owned()].into_iter(), "   ", width, "    ")
-            .into_iter()
-            .map(|line| paint(DIM, &line)),
-    );
+    let terms = answer.devices.iter().flat_map(|device| &device.terms).chain(&answer.host.terms);
+    lines.extend(legend(terms, width.saturating_sub(4)).into_iter().map(|line| format!("    {}", paint(DIM, &line))));
 
     if let Some(choice) = &answer.like_engine {
         lines.push(String::new());
@@ -248,7 +244,7 @@ pub(crate) fn fit(answer: &Fit) -> String {
     if let (Some(blocks), Some(tokens)) = (answer.cache.blocks, answer.cache.block_tokens) {
         lines.push(String::new());
         lines.push(paint(BOLD, "Cache on every rank"));
-        let mut parts = vec![format!("{} blocks of {tokens} tokens", grouped(blocks))];
+        let mut parts = vec![format!("{} of {}", counted(blocks, "block"), counted(tokens, "token"))];
         parts.extend(answer.cache.tokens.map(|tokens| format!("{} tokens as the engine counts them", grouped(tokens))));
         parts.extend(answer.cache.max_concurrency.map(|many| format!("{:.2} sequences of this length at once", many.get())));
         parts.push(format!("{} a token", short(answer.cache.bytes_per_token.get())));
@@ -262,7 +258,7 @@ pub(crate) fn fit(answer: &Fit) -> String {
         }
     }
     // A pool that is filled on purpose is no textbook figure.
-    let textbook = if answer.deployment.vllm.is_some() { None } else { textbook(answer) };
+    let textbook = if answer.cache.block_tokens.is_some() { None } else { textbook(answer) };
     if let Some(text) = textbook {
         lines.push(String::new());
         lines.push(paint(BOLD, "Textbook"));
@@ -282,10 +278,14 @@ pub(crate) fn fit(answer: &Fit) -> String {
         }
     }
     let fits = matches!(answer.verdict, Verdict::Fits { .. } | Verdict::FitsWithOffload { .. });
-    let limits = [(answer.limits.max_context, "tokens per sequence"), (answer.limits.max_sequences, "sequences of this length")];
+    let limits =
+        [(answer.limits.max_context, "token", " per sequence"), (answer.limits.max_sequences, "sequence", " of this length")];
     let reach: Vec<String> = limits
         .iter()
-        .filter_map(|(limit, unit)| limit.filter(|limit| limit.value > 0).map(|limit| limit_text(&limit, unit)))
+        .filter_map(|(limit, unit, each)| {
+            let limit = limit.filter(|limit| limit.value > 0)?;
+            Some(format!("{}{each} ({})", counted(limit.value, unit), limited(limit.limited_by)))
+        })
         .collect();
     if !reach.is_empty() {
         lines.push(String::new());
@@ -297,17 +297,8 @@ pub(crate) fn fit(answer: &Fit) -> String {
         lines.push(paint(BOLD, "Run"));
         lines.extend(command(&answer.command, width, "  "));
         lines.push(paint(BOLD, "Verify"));
-        let text = if answer.deployment.vllm.is_some() {
-            "the log says \"GPU KV cache size\" and \"Maximum concurrency\", the metric vllm:cache_config_info the blocks"
-                .to_owned()
-        } else if answer.engine.name == "mlx" {
-            "print mlx.core.get_active_memory() and get_peak_memory() after a request".to_owned()
-        } else if answer.engine.name == "transformers" {
-            "print torch.cuda.max_memory_allocated() after it, and the nbytes of the cache's tensors".to_owned()
-        } else {
-            "add -lv 4: the server logs every buffer size (model, KV, RS, compute, output) as it allocates it".to_owned()
-        };
-        lines.extend(wrap(&text, width, "  "));
+        let text = verify(&answer.engine.name);
+        lines.extend(wrap(text, width, "  "));
     }
     if !answer.notes.is_empty() {
         lines.push(String::new());

@@ -38,13 +38,22 @@ pub(crate) fn export(answer: &plimsoll::planner::response::Export) -> String {
     text
 }
 
-/// One sign for how sure a figure is.
-fn mark(certainty: &Certainty) -> &'static str {
-    match certainty {
+/// One sign for how sure a term's figure is. A pool that gives way to what stands beside it is planned with its least.
+fn mark(term: &Term) -> &'static str {
+    match &term.certainty {
         Certainty::Exact => "=",
+        Certainty::Bounded { high, .. } if term.bytes < *high => "≥",
         Certainty::Bounded { .. } => "≤",
         _ => "~",
     }
+}
+
+/// What the signs mean that stand beside `terms`.
+fn legend<'a>(terms: impl Iterator<Item = &'a Term>, width: usize) -> Vec<String> {
+    let used: Vec<&str> = terms.map(mark).collect();
+    let meanings = [("=", "exact"), ("≤", "at most"), ("≥", "at least"), ("~", "measured")];
+    let shown = meanings.into_iter().filter(|(sign, _)| *sign != "≥" || used.contains(sign));
+    flow(shown.map(|(sign, meaning)| format!("{sign} {meaning}")), "   ", width, "")
 }
 
 /// What a component is called on screen.
@@ -183,6 +192,7 @@ pub(crate) fn reach(answer: &Reach) -> String {
 fn certainty_text(term: &Term) -> String {
     match &term.certainty {
         Certainty::Exact => String::new(),
+        Certainty::Bounded { high, .. } if term.bytes < *high => format!("at most {}", short(high.get())),
         Certainty::Bounded { low, .. } => format!("at least {}", short(low.get())),
         Certainty::Calibrated { low, high, samples, .. } => {
             format!("{} to {}, {samples} measurements", short(low.get()), short(high.get()))

@@ -66,6 +66,12 @@ pub(super) fn read(root: &Config<'_>, text: &Config<'_>, model_type: &str, facts
         }
         _ => WeightScheme::Unknown,
     };
+    if scheme == WeightScheme::Unknown {
+        facts.unfollowed = Some(match (method, algorithm) {
+            ("", algorithm) => algorithm.to_owned(),
+            (method, _) => method.to_owned(),
+        });
+    }
     facts.scheme = Some(scheme);
     Ok(())
 }

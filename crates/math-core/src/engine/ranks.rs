@@ -10,6 +10,7 @@ use crate::engine::activations::{Widths, widths};
 use crate::engine::terms::between;
 use crate::engine::vllm::facts::Checkpoint;
 use crate::engine::vllm::options::Knobs;
+use crate::engine::vllm::quantization::WeightScheme;
 use crate::engine::vllm::weights::weights;
 use crate::error::MathError;
 use crate::spec::{Mixer, ModelSpec};
@@ -37,8 +38,10 @@ pub struct Stage {
 /// with the copies that absorbed latent projections make.
 ///
 /// # Errors
-/// [`MathError::Refused`] where a matrix cannot be split, [`MathError::Unsupported`], [`MathError::Overflow`].
+/// [`MathError::Refused`] where a matrix cannot be split and [`MathError::Unsupported`], both in the name of `engine`;
+/// [`MathError::Overflow`].
 pub fn stages(
+    engine: &str,
     spec: &ModelSpec,
     table: &TensorTable,
     checkpoint: &Checkpoint,
@@ -46,12 +49,16 @@ pub fn stages(
     step_tokens: u64,
     requests: u64,
 ) -> Result<Vec<Stage>, MathError> {
+    if checkpoint.scheme == Some(WeightScheme::Unknown) {
+        let method = checkpoint.unfollowed.as_deref().unwrap_or_default();
+        return Err(MathError::Unsupported { engine: engine.to_string(), mechanism: format!("{method:?} quantization") });
+    }
     let tensor = knobs.parallelism.tensor.max(1);
-    let sharded = weights(spec, table, checkpoint, knobs)?;
+    let sharded = weights(spec, table, checkpoint, knobs).map_err(|error| error.of_engine(engine))?;
     let mut whole = knobs.clone();
     whole.parallelism.tensor = 1;
     whole.parallelism.expert = false;
-    let whole = weights(spec, table, checkpoint, &whole)?;
+    let whole = weights(spec, table, checkpoint, &whole).map_err(|error| error.of_engine(engine))?;
     let mut latent: u64 = 0;
     for layer in &spec.layers {
         if let Mixer::Mla(mla) = &layer.mixer {

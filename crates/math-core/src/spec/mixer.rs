@@ -56,6 +56,18 @@ pub enum KvSource {
     NotCached,
 }
 
+impl KvSource {
+    /// What a layer that does not write a cache of its own does, in the words of a refusal.
+    #[must_use]
+    pub const fn without_own(self) -> Option<&'static str> {
+        match self {
+            Self::Own => None,
+            Self::Layer { .. } => Some("layers that read another layer's keys and values"),
+            Self::NotCached => Some("encoders, whose layers keep no keys and values"),
+        }
+    }
+}
+
 /// How the query, key and value projections are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]

@@ -10,7 +10,7 @@ use crate::engine::vllm::options::Knobs;
 use crate::engine::vllm::states::{StateContext, state_of};
 use crate::error::MathError;
 use crate::format::StorageFormat;
-use crate::spec::{KvSource, Mixer, ModelSpec, Window};
+use crate::spec::{Mixer, ModelSpec, Window};
 use crate::units::{add, mul, round_up};
 
 /// Tokens of the window pool for those of the full pool (`--swa-full-tokens-ratio` 0.8).
@@ -139,9 +139,9 @@ pub fn costs(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs, cache: Ca
             Mixer::Rwkv(_) | Mixer::Rglru(_) => return Err(unsupported("this recurrence")),
             mixer => {
                 if let Mixer::Attention(attention) = mixer
-                    && attention.kv_source != KvSource::Own
+                    && let Some(mechanism) = attention.kv_source.without_own()
                 {
-                    return Err(unsupported("layers that read another layer's keys and values"));
+                    return Err(unsupported(mechanism));
                 }
                 let Some(own) = rows(mixer) else { continue };
                 let heads = (own.heads / tensor).max(1);

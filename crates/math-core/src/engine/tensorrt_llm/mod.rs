@@ -7,7 +7,7 @@ use alloc::string::ToString;
 
 use crate::engine::kept::rows;
 use crate::error::MathError;
-use crate::spec::{KvSource, Mixer, ModelSpec};
+use crate::spec::{Mixer, ModelSpec};
 use crate::units::{add, mul};
 
 /// The version that is followed.
@@ -41,8 +41,8 @@ pub fn token_bytes(spec: &ModelSpec, layers: (u64, u64), tensor: u64, element: u
             // Latents are keys alone (`CacheType.SELFKONLY`).
             Mixer::Mla(mla) if mla.indexer.is_none() => add(mla.kv_lora_rank, mla.qk_rope_head_dim)?,
             Mixer::Mla(_) => return Err(unsupported("selectors of sparse attention")),
-            Mixer::Attention(attention) if attention.kv_source != KvSource::Own => {
-                return Err(unsupported("layers that read another layer's keys and values"));
+            Mixer::Attention(attention) if let Some(mechanism) = attention.kv_source.without_own() => {
+                return Err(unsupported(mechanism));
             }
             Mixer::Attention(attention) if attention.k_head_dim != attention.v_head_dim => {
                 return Err(unsupported("value heads of another size than key heads"));

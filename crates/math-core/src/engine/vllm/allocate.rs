@@ -49,6 +49,8 @@ pub struct Allocated {
     pub settled: Settled,
     /// Blocks and what they serve; the reason where the engine would not start.
     pub capacity: Result<Capacity, MathError>,
+    /// The same where everything beside the cache takes no more than its least.
+    pub capacity_at_best: Result<Capacity, MathError>,
     /// Bytes missing on the fullest rank, where it would not start.
     pub short_by: Option<u64>,
     /// Weights of the first rank of every stage.
@@ -161,6 +163,7 @@ pub fn allocate(
     }
     let fit_length = matches!(knobs.max_length, MaxLength::Fit);
     let capacity = plan.capacity(&least, knobs, fit_length);
+    let capacity_at_best = plan.capacity(&most, knobs, fit_length);
     let blocks_low = plan.blocks_in(&least, knobs);
     let blocks_high = plan.blocks_in(&most, knobs);
     let mut short_by = None;
@@ -183,7 +186,7 @@ pub fn allocate(
             }
         }
     }
-    Ok(Allocated { allocation, plan, settled, capacity, short_by, weights: ranks })
+    Ok(Allocated { allocation, plan, settled, capacity, capacity_at_best, short_by, weights: ranks })
 }
 
 #[expect(clippy::too_many_arguments, reason = "one rank's numbers, once")]

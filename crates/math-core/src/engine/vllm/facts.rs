@@ -52,6 +52,9 @@ pub struct Checkpoint {
     pub dtype: StorageFormat,
     /// How its weights are quantized.
     pub scheme: Option<WeightScheme>,
+    /// What the checkpoint calls a quantization that is not followed ([`WeightScheme::Unknown`]).
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub unfollowed: Option<String>,
     /// How experts are, where it differs.
     pub experts_scheme: Option<WeightScheme>,
     /// Layers that the checkpoint quantizes in a way of their own.
@@ -87,6 +90,7 @@ impl Default for Checkpoint {
             sglang: crate::engine::sglang::pool::ModelClass::default(),
             dtype: StorageFormat::Bf16,
             scheme: None,
+            unfollowed: None,
             experts_scheme: None,
             layer_schemes: Vec::new(),
             unquantized: Vec::new(),

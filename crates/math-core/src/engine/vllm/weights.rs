@@ -69,7 +69,7 @@ pub fn weights(
     checkpoint: &Checkpoint,
     knobs: &Knobs,
 ) -> Result<Vec<RankWeights>, MathError> {
-    check_scheme(checkpoint.scheme)?;
+    check_scheme(checkpoint)?;
     let tensor = knobs.parallelism.tensor.max(1);
     if checkpoint.class.library && (tensor > 1 || knobs.parallelism.pipeline > 1) {
         return Err(MathError::Unsupported {
@@ -199,17 +199,56 @@ fn place(
     Ok(())
 }
 
-/// Whether a scheme can be followed; unknown ones are an error, not a guess.
+/// Methods of quantization that the engine has (`vllm/model_executor/layers/quantization/__init__.py:QuantizationMethods`).
+const METHODS: &[&str] = &[
+    "awq",
+    "auto_awq",
+    "fp8",
+    "fbgemm_fp8",
+    "fp_quant",
+    "modelopt",
+    "modelopt_fp4",
+    "modelopt_mxfp8",
+    "modelopt_mixed",
+    "auto_gptq",
+    "gptq",
+    "gptq_marlin",
+    "awq_marlin",
+    "humming",
+    "compressed-tensors",
+    "experts_int8",
+    "quark",
+    "moe_wna16",
+    "torchao",
+    "inc",
+    "mxfp4",
+    "gpt_oss_mxfp4",
+    "deepseek_v4_fp8",
+    "online",
+    "fp8_per_tensor",
+    "fp8_per_block",
+    "fp8_per_channel",
+    "int8_per_channel_weight_only",
+    "nvfp4_per_token",
+    "mxfp8",
+];
+
+/// Whether the checkpoint's scheme can be followed; unknown ones are an error, not a guess.
 ///
 /// # Errors
-/// [`MathError::Unsupported`].
-pub fn check_scheme(scheme: Option<WeightScheme>) -> Result<(), MathError> {
-    match scheme {
-        Some(WeightScheme::Unknown) => {
-            Err(MathError::Unsupported { engine: VERSION.to_string(), mechanism: "this weight quantization".to_string() })
-        }
-        _ => Ok(()),
+/// [`MathError::Refused`] for a method that the engine does not have either
+/// (`vllm/config/model.py:_verify_quantization`), [`MathError::Unsupported`].
+pub fn check_scheme(checkpoint: &Checkpoint) -> Result<(), MathError> {
+    if checkpoint.scheme != Some(WeightScheme::Unknown) {
+        return Ok(());
     }
+    let method = checkpoint.unfollowed.as_deref().unwrap_or_default();
+    let engine = VERSION.to_string();
+    if METHODS.contains(&method) || method.is_empty() {
+        return Err(MathError::Unsupported { engine, mechanism: format!("this kind of {method:?} quantization") });
+    }
+    let methods = METHODS.join("', '");
+    Err(MathError::Refused { engine, reason: format!("Unknown quantization method: {method}. Must be one of ['{methods}'].") })
 }
 
 /// Whether a tensor is a parameter of the model class.
