@@ -9,6 +9,7 @@ use corpus::Corpus;
 use engine::{Bounded, DOORS, Group, Groups, Placement, Score, TERMS};
 
 use crate::run::root;
+use crate::vllm::Scores;
 
 const PAGE: &str = "docs/accuracy.md";
 const START: &str = "<!-- accuracy: written by `cargo xtask accuracy` -->\n";
@@ -29,12 +30,13 @@ pub(crate) fn run(check: bool) -> Result<(), String> {
     println!("== accuracy");
     let engine = engine::table()?;
     let corpus = corpus::table()?;
+    let vllm = Scores::of_the_record();
     let before = std::fs::read_to_string(root().join(PAGE)).unwrap_or_default();
-    let page = format!("{}\n{}", page(&engine, &corpus), crate::calibrate::section(&before)?);
+    let page = format!("{}\n{}", page(&engine, &corpus, &vllm), crate::calibrate::section(&before)?);
     let readme = std::fs::read_to_string(root().join("README.md")).map_err(|error| format!("README.md: {error}"))?;
     let (before, rest) = readme.split_once(START).ok_or("README.md: no accuracy section")?;
     let (_, after) = rest.split_once(END).ok_or("README.md: the accuracy section does not end")?;
-    let readme_now = format!("{before}{START}{}{END}{after}", summary(&engine, &corpus));
+    let readme_now = format!("{before}{START}{}{END}{after}", summary(&engine, &corpus, &vllm));
     for (name, now) in [(PAGE, &page), ("README.md", &readme_now)] {
         let path = root().join(name);
         if std::fs::read_to_string(&path).is_ok_and(|there| there == *now) {
@@ -69,7 +71,7 @@ const PLACEMENTS: [(Placement, &str); 3] = [
     (Placement::TwoDevices, "two GPUs"),
 ];
 
-fn summary(engine: &Groups, corpus: &Corpus) -> String {
+fn summary(engine: &Groups, corpus: &Corpus, vllm: &Scores) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
@@ -91,11 +93,12 @@ fn summary(engine: &Groups, corpus: &Corpus) -> String {
             );
         }
     }
+    let _ = writeln!(out, "\n{}", vllm.summary());
     let _ = writeln!(out, "\nParameter counts from a config.json alone: {} of {} exact.", corpus.exact, corpus.counted);
     out
 }
 
-fn page(engine: &Groups, corpus: &Corpus) -> String {
+fn page(engine: &Groups, corpus: &Corpus, vllm: &Scores) -> String {
     let mut out = String::from(
         "# Accuracy\n\nWritten by `cargo xtask accuracy` from `fixtures/`; `cargo xtask test` fails when it is out of date.\n\n\
          ## llama.cpp\n\n\
@@ -133,6 +136,15 @@ fn page(engine: &Groups, corpus: &Corpus) -> String {
     }
     out.push_str(&widest(engine));
     out.push_str(&differing(engine));
+    let _ = write!(
+        out,
+        "\n## vLLM\n\n\
+         What vLLM 0.33.0's own planner gives models under recorded settings beside ours: a plan is equal when block size, padding, groups, \
+         bytes of a block and of a request, blocks, tokens, length and concurrency are, in every size of memory; weights are equal when the \
+         bytes of every number type are on every pipeline rank.\n\n{}\n### Rows that differ from vLLM\n\n{}",
+        vllm.table(),
+        vllm.wrong()
+    );
     out.push_str(&corpus.section());
     out
 }

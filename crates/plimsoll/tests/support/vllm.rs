@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use plimsoll_ingest::{Ingested, hf};
 use plimsoll_math::deployment::Parallelism;
@@ -10,23 +10,35 @@ use plimsoll_math::engine::vllm::options::{CacheDtype, DraftMethod, Gpu, Knobs, 
 use plimsoll_math::format::StorageFormat;
 use serde_json::Value;
 
-fn lines(name: &str) -> Vec<Value> {
+fn fixtures() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let root = here.ancestors().find(|folder| folder.join("fixtures/truth/vllm").is_dir()).unwrap();
-    let path = root.join("fixtures/truth/vllm").join(name);
+    here.ancestors().map(|folder| folder.join("fixtures")).find(|folder| folder.join("truth/vllm").is_dir()).unwrap()
+}
+
+fn lines(name: &str) -> Vec<Value> {
+    let path = fixtures().join("truth/vllm").join(name);
     let mut text = String::new();
     flate2::read::GzDecoder::new(std::fs::File::open(path).unwrap()).read_to_string(&mut text).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Every recorded row.
+/// Every recorded row: settings that were chosen, and settings drawn at random.
 pub(crate) fn rows() -> Vec<Value> {
-    lines("vllm-0.33.0.jsonl.gz")
+    ["vllm-0.33.0.jsonl.gz", "random-0.33.0.jsonl.gz"].into_iter().flat_map(lines).collect()
 }
 
-/// The configs by file name.
+/// The configs by file name: those of the rows, and those of the corpus.
 pub(crate) fn configs() -> BTreeMap<String, Value> {
-    lines("configs.jsonl.gz").into_iter().map(|row| (row["file"].as_str().unwrap().to_string(), row["config"].clone())).collect()
+    let folder = std::fs::read_dir(fixtures().join("corpus/configs")).unwrap();
+    let corpus = folder.map(|entry| {
+        let entry = entry.unwrap();
+        // Infinite numbers, which JSON lacks, as the other configs have them.
+        let text = std::fs::read_to_string(entry.path()).unwrap().replace("Infinity", "1e308");
+        let config = serde_json::from_str(&text).unwrap();
+        (entry.file_name().into_string().unwrap(), config)
+    });
+    let own = lines("configs.jsonl.gz").into_iter().map(|row| (row["file"].as_str().unwrap().to_string(), row["config"].clone()));
+    corpus.chain(own).collect()
 }
 
 /// The config of a row as the engine sees it: with what the row puts over it, and with ModelOpt's file beside it.
