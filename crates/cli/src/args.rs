@@ -201,6 +201,9 @@ impl Question {
             draft_gpu_layers: beside.draft_gpu_layers.and_then(|layers| layers.0),
             draft_kv_type: beside.draft_kv_type.clone(),
             draft_quant: beside.draft_quant.clone(),
+            mmproj_offload: beside.no_mmproj_offload.then_some(false),
+            image_min_tokens: beside.image_min_tokens,
+            image_max_tokens: beside.image_max_tokens,
             ..self.asked.options()?
         })
     }
@@ -224,6 +227,18 @@ pub(crate) struct Beside {
     /// How to store the draft model's weights when its source leaves it open
     #[arg(long, value_name = "TYPE", requires = "draft_model", help_heading = "What runs")]
     draft_quant: Option<String>,
+    /// Read images or sound through a multimodal projector: its GGUF file (mmproj-*.gguf)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What runs")]
+    pub(crate) mmproj: Option<String>,
+    /// Run the projector on the processor
+    #[arg(long, requires = "mmproj", help_heading = "What runs")]
+    no_mmproj_offload: bool,
+    /// The fewest tokens of an image; the projector's own when left out
+    #[arg(long, value_name = "N", requires = "mmproj", help_heading = "What runs")]
+    image_min_tokens: Option<u64>,
+    /// The most tokens of an image; the projector's own when left out
+    #[arg(long, value_name = "N", requires = "mmproj", help_heading = "What runs")]
+    image_max_tokens: Option<u64>,
 }
 
 /// Everything that can be asked of a deployment.
@@ -524,6 +539,9 @@ impl Setting {
             draft_gpu_layers: None,
             draft_kv_type: None,
             draft_quant: None,
+            mmproj_offload: None,
+            image_min_tokens: None,
+            image_max_tokens: None,
             embeddings: self.embeddings.then_some(true),
             cache_ram: self.cache_ram,
             context_checkpoints: self.context_checkpoints,

@@ -122,6 +122,9 @@ fn asked(question: &Question) -> Result<planner::Model, PlanError> {
     if let Some(name) = &question.beside.draft_model {
         main.draft = Some(Box::new(source::open(name, question.source.assume_generic)?));
     }
+    if let Some(name) = &question.beside.mmproj {
+        main.projector = Some(Box::new(source::open_projector(name)?));
+    }
     Ok(main)
 }
 

@@ -2,7 +2,7 @@
 
 use plimsoll::ingest::hub::Environment;
 use plimsoll::ingest::resolve::{self, Door};
-use plimsoll::planner::{Basis, Model, PlanError};
+use plimsoll::planner::{Basis, Model, PlanError, ProjectorFile};
 
 use crate::progress::Progress;
 
@@ -24,4 +24,11 @@ pub(crate) fn open(text: &str, assume_generic: bool) -> Result<Model, PlanError>
         model.reference = Some(opened.reference);
     }
     Ok(model)
+}
+
+/// Reads a multimodal projector.
+pub(crate) fn open_projector(text: &str) -> Result<ProjectorFile, PlanError> {
+    let options = resolve::Options::default();
+    let (projector, reference) = resolve::open_projector(text, &options)?;
+    Ok(ProjectorFile { projector, reference })
 }

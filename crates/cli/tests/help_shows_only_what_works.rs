@@ -36,6 +36,11 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
         all.extend(rest);
         all
     };
+    let seeing = |rest: &[&'static str]| {
+        let mut all = llama(&["--mmproj", "@projectors/mmproj-llava-4096.gguf"]);
+        all.extend(rest);
+        all
+    };
     // On vLLM the model's own quantization counts, and ranks are devices.
     let vllm = |rest: &[&'static str]| {
         let mut all = vec!["fit", "@models/llama-3.1-8b", "--engine", "vllm", "--device", "h200", "--context", "8k"];
@@ -133,6 +138,10 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
         ("--draft-gpu-layers", drafting(&["--draft-gpu-layers", "4"]), "/command/23", value!("4")),
         ("--draft-kv-type", drafting(&["--draft-kv-type", "q8_0"]), "/command/25", value!("q8_0")),
         ("--draft-quant", drafting(&["--draft-quant", "Q8_0"]), "/command/17", value!("llama-3.1-8b-Q8_0.gguf")),
+        ("--mmproj", seeing(&[]), "/deployment/mmproj/kinds/0", value!("mlp")),
+        ("--no-mmproj-offload", seeing(&["--no-mmproj-offload"]), "/deployment/mmproj/offload", value!(false)),
+        ("--image-min-tokens", seeing(&["--image-min-tokens", "8"]), "/command/20", value!("8")),
+        ("--image-max-tokens", seeing(&["--image-max-tokens", "64"]), "/deployment/mmproj/image_max_tokens", value!(64)),
         // As the engine plans it for eight threads: half a mebibyte for each, a row in the format of products, a line each.
         (
             "--threads",

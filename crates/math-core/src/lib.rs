@@ -13,6 +13,7 @@ pub mod device;
 pub mod engine;
 pub mod error;
 pub mod format;
+pub mod projector;
 pub mod quantization;
 pub mod spec;
 pub mod synth;

@@ -96,6 +96,9 @@ pub fn command(question: &Question<'_>, planned: &Planned) -> Vec<String> {
     for word in question.draft.iter().flat_map(|draft| draft.arguments(question)) {
         option(&word, "");
     }
+    for word in question.projector.iter().flat_map(|projector| projector.arguments(question)) {
+        option(&word, "");
+    }
     if let Some(threads) = question.effective.threads {
         option("-t", &threads.to_string());
     }

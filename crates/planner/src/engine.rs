@@ -76,6 +76,8 @@ pub struct Question<'a> {
     pub(crate) options: Options,
     /// A model that drafts.
     pub(crate) draft: Option<crate::draft::Draft<'a>>,
+    /// What turns images and sound into embeddings.
+    pub(crate) projector: Option<crate::projector::Beside<'a>>,
 }
 
 impl<'a> Question<'a> {
@@ -106,8 +108,10 @@ impl<'a> Question<'a> {
             tensors: Arc::new(model.tensors.clone()),
             options: options.clone(),
             draft: None,
+            projector: None,
         };
         question.draft = crate::draft::Draft::of(&mut question)?;
+        question.projector = crate::projector::Beside::of(&question)?;
         if question.effective.engine == Engine::Vllm {
             crate::vllm::check(model, options)?;
             question.options.quant = None;
@@ -269,6 +273,9 @@ impl<'a> Question<'a> {
         if let Some(draft) = &self.draft {
             draft.plan(self, &mut allocated, build)?;
         }
+        if let Some(projector) = &self.projector {
+            projector.plan(self, &mut allocated, build)?;
+        }
         allocated.allocation.host.terms.extend(crate::runtime::work(self, build)?);
         let layout = Layout::of(&self.converted(), deployment)?;
         // The driver sets up those devices that the engine works with.
@@ -353,6 +360,7 @@ impl<'a> Question<'a> {
                 if !self.model.generic
                     && !self.effective.deployment.draft_context
                     && self.draft.is_none()
+                    && self.projector.is_none()
                     && self.effective.threads.is_none()
                     && self.effective.devices.len() == 1
                     && self.is_in_one_place()? =>

@@ -136,10 +136,16 @@ fn container(question: &Question<'_>, planned: &Planned, target: Target) -> Resu
     })
 }
 
-/// The model's file below the folder that is mounted.
+/// The files below the folder that is mounted: the model's, and those of what runs beside it.
 fn mounted(arguments: &mut [String]) {
-    let file = arguments.iter().position(|argument| argument == "-m").and_then(|place| arguments.get_mut(place + 1));
-    if let Some(file) = file {
+    let named: Vec<usize> = arguments
+        .iter()
+        .enumerate()
+        .filter(|(_, argument)| matches!(argument.as_str(), "-m" | "-md" | "--mmproj"))
+        .map(|(place, _)| place + 1)
+        .collect();
+    for place in named {
+        let Some(file) = arguments.get_mut(place) else { continue };
         let name = file.rsplit(['/', '\\']).next().unwrap_or_default().to_string();
         *file = format!("{MODELS}/{name}");
     }
@@ -269,6 +275,7 @@ fn modelfile(question: &Question<'_>, planned: &Planned) -> Result<String, PlanE
         ("swa_full", deployment.swa_full),
         ("kv_type_k beside another kv_type_v", deployment.kv_type_k != deployment.kv_type_v),
         ("draft_mtp", deployment.draft_context),
+        ("mmproj", question.projector.is_some()),
     ];
     if let Some((field, _)) = cannot.iter().find(|(_, set)| *set) {
         return Err(refuse(Target::Ollama, field, "what a Modelfile can say: context, batch, layers, memory mapping"));

@@ -174,6 +174,7 @@ pub(crate) fn deployment_brief(question: &Question<'_>, planned: &Planned) -> De
         prediction_layers: !question.converted().mtp.is_empty(),
         threads: question.effective.threads,
         draft_mtp: deployment.draft_context.then_some(deployment.draft_tokens),
+        mmproj: question.projector.as_ref().map(|projector| projector.brief(question)),
         devices: question.effective.devices.iter().map(|device| device.name.clone()).collect(),
         backend: question.effective.device.backend_name(),
         memory: question.effective.device.usable.bytes,

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use plimsoll_ingest::Ingested;
 use plimsoll_math::engine::vllm::facts::Checkpoint;
+use plimsoll_math::projector::Projector;
 use plimsoll_math::spec::{FeedForward, LmHead, ModelSpec};
 use plimsoll_math::tensor::{Component, Place, TensorTable};
 use plimsoll_math::units::{Params, mul};
@@ -54,6 +55,17 @@ pub struct Model {
     pub generic: bool,
     /// A smaller model that drafts tokens for this one, in a context of its own.
     pub draft: Option<Box<Self>>,
+    /// A multimodal projector that runs beside it.
+    pub projector: Option<Box<ProjectorFile>>,
+}
+
+/// A multimodal projector with the file that an engine would be pointed at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProjectorFile {
+    /// What it holds.
+    pub projector: Projector,
+    /// The file.
+    pub reference: String,
 }
 
 impl Model {
@@ -77,6 +89,7 @@ impl Model {
             reference: None,
             generic: ingested.generic,
             draft: None,
+            projector: None,
         }
     }
 

@@ -65,6 +65,12 @@ pub struct Options {
     pub draft_kv_type: Option<String>,
     /// File type to quantize a draft model to, where its source is not quantized.
     pub draft_quant: Option<String>,
+    /// Whether a multimodal projector runs on a device (`--mmproj-offload`); it does when left out.
+    pub mmproj_offload: Option<bool>,
+    /// The fewest tokens of an image; the projector's own when left out.
+    pub image_min_tokens: Option<u64>,
+    /// The most tokens of an image; the projector's own when left out.
+    pub image_max_tokens: Option<u64>,
     /// Whether the engine runs as an embedding server.
     pub embeddings: Option<bool>,
     /// The limit of the server's prompt cache in host memory, bytes; 8 GiB when left out, 0 for none.
@@ -308,6 +314,16 @@ impl Options {
         } else {
             &[]
         }
+    }
+
+    /// The names of the options about a multimodal projector that are set.
+    pub(crate) fn projector_set(&self) -> Vec<&'static str> {
+        let set = [
+            ("mmproj_offload", self.mmproj_offload.is_some()),
+            ("image_min_tokens", self.image_min_tokens.is_some()),
+            ("image_max_tokens", self.image_max_tokens.is_some()),
+        ];
+        set.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect()
     }
 
     /// The question in full.

@@ -94,6 +94,9 @@ pub struct DeploymentBrief {
     pub prediction_layers: bool,
     /// Tokens that these draft, `null` where they do not.
     pub draft_mtp: Option<u64>,
+    /// The multimodal projector beside the model, and how it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mmproj: Option<MmprojBrief>,
     /// Threads of the processor; `null` where they were not given.
     pub threads: Option<u64>,
     /// All devices, in the engine's order.
@@ -122,6 +125,21 @@ pub struct DeploymentBrief {
     /// What another engine than llama.cpp and vLLM is asked for, in its own words.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub settings: BTreeMap<String, String>,
+}
+
+/// A multimodal projector as it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MmprojBrief {
+    /// Its file.
+    pub file: String,
+    /// The kinds of its towers, in the file format's own words.
+    pub kinds: Vec<String>,
+    /// Whether it runs on a device.
+    pub offload: bool,
+    /// The fewest tokens of an image, where that was asked for.
+    pub image_min_tokens: Option<u64>,
+    /// The most tokens of an image, where that was asked for.
+    pub image_max_tokens: Option<u64>,
 }
 
 /// vLLM's own values, defaults included.

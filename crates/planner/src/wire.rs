@@ -8,13 +8,14 @@ use alloc::vec::Vec;
 use plimsoll_ingest::{Ingested, hf};
 use plimsoll_math::device::Device;
 use plimsoll_math::engine::vllm::facts::Checkpoint;
+use plimsoll_math::projector::Projector;
 use plimsoll_math::spec::ModelSpec;
 use plimsoll_math::synth::tensor_table;
 use plimsoll_math::tensor::TensorTable;
 use serde::{Deserialize, Serialize};
 
 use crate::error::PlanError;
-use crate::model::{Basis, Model};
+use crate::model::{Basis, Model, ProjectorFile};
 use crate::request::Options;
 use crate::response::{DEVICES_SCHEMA, DeviceBrief, Devices};
 use crate::sweep::{Axes, SWEEP_SCHEMA, Sweep};
@@ -35,6 +36,8 @@ pub struct WireModel {
     pub tensors: Option<TensorTable>,
     /// A smaller model that drafts tokens for it.
     pub draft: Option<Box<Self>>,
+    /// A multimodal projector beside it.
+    pub projector: Option<Projector>,
 }
 
 /// A request.
@@ -100,6 +103,8 @@ impl WireModel {
             Some(draft) => Some(Box::new(draft.model(options)?)),
             None => None,
         };
+        let reference = || "mmproj.gguf".to_string();
+        model.projector = self.projector.map(|projector| Box::new(ProjectorFile { projector, reference: reference() }));
         Ok(model)
     }
 }

@@ -17,7 +17,7 @@ use super::{Question, Setting, Source, bytes};
 pub(crate) struct ExplainArgs {
     #[command(flatten)]
     pub(crate) question: Question,
-    /// One component alone: weights, kv_cache, recurrent_state, compute, output, draft or driver_context
+    /// One component alone: weights, kv_cache, recurrent_state, compute, output, draft, projector or driver_context
     #[arg(value_name = "TERM")]
     pub(crate) term: Option<String>,
 }

@@ -120,9 +120,14 @@ fn architecture(header: &Header) -> Result<&str, IngestError> {
         _ if header.tensors.is_empty() => "a vocabulary or a template: it holds no tensors",
         _ => return Ok(architecture),
     };
+    let instead = if architecture == super::projector::ARCHITECTURE {
+        "name the model's own file, and this one as its --mmproj"
+    } else {
+        "use the model's own file"
+    };
     Err(IngestError::UnsupportedSource {
         found: format!("a GGUF file of {}", printable(architecture)),
-        why: format!("it is {what}, not a language model; use the model's own file"),
+        why: format!("it is {what}, not a language model; {instead}"),
     })
 }
 
@@ -341,21 +346,31 @@ fn table(header: &Header, spec: &ModelSpec) -> Result<TensorTable, IngestError> 
         let parts = names::parts(&info.name);
         let is_scale = info.name.strip_suffix(".scale").is_some_and(|stem| nvfp4.contains(stem));
         let counts = counts(names::counts(parts), is_scale, parts, spec);
-        let opaque_bytes = match info.format {
-            Some(_) => None,
-            None => Some(Bytes::new(info.bytes.unwrap_or(0))?),
-        };
-        tensors.push(Tensor {
-            name: info.name.clone(),
-            shape: info.shape,
-            format: info.format.unwrap_or(StorageFormat::U8),
-            component: component(parts, spec),
-            place: parts.place,
-            counts,
-            opaque_bytes,
-        });
+        tensors.push(Tensor { component: component(parts, spec), place: parts.place, counts, ..tensor(info)? });
     }
     Ok(TensorTable { tensors })
+}
+
+/// A tensor of a tower as the file stores it.
+fn tensor(info: &TensorInfo) -> Result<Tensor, IngestError> {
+    let opaque_bytes = match info.format {
+        Some(_) => None,
+        None => Some(Bytes::new(info.bytes.unwrap_or(0))?),
+    };
+    Ok(Tensor {
+        name: info.name.clone(),
+        shape: info.shape,
+        format: info.format.unwrap_or(StorageFormat::U8),
+        component: Component::VisionAudio,
+        place: Place::Tower,
+        counts: Counts::Parameter,
+        opaque_bytes,
+    })
+}
+
+/// The tensors of a file of towers.
+pub(super) fn plain_table(header: &Header) -> Result<TensorTable, IngestError> {
+    Ok(TensorTable { tensors: header.tensors.iter().map(tensor).collect::<Result<_, _>>()? })
 }
 
 /// The part of the model a tensor belongs to: as its name says, unless its layer says otherwise.

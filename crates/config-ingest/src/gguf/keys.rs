@@ -55,6 +55,23 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A count that must be there.
+    pub(super) fn must(&self, name: &str) -> Result<u64, IngestError> {
+        self.u64(name)?.ok_or_else(|| self.wrong(name, "nothing", "a whole number"))
+    }
+
+    /// A text.
+    pub(super) fn text(&self, name: &str) -> Option<&'a str> {
+        self.get(name).and_then(Value::as_text)
+    }
+
+    /// A list of counts, empty where there is none.
+    pub(super) fn list(&self, name: &str) -> Result<Vec<u64>, IngestError> {
+        let Some(value) = self.get(name) else { return Ok(Vec::new()) };
+        let wrong = || self.wrong(name, value.describe(), "a short list of whole numbers");
+        value.as_list().ok_or_else(wrong)?.iter().map(|value| self.count(name, value)).collect()
+    }
+
     /// A truth value.
     pub(super) fn bool(&self, name: &str) -> Result<Option<bool>, IngestError> {
         self.get(name).map(|value| value.as_bool().ok_or_else(|| self.wrong(name, value.describe(), "true or false"))).transpose()

@@ -16,12 +16,14 @@ mod keys;
 mod layers;
 mod limits;
 mod names;
+mod projector;
 mod reader;
 mod split;
 mod value;
 
 pub use door::{Options, from_header, ingest, ingest_set};
 pub use limits::Limits;
+pub use projector::{ingest_projector, projector_from_header};
 pub use reader::{Header, TensorInfo};
 pub use value::{ByteOrder, ElementType, Value};
 

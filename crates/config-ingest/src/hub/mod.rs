@@ -20,4 +20,4 @@ mod remote;
 pub use environment::Environment;
 pub use id::{HubId, Select};
 #[cfg(feature = "hub")]
-pub use remote::open;
+pub use remote::{in_folder, open};

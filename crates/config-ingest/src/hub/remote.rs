@@ -57,6 +57,25 @@ pub fn open(id: &HubId, environment: &Environment, options: &Options) -> Result<
     open_folder(&folder, id.select.as_ref(), options)
 }
 
+/// Reads something of a repository: from the cached copy where that has it, else from the hub.
+///
+/// # Errors
+/// What `read` answers, or why the repository cannot be reached.
+pub fn in_folder<T>(
+    id: &HubId,
+    environment: &Environment,
+    read: &mut dyn FnMut(&dyn Folder) -> Result<T, IngestError>,
+) -> Result<T, IngestError> {
+    let cached = environment.hub_cache.as_deref().and_then(|cache| cache::snapshot(cache, &id.repo, id.revision()));
+    if let Some((folder, _)) = cached {
+        match read(&LocalFolder::list(&folder)?.named(id.repo.clone())) {
+            Err(_) if !environment.offline => {}
+            answer => return answer,
+        }
+    }
+    read(&RemoteFolder::list(id, environment)?)
+}
+
 #[derive(Deserialize)]
 struct Revision {
     sha: String,

@@ -6,11 +6,14 @@
 mod folder;
 mod local;
 mod ollama;
+mod projector;
 mod weights;
 
 use std::path::{Path, PathBuf};
 use std::string::{String, ToString};
 use std::vec::Vec;
+
+use plimsoll_math::projector::Projector;
 
 use crate::Ingested;
 use crate::error::IngestError;
@@ -102,6 +105,35 @@ pub fn open(model: &str, options: &Options) -> Result<Opened, IngestError> {
     open_hub(&id, options)
 }
 
+/// Reads a multimodal projector: a GGUF file on disk, or one of a repository (`org/name:mmproj-F16.gguf`, or `org/name` where
+/// it has one). Answers with it the file that an engine would be pointed at.
+///
+/// # Errors
+/// [`IngestError`]: what is missing or wrong, in one sentence.
+pub fn open_projector(name: &str, options: &Options) -> Result<(Projector, String), IngestError> {
+    let path = Path::new(name);
+    if path.is_dir() {
+        return projector::of_folder(&LocalFolder::list(path)?, None);
+    }
+    if path.exists() || looks_like_a_path(name) {
+        let projector = crate::gguf::ingest_projector(&FileSource::open(path)?, &crate::gguf::Options::default())?;
+        return Ok((projector, name.to_string()));
+    }
+    let id = HubId::parse(name)?;
+    hub_projector(&id, options)
+}
+
+#[cfg(feature = "hub")]
+fn hub_projector(id: &HubId, options: &Options) -> Result<(Projector, String), IngestError> {
+    let environment = options.hub.clone().unwrap_or_else(crate::hub::Environment::from_process);
+    crate::hub::in_folder(id, &environment, &mut |folder| projector::of_folder(folder, id.select.as_ref()))
+}
+
+#[cfg(not(feature = "hub"))]
+fn hub_projector(id: &HubId, _: &Options) -> Result<(Projector, String), IngestError> {
+    Err(without_hubs(id))
+}
+
 #[cfg(feature = "hub")]
 fn open_hub(id: &HubId, options: &Options) -> Result<Opened, IngestError> {
     let environment = options.hub.clone().unwrap_or_else(crate::hub::Environment::from_process);
@@ -110,10 +142,12 @@ fn open_hub(id: &HubId, options: &Options) -> Result<Opened, IngestError> {
 
 #[cfg(not(feature = "hub"))]
 fn open_hub(id: &HubId, _: &Options) -> Result<Opened, IngestError> {
-    Err(IngestError::Unavailable {
-        what: id.to_string(),
-        why: "this build cannot reach hubs (feature \"hub\" is off)".to_string(),
-    })
+    Err(without_hubs(id))
+}
+
+#[cfg(not(feature = "hub"))]
+fn without_hubs(id: &HubId) -> IngestError {
+    IngestError::Unavailable { what: id.to_string(), why: "this build cannot reach hubs (feature \"hub\" is off)".to_string() }
 }
 
 /// One file: its folder is the context, so that shards, configs and split siblings are found beside it.

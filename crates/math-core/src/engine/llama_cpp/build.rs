@@ -377,6 +377,35 @@ impl Build {
         }
     }
 
+    /// Towers for images of b12032 are handed masks in the format that flash attention reads; before, they were converted in
+    /// the graph (`tools/mtmd/clip.cpp:build_inp_attn_mask`, `build_attn`).
+    #[must_use]
+    pub const fn casts_masks_of_towers(self) -> bool {
+        match self {
+            Self::V0_5_0 | Self::C0c1e57098 => true,
+            Self::B12032 => false,
+        }
+    }
+
+    /// A tower for images of b12032 reserves for no more tokens than `--image-max-tokens` allows
+    /// (`tools/mtmd/clip-model.h:set_warmup_n_tokens`).
+    #[must_use]
+    pub const fn reserves_towers_within_limits(self) -> bool {
+        match self {
+            Self::V0_5_0 | Self::C0c1e57098 => false,
+            Self::B12032 => true,
+        }
+    }
+
+    /// InternVL's class comes before the patches since b12032, before after them (`tools/mtmd/models/internvl.cpp`).
+    #[must_use]
+    pub const fn puts_class_before_patches(self) -> bool {
+        match self {
+            Self::V0_5_0 | Self::C0c1e57098 => false,
+            Self::B12032 => true,
+        }
+    }
+
     /// b12032 writes rows of caches with all threads, those before with one (`ggml-cpu.c:ggml_get_n_tasks`).
     #[must_use]
     pub const fn writes_rows_in_parallel(self) -> bool {

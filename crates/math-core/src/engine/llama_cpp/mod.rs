@@ -18,6 +18,7 @@ pub mod memory;
 mod nodes;
 pub mod pattern;
 pub mod placement;
+pub mod projector;
 pub mod quantize;
 pub mod recurrent;
 pub mod refuse;

@@ -92,6 +92,10 @@ fn on_cuda(graph: &Graph, built: &[Built], index: usize, kernels: Kernels) -> bo
         Op::LightningIndexer => scores_selector(graph, built, tensor, kernels.indexer_heads),
         Op::Unary => kernels.strided_unary || contiguous_from(0),
         Op::Glu => contiguous_from(1),
+        Op::Im2Col => {
+            contiguous_from(0) && source(graph, tensor, 1).is_none_or(|(index, _)| is_contiguous_at(graph, built, index))
+        }
+        Op::Add | Op::Sub | Op::Mul | Op::Div => adds_formats(graph, built, tensor, node.format),
         Op::Rope => contiguous_from(2),
         Op::MulMat | Op::MulMatId => first.is_none_or(|(index, _)| {
             let format = format(built, index);
@@ -114,6 +118,21 @@ fn on_cuda(graph: &Graph, built: &[Built], index: usize, kernels: Kernels) -> bo
     }
 }
 
+fn is_contiguous_at(graph: &Graph, built: &[Built], index: usize) -> bool {
+    graph.tensors.get(index).is_none_or(|tensor| is_contiguous(tensor, format(built, index), 0))
+}
+
+/// Whether CUDA's sums and products take these formats.
+fn adds_formats(graph: &Graph, built: &[Built], tensor: &GraphTensor, result: StorageFormat) -> bool {
+    use StorageFormat::{Bf16, F16, F32};
+    let of = |position: usize| source(graph, tensor, position).map_or(F32, |(index, _)| format(built, index));
+    let (first, second) = (of(0), of(1));
+    if [first, second, result].contains(&Bf16) {
+        return first == Bf16 && result == Bf16 && matches!(second, Bf16 | F32);
+    }
+    [first, second, result].iter().all(|format| matches!(format, F32 | F16))
+}
+
 /// `ggml-metal-device.m:ggml_metal_device_supports_op`, likewise.
 fn on_metal(graph: &Graph, built: &[Built], index: usize) -> bool {
     let (Some(tensor), Some(node)) = (graph.tensors.get(index), built.get(index)) else { return true };
@@ -122,6 +141,7 @@ fn on_metal(graph: &Graph, built: &[Built], index: usize) -> bool {
             .is_some_and(|(heads, formats, grouped)| has_kernel(Backend::Metal, heads, formats, grouped)),
         Op::LightningIndexer => scores_selector(graph, built, tensor, &[64]),
         Op::Cont | Op::Copy => source(graph, tensor, 0).is_none_or(|(index, _)| metal_copies(format(built, index), node.format)),
+        Op::Im2Col => source(graph, tensor, 1).is_none_or(|(index, _)| is_contiguous_at(graph, built, index)),
         Op::GatedDeltaNet => source(graph, tensor, 2).is_some_and(|(_, v)| v.layout.dims[0].is_multiple_of(32)),
         _ => true,
     }

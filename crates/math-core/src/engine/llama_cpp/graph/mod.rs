@@ -41,6 +41,7 @@ mod schedule;
 mod selector;
 mod stacks;
 pub mod tensors;
+pub(in crate::engine::llama_cpp) mod towers;
 mod unroll;
 pub(super) mod work;
 

@@ -107,6 +107,12 @@ pub enum Op {
     LightningIndexer,
     /// A mask with all but chosen cells hidden.
     TopKMask,
+    /// What lies under a kernel at each of its places, in a row.
+    Im2Col,
+    /// Means or largest of squares.
+    Pool,
+    /// A grid scaled to another size.
+    Upscale,
     /// Mixing of the versions of a hidden state (`ggml.h:ggml_dsv4_hc_pre`, `_comb`, `_post`).
     HyperConnection,
     /// Anything else; the graph does not say what.
