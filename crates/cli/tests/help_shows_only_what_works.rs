@@ -140,7 +140,7 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
         ("--draft-quant", drafting(&["--draft-quant", "Q8_0"]), "/command/17", value!("llama-3.1-8b-Q8_0.gguf")),
         ("--mmproj", seeing(&[]), "/deployment/mmproj/kinds/0", value!("mlp")),
         ("--no-mmproj-offload", seeing(&["--no-mmproj-offload"]), "/deployment/mmproj/offload", value!(false)),
-        ("--image-min-tokens", seeing(&["--image-min-tokens", "8"]), "/command/20", value!("8")),
+        ("--image-min-tokens", seeing(&["--image-min-tokens", "8"]), "/command/19", value!("8")),
         ("--image-max-tokens", seeing(&["--image-max-tokens", "64"]), "/deployment/mmproj/image_max_tokens", value!(64)),
         // As the engine plans it for eight threads: half a mebibyte for each, a row in the format of products, a line each.
         (
