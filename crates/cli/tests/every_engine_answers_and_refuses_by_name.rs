@@ -97,3 +97,22 @@ fn quantizations_that_are_not_followed() {
         assert!(run.err.contains(refusal), "{engine}: {}", run.err);
     }
 }
+
+/// A quantized checkpoint of which only the config is there is a bound, and the bound holds the parameters that vLLM creates
+/// for one (`fixtures/truth/vllm`) and the published files of the other (`fixtures/corpus/checkpoints.jsonl`).
+#[test]
+fn quantized_weights_by_the_config_alone() {
+    for (config, stored) in [("qwen3-32b-fp8", 34_326_243_840_u64), ("gpt-oss-20b", 13_761_316_904)] {
+        let path = format!("@corpus/configs/{config}.config.json");
+        for (engine, device) in [("transformers", "h200"), ("transformers", "cpu"), ("mlx", "M3 Ultra (80c)")] {
+            let memory: &[&str] = if device == "h200" { &[] } else { &["--memory", "256GiB"] };
+            let asked = [&["fit", &path, "--engine", engine, "--device", device, "--context", "4k", "--json"], memory].concat();
+            let answer = json(&asked);
+            let places = answer["devices"].as_array().unwrap().iter().chain([&answer["host"]]);
+            let terms = places.flat_map(|place| place["terms"].as_array().unwrap());
+            let weights = terms.clone().find(|term| term["component"] == "weights").unwrap();
+            let bound = |end: &str| weights["certainty"][end].as_u64().unwrap();
+            assert!(bound("low") <= stored && stored <= bound("high"), "{config} {engine} {device}: {weights}");
+        }
+    }
+}

@@ -8,7 +8,6 @@ use alloc::vec::Vec;
 
 use plimsoll_ingest::mlx::{Quantization, stored_table};
 use plimsoll_math::deployment::Backend;
-use plimsoll_math::engine::mlx::VERSION;
 use plimsoll_math::engine::mlx::allocate::{Request, allocate, cache_bytes_per_token};
 use plimsoll_math::engine::mlx::cache::{CacheRequest, PROMPT_STEP, QUANTIZED_FROM};
 use plimsoll_math::error::MathError;
@@ -81,13 +80,14 @@ fn weights(question: &Question<'_>) -> Result<((u64, u64), String), PlanError> {
         let bytes = language(published)?;
         return Ok(((bytes, bytes), "the checkpoint's tensors as stored".to_string()));
     }
-    if let Some(layout) = &model.quantization {
-        let mechanism =
-            format!("{layout} weights known by the config alone: point at the checkpoint, whose headers say their sizes");
-        return Err(MathError::Unsupported { engine: VERSION.to_string(), mechanism }.into());
-    }
     let dtype = dtype(question)?;
     let table = language_model(&model.tensors, dtype);
+    if let (Some(layout), None) = (&model.quantization, &question.options.quant) {
+        let count = table.total_params()?.get();
+        let bits = model.checkpoint.least_bits().unwrap_or(1);
+        let stored = format!("{layout}, known by the config alone: in {bits} bits at least, {} at most", torch_name(dtype));
+        return Ok(((mul(count, bits)? / 8, mul(count, dtype.block_bytes())?), stored));
+    }
     // Corrections of routers are arrays too, and stay in single precision where the checkpoint has them so.
     let corrections = table.params_where(|tensor| tensor.counts.is_buffer())?.get();
     let single = mul(corrections, StorageFormat::F32.block_bytes().saturating_sub(dtype.block_bytes()))?;
@@ -95,7 +95,7 @@ fn weights(question: &Question<'_>) -> Result<((u64, u64), String), PlanError> {
         let bytes = language(&table)?;
         return Ok(((bytes, add(bytes, single)?), format!("every array of the language model, {}", torch_name(dtype))));
     };
-    let quantized = |routers: u64| -> Result<u64, PlanError> {
+    let quantized = |bits: u64, routers: u64| -> Result<u64, PlanError> {
         let read = |bits: u64| -> Result<Quantization, PlanError> {
             let value = serde_json::json!({ "quantization": { "group_size": 64, "bits": bits } });
             Ok(Quantization::from_config(&value)?.ok_or(MathError::Overflow { quantity: "groups" })?)
@@ -106,7 +106,11 @@ fn weights(question: &Question<'_>) -> Result<((u64, u64), String), PlanError> {
         Ok(rest.plus(more.bytes_where(|tensor| gate(&tensor.name, tensor.component))?)?.get())
     };
     // Several classes ask for 8 bits in routers and gates of shared experts (`quant_predicate`).
-    let span = (quantized(bits)?, add(quantized(bits.max(8))?, single)?);
+    let mut span = (quantized(bits, bits)?, add(quantized(bits, bits.max(8))?, single)?);
+    // 8-bit floats are expanded before they are quantized again; what is narrower stays as it is, where the class reads it.
+    if let Some(least) = model.checkpoint.least_bits().filter(|least| *least < 8) {
+        span = (mul(table.total_params()?.get(), least.min(bits))? / 8, add(quantized(bits.max(8), bits.max(8))?, single)?);
+    }
     Ok((span, format!("matrices in {bits} bits with groups of 64, routers in {bits} or 8, the rest {}", torch_name(dtype))))
 }
 

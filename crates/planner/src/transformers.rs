@@ -6,10 +6,8 @@ use alloc::format;
 use alloc::string::ToString;
 
 use plimsoll_math::deployment::Backend;
-use plimsoll_math::engine::transformers::VERSION;
 use plimsoll_math::engine::transformers::allocate::{Loaded, Request, allocate, cache_bytes_per_token};
 use plimsoll_math::engine::transformers::cache::{CacheClass, CacheRequest};
-use plimsoll_math::error::MathError;
 use plimsoll_math::units::mul;
 
 use crate::engine::{Planned, Question, Resolved};
@@ -64,16 +62,15 @@ pub fn plan(question: &Question<'_>) -> Result<Planned, PlanError> {
     let cuda = matches!(backend, Backend::Cuda { .. });
     let class_facts = model.checkpoint.transformers;
     let request = Request { cache, class: class_facts, cuda, device: !matches!(backend, Backend::Cpu) };
+    let mut quantized = None;
     let loaded = match (&model.quantization, &model.published) {
         (Some(_), Some(published)) if cuda => Loaded::Stored(published),
-        (Some(layout), Some(_)) => {
-            let mechanism = format!("{layout} weights without CUDA, where they may be expanded");
-            return Err(MathError::Unsupported { engine: VERSION.to_string(), mechanism }.into());
-        }
-        (Some(layout), None) => {
-            let mechanism =
-                format!("{layout} weights known by the config alone: point at the checkpoint, whose headers say their sizes");
-            return Err(MathError::Unsupported { engine: VERSION.to_string(), mechanism }.into());
+        // Without CUDA the library may expand them; without headers the sizes of scales and exceptions are not known.
+        (Some(layout), published) => {
+            let why = if published.is_some() { "may be expanded without CUDA" } else { "are known by the config alone" };
+            quantized =
+                Some(format!("{layout} weights {why}: bounds; point at the checkpoint's files for exact figures on CUDA"));
+            Loaded::Between { table: &model.tensors, bits: model.checkpoint.least_bits().unwrap_or(1) }
         }
         (None, _) => Loaded::Plain(&model.tensors),
     };
@@ -85,6 +82,7 @@ pub fn plan(question: &Question<'_>) -> Result<Planned, PlanError> {
     let kv_type = if class == CacheClass::Fp8 { "fp8".to_string() } else { torch_name(cache.dtype).to_string() };
     let mut notes =
         alloc::vec![format!("one batch of {} prompts in model.generate: Transformers keeps no pool", deployment.sequences)];
+    notes.extend(quantized);
     if class == CacheClass::Offloaded || class == CacheClass::OffloadedStatic {
         notes.push("states and convolutions stay on the device; keys and values travel layer by layer".to_string());
     }

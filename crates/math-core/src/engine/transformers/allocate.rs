@@ -35,6 +35,14 @@ pub enum Loaded<'a> {
     Plain(&'a TensorTable),
     /// The tensors of a quantized checkpoint as its files store them.
     Stored(&'a TensorTable),
+    /// A quantized checkpoint of which the config alone is known, or which the library may expand while it loads: no
+    /// element in less than `bits`, none in more than the type the model computes in.
+    Between {
+        /// The parameters.
+        table: &'a TensorTable,
+        /// Bits of the narrowest element.
+        bits: u64,
+    },
 }
 
 /// Plans the cache of a batch and everything beside it.
@@ -75,6 +83,13 @@ fn weights(loaded: Loaded<'_>, request: &Request) -> Result<Term, MathError> {
             let bytes = mul(count, request.cache.dtype.block_bytes())?;
             let formula = format!("{count} parameters x {} B ({})", request.cache.dtype.block_bytes(), request.cache.dtype);
             exact(TermKind::Weights, "weights", bytes, formula, source)
+        }
+        Loaded::Between { table, bits } => {
+            let count = table.total_params()?.get();
+            let most = mul(count, request.cache.dtype.block_bytes())?;
+            let formula =
+                format!("{count} parameters, all of them in {bits} bits at least and in {} at most", request.cache.dtype);
+            between(TermKind::Weights, "weights", (mul(count, bits)? / 8, most), formula, "the config's quantization")
         }
         Loaded::Stored(table) => {
             let bytes = table.bytes_where(|tensor| tensor.counts != Counts::MultiTokenPrediction)?.get();

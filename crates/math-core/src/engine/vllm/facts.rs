@@ -81,6 +81,17 @@ pub struct Checkpoint {
     pub media_tokens: Option<u64>,
 }
 
+impl Checkpoint {
+    /// Bits of the narrowest element of any matrix, scales not counted; `None` where nothing is quantized.
+    #[must_use]
+    pub fn least_bits(&self) -> Option<u64> {
+        let layers = self.layer_schemes.iter().map(|layer| layer.scheme);
+        let unfollowed = || if self.unfollowed.as_deref() == Some("bitsandbytes") { 4 } else { 1 };
+        let all = self.scheme.into_iter().chain(self.experts_scheme).chain(layers);
+        all.map(|scheme| scheme.least_bits().unwrap_or_else(unfollowed)).min()
+    }
+}
+
 impl Default for Checkpoint {
     fn default() -> Self {
         Self {

@@ -128,6 +128,18 @@ impl WeightScheme {
         matches!(self, Self::ExpertsMxfp4)
     }
 
+    /// Bits of the narrowest element of a matrix, scales not counted; `None` where the scheme is not followed.
+    #[must_use]
+    pub const fn least_bits(self) -> Option<u64> {
+        match self {
+            Self::Fp8Tensor { .. } | Self::Fp8Block { .. } | Self::Channel8 { .. } | Self::Mxfp8 => Some(8),
+            Self::Grouped { bits, .. } | Self::Packed { bits, .. } => Some(bits),
+            // ModelOpt's narrowest algorithm has 4 bits.
+            Self::Nvfp4 { .. } | Self::Mxfp4 | Self::ExpertsMxfp4 | Self::Named => Some(4),
+            Self::Unknown => None,
+        }
+    }
+
     /// What attention layers hold for a quantized cache, whether it is or not (`BaseKVCacheMethod.create_weights`):
     /// scalars of the model's type, and in single precision.
     #[must_use]
