@@ -286,7 +286,7 @@ fn the_other_questions_take_the_same_options() {
     assert_eq!(beside_those("which-quant"), named(&["--contexts", "--quants", "--host-memory"]));
     assert_eq!(
         beside_those("which-device"),
-        named(&["--min-decode", "--min-prefill", "--most", "--max-price", "--price", "--show"])
+        named(&["--min-decode", "--min-prefill", "--most", "--max-price", "--price", "--prices", "--show"])
     );
     assert_eq!(beside_those("offload"), named(&["--host-memory", "--margin"]));
     assert_eq!(

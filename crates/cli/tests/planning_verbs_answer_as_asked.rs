@@ -220,12 +220,25 @@ fn which_device_names_sets_that_are_enough() {
     let priced = answer["cheapest"].as_array().unwrap();
     let own = priced.iter().find(|set| set["device"] == "NVIDIA GeForce RTX 3090").unwrap();
     assert_eq!((&own["cents"], &own["price"]["date"]), (&serde_json::json!(70_000), &serde_json::json!("as asked")));
+    let file = std::env::temp_dir().join(format!("plimsoll-prices-{}.toml", std::process::id()));
+    std::fs::write(&file, "[[price]]\ndevice = \"3060 12gb\"\nprice = 199.5\ndate = \"2026-11-20\"\n").unwrap();
+    let path = file.to_str().unwrap();
+    let answer = json(
+        &[&["which-device"], &asked[..], &["--prices", path, "--device", "3060 12gb", "--device", "3090", "--json"]].concat(),
+    );
+    let priced = &answer["cheapest"][0]["price"];
+    assert_eq!((&priced["cents"], &priced["date"]), (&serde_json::json!(19_950), &serde_json::json!("2026-11-20")));
+    std::fs::remove_file(&file).unwrap();
+    // No price is made up: a device without one is not among the cheapest, and the answer says so.
+    assert_eq!((answer["smallest"].as_array().unwrap().len(), answer["cheapest"].as_array().unwrap().len()), (2, 1));
+    assert!(answer["notes"].as_array().unwrap().iter().any(|note| note.as_str().unwrap().contains("no prices are built in")));
     assert_eq!(plimsoll(&["which-device", MODEL, "-c", "32k", "-q", "Q8_0", "--min-decode", "100000"]).code, 3);
     for (arguments, says) in [
         (["--min-decode", "nan"], "above 0"),
         (["--min-decode", "-3"], "-3"),
         (["--price", "RTX 3090"], "NAME=PRICE"),
         (["--price", "RTX 30900=4"], "RTX 3090"),
+        (["--price", "RTX 3090=4@2026-13-01"], "NAME=PRICE"),
         (["--most", "0"], "1 or more"),
         (["--memory", "24GiB"], "device"),
     ] {

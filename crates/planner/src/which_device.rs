@@ -38,7 +38,7 @@ pub struct Target {
     pub most: Option<u64>,
     /// At most so many cents for all of them.
     pub max_cents: Option<u64>,
-    /// The user's own prices.
+    /// What devices cost; there are no other prices.
     pub prices: Vec<Asked>,
 }
 
@@ -256,10 +256,14 @@ pub fn which_device(model: &Model, options: &Options, target: &Target) -> Result
     smallest.sort_by_key(|set| (set.usable, set.count));
     let mut cheapest: Vec<Set> = smallest.iter().filter(|set| set.cents.is_some()).cloned().collect();
     cheapest.sort_by_key(|set| (set.cents, set.usable));
-    if cheapest.iter().any(|set| set.price.as_ref().is_some_and(|price| price.date != "as asked")) {
-        notes.push(
-            "prices are those at launch in the United States, on the day shown; price NAME=PRICE takes your own".to_string(),
-        );
+    let unpriced = smallest.len().saturating_sub(cheapest.len());
+    if unpriced > 0 {
+        let which = if cheapest.is_empty() {
+            "none of the sets has a price".to_string()
+        } else {
+            alloc::format!("{unpriced} of the sets have no price and are not among the cheapest")
+        };
+        notes.push(alloc::format!("{which}: no prices are built in, price NAME=PRICE@YYYY-MM-DD gives yours"));
     }
     Ok(WhichDevice {
         schema: WHICH_DEVICE_SCHEMA.to_string(),

@@ -58,15 +58,19 @@ fn facts(device: &Value) -> Facts {
     facts
 }
 
-/// Boards by the number that stands in for their name (the kernel's list of PCI identifiers, drivers/gpu/drm/xe).
+/// Boards by the number that stands in for their name: as the PCI ID Project lists them under vendor 8086 (pci.ids of 2025-07-11, which the
+/// crate `pci-ids` 0.2.6 packs); `e211`, which that list calls by its chip only, as a machine with the board printed it
+/// (`fixtures/probes/xpu-smi/arc-pro-b60.json`). Others keep the number for a name.
 fn by_number(id: &str) -> Option<&'static str> {
     Some(match id.trim_start_matches("0x") {
         "e20b" => "Intel Arc B580",
         "e20c" => "Intel Arc B570",
         "e211" => "Intel Arc Pro B60",
-        "e212" => "Intel Arc Pro B50",
         "56a0" => "Intel Arc A770",
         "56a1" => "Intel Arc A750",
+        "56a2" => "Intel Arc A580",
+        "56a5" => "Intel Arc A380",
+        "56a6" => "Intel Arc A310",
         _ => return None,
     })
 }

@@ -4,12 +4,16 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
 use plimsoll::planner::axis::{names, numbers};
+use plimsoll::planner::custom::Decimal;
 use plimsoll::planner::prices;
 use plimsoll::planner::speed::PerSecond;
 use plimsoll::planner::sweep::Axes;
 use plimsoll::planner::which_device::Target;
 use plimsoll::planner::which_quant::Grid;
 use plimsoll::planner::{Options, PlanError};
+use serde::Deserialize;
+
+use crate::places::load;
 
 use super::{Question, Setting, Source, bytes};
 
@@ -76,6 +80,36 @@ fn price(text: &str) -> Result<prices::Asked, String> {
     prices::parse(text).map_err(|error| error.to_string())
 }
 
+/// A file of prices.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PriceFile {
+    price: Vec<Priced>,
+}
+
+/// One price of a file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Priced {
+    device: String,
+    price: Decimal,
+    date: Option<String>,
+}
+
+impl Priced {
+    fn asked(&self) -> Result<prices::Asked, PlanError> {
+        let thousandths = self.price.thousandths();
+        if !thousandths.is_multiple_of(10) {
+            return Err(PlanError::request(
+                "price",
+                format!("{thousandths} thousandths for {}", self.device),
+                "at most two decimals",
+            ));
+        }
+        Ok(prices::Asked { device: self.device.clone(), cents: thousandths / 10, date: self.date.clone() })
+    }
+}
+
 fn cents(text: &str) -> Result<u64, String> {
     prices::parse(&format!("budget={text}")).map(|price| price.cents).map_err(|_| "expected a price such as 1500".to_owned())
 }
@@ -97,9 +131,12 @@ pub(crate) struct WhichDeviceArgs {
     /// The most that all of them together may cost
     #[arg(long, value_name = "PRICE", value_parser = cents)]
     max_price: Option<u64>,
-    /// What a device costs you, such as "RTX 3090=700"; repeatable. Others have their launch price, with its date
+    /// What a device costs you, such as "RTX 3090=700" or, with its day, "RTX 3090=700@2026-11-20"; repeatable. No prices are built in
     #[arg(long, value_name = "NAME=PRICE", value_parser = price)]
     price: Vec<prices::Asked>,
+    /// A TOML or JSON file of prices: sections [[price]] with device, price and, if you like, date
+    #[arg(long, value_name = "FILE")]
+    prices: Option<PathBuf>,
     /// Show so many sets; 12 when left out
     #[arg(long, value_name = "N", default_value_t = 12, hide_default_value = true)]
     pub(crate) show: usize,
@@ -110,13 +147,18 @@ impl WhichDeviceArgs {
     pub(crate) fn target(&self) -> Result<(Target, Options), PlanError> {
         let mut options = self.question.options()?;
         let devices = options.device.take().into_iter().chain(options.devices.take().into_iter().flatten()).collect();
+        let mut prices = self.price.clone();
+        if let Some(path) = &self.prices {
+            // The command line counts first.
+            prices.extend(load::<PriceFile>(path)?.price.iter().map(Priced::asked).collect::<Result<Vec<_>, _>>()?);
+        }
         let target = Target {
             min_decode: self.min_decode,
             min_prefill: self.min_prefill,
             devices,
             most: self.most,
             max_cents: self.max_price,
-            prices: self.price.clone(),
+            prices,
         };
         Ok((target, options))
     }
