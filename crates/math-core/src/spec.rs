@@ -148,9 +148,42 @@ pub struct Layer {
     /// Elements per sequence of a convolution over hash embeddings (Qwen 4), kept beside the mixer's own state.
     #[cfg_attr(feature = "serde", serde(default))]
     pub hash_history: u64,
+    /// What it computes beyond the products with its weights, where its source says so.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub told: LayerOperations,
     /// Set when the layer's weights are those of an earlier layer (Zamba's shared blocks): they count once. A state
     /// space beside a shared attention is the layer's own, and so are the tensors in `extra`.
     pub weights_of: Option<u32>,
+}
+
+/// What a layer computes beyond the products with its weights, where its source says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
+pub struct LayerOperations {
+    /// What gates and up projections of routed experts yield is limited.
+    pub limits_experts: bool,
+    /// What gates and up projections of dense feed-forwards and shared experts yield is limited.
+    pub limits_dense: bool,
+    /// Experts that the file holds are passed over.
+    pub skips_experts: bool,
+    /// The hidden state is halved after the layer.
+    pub halves_state: bool,
+    /// The model's last norm follows the layer too.
+    pub norms_state: bool,
+    /// Queries, keys, values and the output gate of a delta rule come from one matrix.
+    pub one_matrix: bool,
+}
+
+impl LayerOperations {
+    /// Nothing beyond them.
+    pub const NONE: Self = Self {
+        limits_experts: false,
+        limits_dense: false,
+        skips_experts: false,
+        halves_state: false,
+        norms_state: false,
+        one_matrix: false,
+    };
 }
 
 /// Everything before the first layer.
@@ -302,6 +335,16 @@ pub struct Operations {
     pub pooling: Option<Pooling>,
     /// First layers that add features of an image encoder's deeper layers to their output.
     pub n_deepstack_layers: u64,
+    /// Whether what queries, keys and values are is limited.
+    pub limits_projections: bool,
+    /// Whether what attention yields is multiplied by a number.
+    pub scales_attention: bool,
+    /// Whether both halves of a layer are multiplied by a number; `None` where the architecture decides.
+    pub scales_residual: Option<bool>,
+    /// Whether logits are multiplied by a number; `None` where the architecture decides.
+    pub scales_logits: Option<bool>,
+    /// The source asks for operations that nothing here stands for.
+    pub others: bool,
 }
 
 /// A normalized architecture.

@@ -9,8 +9,8 @@ use alloc::vec::Vec;
 use plimsoll_math::engine::vllm::facts::Checkpoint;
 use plimsoll_math::format::StorageFormat;
 use plimsoll_math::spec::{
-    Attention, Embedding, Encoder, FeedForward, Head, KvSource, Layer, LmHead, Mixer, ModelSpec, MtpLayer, Norm, Operations,
-    Pooling, Weight,
+    Attention, Embedding, Encoder, FeedForward, Head, KvSource, Layer, LayerOperations, LmHead, Mixer, ModelSpec, MtpLayer, Norm,
+    Weight,
 };
 use plimsoll_math::synth;
 use plimsoll_math::tensor::{Component, Counts, Place, Shape, Tensor, TensorTable};
@@ -23,7 +23,7 @@ use super::layers::{Builder, LayerTensors};
 use super::limits::Limits;
 use super::reader::{Header, TensorInfo};
 use super::value::printable;
-use super::{file_type, names, split};
+use super::{file_type, names, operations, split};
 use crate::Ingested;
 use crate::error::IngestError;
 use crate::source::RangeSource;
@@ -151,6 +151,7 @@ fn assemble(
     let Builder { keys, arch, hparams } = builder;
     let header = keys.header;
     let nothing = LayerTensors::default();
+    let told = operations::of_layers(keys, hparams)?;
     let mut layers = Vec::new();
     let mut mtp = Vec::new();
     let mut without_tensors = 0_u64;
@@ -160,6 +161,8 @@ fn assemble(
         let place = Place::Layer(u32::try_from(physical).unwrap_or(u32::MAX));
         let tensors = by_place.get(&place);
         let mut layer = builder.layer(il, tensors.unwrap_or(&nothing))?;
+        layer.told =
+            LayerOperations { one_matrix: layer.told.one_matrix, ..told.get(il).copied().unwrap_or(LayerOperations::NONE) };
         if let Some(first) = first_with.get(&physical) {
             layer.weights_of = Some(*first);
         } else {
@@ -229,54 +232,7 @@ fn assemble(
         mtp,
         mtp_is_left_out: false,
         causal: hparams.causal,
-        operations: operations(builder)?,
-    })
-}
-
-/// How the file says to pool (`llama.h:llama_pooling_type`); a file that does not say leaves every token its own.
-fn pooling(keys: &Keys<'_>) -> Result<Option<Pooling>, IngestError> {
-    Ok(match keys.u64("pooling_type")? {
-        None | Some(0) => Some(Pooling::None),
-        Some(1) => Some(Pooling::Mean),
-        Some(2) => Some(Pooling::First),
-        Some(3) => Some(Pooling::Last),
-        Some(4) => {
-            let of = keys.u64("classifier.pooling_type")?;
-            // ModernBERT's classifier reads the mean unless the file says otherwise (`modern-bert.cpp:load_arch_hparams`).
-            Some(Pooling::Rank { mean: of == Some(1) || of.is_none() && keys.architecture == "modern-bert" })
-        }
-        // Minus one stands for none given; anything else the engine does not know.
-        Some(other) => (other == u64::from(u32::MAX)).then_some(Pooling::None),
-    })
-}
-
-/// What the metadata say about operations that no weight shows.
-fn operations(builder: &Builder<'_>) -> Result<Operations, IngestError> {
-    let keys = &builder.keys;
-    // Sections for height and width make positions of four parts (`llama-hparams.cpp:use_mrope`).
-    let sections = keys.per_layer("rope.dimension_sections", 2)?;
-    let sectioned = |sections: Vec<u64>| sections.iter().all(|section| *section > 0);
-    Ok(Operations {
-        sectioned_positions: sections.map(sectioned),
-        scales_by_position: keys.is_set("attention.temperature_scale"),
-        // A file of a Granite model that does not say so does not (`llama-graph.cpp:build_inp_embd`).
-        scales_embedding: keys.architecture.starts_with("granite").then_some(keys.is_set("embedding_scale") == Some(true)),
-        caps_logits: keys.is_set("final_logit_softcapping"),
-        parallel_residual: keys.bool("use_parallel_residual")?,
-        // A file that does not say so does neither (`llama-hparams.h`).
-        norms_expert_weights: Some(keys.bool("expert_weights_norm")?.unwrap_or(false)),
-        scales_expert_weights: Some(keys.scales("expert_weights_scale")),
-        n_expert_groups: keys.or_zero("expert_group_count")?,
-        banked_layers: keys.u64("attn_res.block_size")?,
-        n_expert_groups_per_token: keys.or_zero("expert_group_used_count")?,
-        // A file of a Granite model that does not say so rotates (`granite-hybrid.cpp:load_arch_hparams`).
-        rotates: matches!(keys.architecture, "granite" | "granitehybrid" | "graniteswitch")
-            .then_some(keys.bool("rope.scaling.finetuned")?.unwrap_or(true)),
-        n_deepstack_layers: keys.or_zero("n_deepstack_layers")?,
-        // K2 Horizon alone norms its hidden state in groups (`k2-horizon.cpp:k2_horizon_group_rms_norm`).
-        n_norm_groups: if keys.architecture == "k2-horizon" { keys.or_zero("attention.group_norm_groups")?.max(1) } else { 0 },
-        pooling: pooling(keys)?,
-        norms_by_root_mean_square: keys.is_set("attention.layer_norm_rms_epsilon"),
+        operations: operations::of_model(builder)?,
     })
 }
 
@@ -294,6 +250,7 @@ fn router_layer(hparams: &Hparams) -> Layer {
         norms: Vec::new(),
         extra: Vec::new(),
         hash_history: 0,
+        told: LayerOperations::NONE,
         // No weights of its own: nothing is counted for it.
         weights_of: Some(0),
     }

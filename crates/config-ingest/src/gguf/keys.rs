@@ -87,6 +87,25 @@ impl<'a> Keys<'a> {
         self.get(name).and_then(Value::as_f64).is_some_and(|factor| factor != 0.0 && factor != 1.0)
     }
 
+    /// Whether the file has the key at all.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// Whether a number is there and above `least`.
+    pub(super) fn is_above(&self, name: &str, least: f64) -> bool {
+        self.get(name).and_then(Value::as_f64).is_some_and(|number| number > least)
+    }
+
+    /// For each layer whether its number is above `least`: one number per layer, or one for all of them.
+    pub(super) fn above(&self, name: &str, least: f64, n: usize) -> Vec<bool> {
+        let Some(Value::Array { values, .. }) = self.get(name) else { return alloc::vec![self.is_above(name, least); n] };
+        let is_above = |value: &Value| value.as_f64().is_some_and(|number| number > least);
+        let mut flags: Vec<bool> = values.iter().flatten().take(n).map(is_above).collect();
+        flags.resize(n, false);
+        flags
+    }
+
     /// One count per layer, or one for all of them.
     pub(super) fn per_layer(&self, name: &str, n: usize) -> Result<Option<Vec<u64>>, IngestError> {
         let Some(value) = self.get(name) else { return Ok(None) };

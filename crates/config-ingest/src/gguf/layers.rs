@@ -8,8 +8,8 @@ use alloc::vec::Vec;
 
 use plimsoll_math::spec::{
     Attention, AttentionBias, CompressedAttention, Dense, FeedForward, GatedDeltaNet, Indexer, KimiDelta, KvSource, Layer,
-    LightningAttention, Mamba1, Mamba2, Mixer, Mla, Moe, Norm, OutputGate, Parallel, QkNorm, QkvLayout, Rwkv, RwkvVersion,
-    ShortConv, Window,
+    LayerOperations, LightningAttention, Mamba1, Mamba2, Mixer, Mla, Moe, Norm, OutputGate, Parallel, QkNorm, QkvLayout, Rwkv,
+    RwkvVersion, ShortConv, Window,
 };
 use plimsoll_math::tensor::{Component, Counts, Place, Shape};
 
@@ -77,6 +77,11 @@ impl Builder<'_> {
             norms: tensors.norms(),
             extra: Vec::new(),
             hash_history: self.hash_history(tensors)?,
+            // A matrix that is there beside the others is loaded and not read (`qwen3next.cpp:build_qkvz`).
+            told: LayerOperations {
+                one_matrix: tensors.weight("ssm_in").is_some() && tensors.weight("attn_qkv").is_none(),
+                ..LayerOperations::NONE
+            },
             weights_of: None,
         })
     }

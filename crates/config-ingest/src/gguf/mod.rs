@@ -16,6 +16,7 @@ mod keys;
 mod layers;
 mod limits;
 mod names;
+mod operations;
 mod projector;
 mod reader;
 mod split;

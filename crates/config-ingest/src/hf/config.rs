@@ -179,6 +179,14 @@ impl<'a> Config<'a> {
         self.list(aliases, "a whole number", count)
     }
 
+    /// A list of numbers, with 0 where it says null.
+    ///
+    /// # Errors
+    /// [`IngestError::Field`] when it is there and no such list.
+    pub fn numbers(&self, aliases: &[&str]) -> Result<Option<Vec<f64>>, IngestError> {
+        self.list(aliases, "a number", |value| if value.is_null() { Some(0.0) } else { value.as_f64() })
+    }
+
     /// A list of truth values (0 and 1 accepted).
     ///
     /// # Errors

@@ -45,9 +45,48 @@ pub(super) fn read(r: &Reader<'_>, spec: &mut ModelSpec) {
     if operations.banked_layers.is_none() {
         operations.banked_layers = r.opt_below(&["attn_res_block_size"], r.limits().layers);
     }
+    if spec.llama_cpp_arch.as_deref().is_some_and(|arch| matches!(arch, "dbrx" | "mpt" | "olmo")) {
+        // `conversion/dbrx.py`, `mpt.py`, `olmo.py`.
+        let nested = r.child(&["attn_config"]);
+        let limit = r.keep(nested.as_ref().unwrap_or(r).config.f64(&["clip_qkv"]));
+        operations.limits_projections = limit.is_some_and(|limit| limit > 0.0);
+    }
+    if spec.llama_cpp_arch.as_deref() == Some("mimo2") {
+        let factor = r.keep(r.config.f64(&["attention_value_scale"]));
+        operations.scales_attention = factor.is_some_and(|factor| factor != 0.0 && (factor - 1.0).abs() > f64::EPSILON);
+    }
     if is_granite && operations.rotates.is_none() {
         // The converter's rule: Bamba, and models without state spaces (`conversion/granite.py`).
         operations.rotates = Some(r.class == "BambaForCausalLM" || !has_states);
+    }
+    of_layers(r, spec);
+}
+
+/// What the config says about every layer.
+fn of_layers(r: &Reader<'_>, spec: &mut ModelSpec) {
+    // `conversion/step3.py`, `bailingmoe3.py`: lists that may be shorter than the layers, with nothing for no limit.
+    let (experts, dense): (&[&str], &[&str]) = match spec.llama_cpp_arch.as_deref() {
+        Some("step35") => (&["swiglu_limits"], &["swiglu_limits_shared"]),
+        Some("bailingmoe3") => (&["expert_swiglu_limit_list"], &["share_expert_swiglu_limit_list"]),
+        _ => (&[], &[]),
+    };
+    let limits = |names: &[&str]| r.keep(r.config.numbers(names)).unwrap_or_default();
+    let (experts, dense) = (limits(experts), limits(dense));
+    // `conversion/rwkv.py`.
+    let is_rwkv = spec.llama_cpp_arch.as_deref() == Some("rwkv6");
+    let halved = if is_rwkv { r.opt_below(&["rescale_every"], r.limits().layers).unwrap_or(0) } else { 0 };
+    // `nanbeige.cpp:graph`: between passes over the same layers.
+    let is_nanbeige = spec.llama_cpp_arch.as_deref() == Some("nanbeige");
+    let passes = is_nanbeige && !r.keep(r.config.bool(&["skip_loop_final_norm"])).unwrap_or(false);
+    let own = spec.layers.iter().filter(|layer| layer.weights_of.is_none()).count();
+    let limited = |limits: &[f64], il: usize| limits.get(il).is_some_and(|limit| *limit > 1e-6);
+    let n = spec.layers.len();
+    for ((il, number), layer) in (0..).zip(1_u64..).zip(&mut spec.layers) {
+        layer.told.limits_experts = limited(&experts, il);
+        layer.told.limits_dense = limited(&dense, il);
+        layer.told.halves_state = halved > 0 && number.is_multiple_of(halved);
+        let last_of_pass = own > 0 && il.saturating_add(1).is_multiple_of(own) && il.saturating_add(1) < n;
+        layer.told.norms_state = passes && last_of_pass;
     }
 }
 

@@ -8,8 +8,8 @@ use alloc::vec::Vec;
 
 use plimsoll_math::format::StorageFormat;
 use plimsoll_math::spec::{
-    Attention, AttentionBias, Dense, Embedding, FeedForward, Head, Layer, LmHead, Mixer, ModelSpec, Moe, Norm, QkNorm, Weight,
-    Window,
+    Attention, AttentionBias, Dense, Embedding, FeedForward, Head, Layer, LayerOperations, LmHead, Mixer, ModelSpec, Moe, Norm,
+    QkNorm, Weight, Window,
 };
 use plimsoll_math::tensor::{Component, Counts, Shape};
 
@@ -198,7 +198,16 @@ pub const fn qk_norm_whole(dims: &Dims) -> QkNorm {
 /// A layer.
 #[must_use]
 pub const fn layer(mixer: Mixer, feed_forward: FeedForward, norms: Vec<Norm>) -> Layer {
-    Layer { mixer, cross_attention: None, feed_forward, norms, extra: Vec::new(), hash_history: 0, weights_of: None }
+    Layer {
+        mixer,
+        cross_attention: None,
+        feed_forward,
+        norms,
+        extra: Vec::new(),
+        hash_history: 0,
+        told: LayerOperations::NONE,
+        weights_of: None,
+    }
 }
 
 /// A tensor that counts as a parameter.

@@ -5,7 +5,8 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use plimsoll_math::spec::{
-    Attention, AttentionBias, Dense, FeedForward, KvSource, Layer, Mixer, Norm, QkNorm, QkvLayout, Tower, TowerKind, Weight,
+    Attention, AttentionBias, Dense, FeedForward, KvSource, Layer, LayerOperations, Mixer, Norm, QkNorm, QkvLayout, Tower,
+    TowerKind, Weight,
 };
 use plimsoll_math::tensor::{Component, Counts, Shape};
 
@@ -79,6 +80,7 @@ impl Block {
             norms: norms.collect(),
             extra: self.scales.iter().map(scale).collect(),
             hash_history: 0,
+            told: LayerOperations::NONE,
             weights_of: None,
         }
     }

@@ -145,6 +145,16 @@ impl Build {
         }
     }
 
+    /// b12032's Mellum asks the file whether weights of experts are divided by their sum and scaled; before, they were divided
+    /// (`models/mellum.cpp:load_arch_hparams`).
+    #[must_use]
+    pub fn asks_about_expert_weights(self, arch: &str) -> bool {
+        match self {
+            Self::V0_5_0 | Self::C0c1e57098 => false,
+            Self::B12032 => arch == "mellum",
+        }
+    }
+
     /// b12032's MiniMax M3 multiplies by the scales of its feed-forwards and experts; before, it loaded them only
     /// (`models/minimax-m3.cpp:graph`).
     #[must_use]
@@ -216,8 +226,8 @@ impl Build {
     }
 
     /// Before b12032, what Mistral 4's experts hand to their last matrix was multiplied in full precision, which CUDA's
-    /// kernels do not do: the product and its matrices moved, in a graph that is not followed here
-    /// (`llama-graph.cpp:build_moe_ffn`, `ggml_prec_set_src`).
+    /// kernels do not do: the processor makes the product and fetches the matrices (`llama-graph.cpp:build_moe_ffn`,
+    /// `ggml_prec_set_src`).
     #[must_use]
     pub fn multiplies_expert_inputs_in_full(self, arch: &str) -> bool {
         match self {

@@ -83,12 +83,14 @@ pub(super) fn build(
         (_, Some(false)) if row.rotates_dense => NormKind::Layer,
         _ => row.norm,
     };
-    let row = &Row { norm, ..*row };
+    let row = &Row { norm, ..row.told(spec.operations) };
     if row.qk_norm == QkNorming::Halves {
         // All of its norms are the model's own operations, none the engine's (`models/sensenova-u1.cpp`, `normalize`).
         parts.setting.pins_norms = false;
     }
-    if row.one_place && !parts.places.is_single() {
+    // Where the last norm lies with another device than the layer that it follows too is not known.
+    let one_place = row.one_place || spec.layers.iter().any(|layer| layer.told.norms_state);
+    if one_place && !parts.places.is_single() {
         return Ok(false);
     }
     let sectioned = row.sections_allowed && spec.operations.sectioned_positions == Some(true);
@@ -184,6 +186,9 @@ pub(super) fn build(
         parts.begin_layer(step, layer);
         let chooses = step.layer == last && !late && !row.keeps_rows;
         current = trunk.layer(parts, layer, spec.d_model, step.layer, current, chooses)?;
+        if layer.told.norms_state {
+            current = parts.norm(current, row.norm, false, true)?;
+        }
     }
     parts.begin_output();
     if row.chooses_late && !row.norms_before_choosing {
@@ -313,6 +318,8 @@ pub(super) fn extras_are_known(layer: &Layer, read: &[&str]) -> bool {
     layer.extra.iter().all(|weight| match &layer.mixer {
         _ if scales::is_scale(weight) || read.contains(&weight.name.as_str()) => true,
         Mixer::KimiDelta(_) | Mixer::LightningAttention(_) if weight.component == Component::SsmLinear => true,
+        // Queries, keys, values and the output gate in one matrix, as first files of Qwen3-Next have them.
+        Mixer::GatedDeltaNet(_) if weight.name == "ssm_in.weight" => true,
         // Biases that loaders of delta attention accept and no graph reads.
         Mixer::KimiDelta(_) if weight.name.ends_with(".bias") => true,
         Mixer::Mamba2(_) if weight.component == Component::SsmLinear => ssm_shape(layer, "ssm_dt_norm").is_some(),
@@ -502,7 +509,7 @@ impl Trunk<'_> {
                 let routed = self.feed_forward(parts, layer, d_model, past)?;
                 return parts.graph.sum(routed, side);
             }
-            FeedForward::Moe(_) if row.ignores_experts => parts.unary(normed)?,
+            FeedForward::Moe(_) if layer.told.skips_experts => parts.unary(normed)?,
             FeedForward::Moe(moe) if let Some(logits) = logits => {
                 parts.experts_by(normed, logits, moe, routing(row, moe, self.operations), row.activation)?
             }

@@ -190,12 +190,13 @@ impl Parts {
     }
 
     /// Gated DeltaNet (`qwen35.cpp:build_layer_attn_linear`) of `x`, `[d_model, tokens]`. `repeats_keys`: queries and keys
-    /// are repeated to the value heads.
+    /// are repeated to the value heads; `one_matrix`: queries, keys, values and the gate come from one.
     pub(super) fn gated_delta_net(
         &mut self,
         delta: &GatedDeltaNet,
         inputs: &StateInputs,
         repeats_keys: bool,
+        one_matrix: bool,
         x: Node,
     ) -> Result<Node, MathError> {
         let (sequences, tokens) = (self.setting.sequences, self.setting.sequence_tokens());
@@ -203,9 +204,12 @@ impl Parts {
         let [d_model, all_tokens, ..] = self.graph.dims(x)?;
         let (keys, values) = (mul(n_k_heads, k_head_dim)?, mul(n_v_heads, v_head_dim)?);
         let channels = add(mul(2, keys)?, values)?;
-        let mixed = self.linear(x, channels)?;
-        let mixed = self.graph.reshape(mixed, [channels, tokens, sequences, 1])?;
-        let z = self.linear(x, values)?;
+        let [mixed, z] = if one_matrix {
+            self.split_by_key_head(delta, x)?
+        } else {
+            let mixed = self.linear(x, channels)?;
+            [self.graph.reshape(mixed, [channels, tokens, sequences, 1])?, self.linear(x, values)?]
+        };
         let [beta, decay] = self.beta_and_decay(delta, x)?;
 
         let joined = self.window(inputs, d_conv, mixed)?;
@@ -240,6 +244,31 @@ impl Parts {
         let flat = self.graph.reshape(gated, [values, tokens, sequences, 1])?;
         let out = self.linear(flat, d_model)?;
         self.graph.reshape(out, [d_model, all_tokens, 1, 1])
+    }
+
+    /// Queries, keys and values side by side, and the output gate, of a matrix that has all four for one key head after the
+    /// other (`qwen3next.cpp:build_qkvz`, the path for files with `ssm_in`).
+    fn split_by_key_head(&mut self, delta: &GatedDeltaNet, x: Node) -> Result<[Node; 2], MathError> {
+        let (sequences, tokens) = (self.setting.sequences, self.setting.sequence_tokens());
+        let GatedDeltaNet { n_k_heads, n_v_heads, k_head_dim, v_head_dim, .. } = *delta;
+        let group = mul(v_head_dim, n_v_heads / n_k_heads.max(1))?;
+        let all = mul(2, add(k_head_dim, group)?)?;
+        let product = self.linear(x, mul(all, n_k_heads)?)?;
+        let by_head = self.graph.reshape(product, [all, n_k_heads, tokens, sequences])?;
+        let [_, s1, s2, s3] = self.graph.strides(by_head)?;
+        let mut parts = [k_head_dim, k_head_dim, group, group].map(|width| (width, by_head));
+        for (width, part) in &mut parts {
+            *part = self.graph.view(by_head, [*width, n_k_heads, tokens, sequences], [s1, s2, s3])?;
+        }
+        let [q, k, v, (_, gate)] = parts;
+        let gate = self.graph.cont(gate, [group, n_k_heads, tokens, sequences])?;
+        let mut flat = [q, k, v];
+        for (width, part) in &mut flat {
+            *part = self.graph.cont(*part, [mul(*width, n_k_heads)?, tokens, sequences, 1])?;
+        }
+        let [(_, q), (_, k), (_, v)] = flat;
+        let keys = self.graph.concat(q, k, 0)?;
+        Ok([self.graph.concat(keys, v, 0)?, gate])
     }
 
     /// Strength and decay of the delta rule, each `[1, heads, tokens, sequences]`.

@@ -20,6 +20,8 @@ pub(super) enum Activation {
     Squared,
     /// Gate and up each through a soft cap, the gate times its sigmoid (Kimi K3).
     Capped,
+    /// What the gate makes and what comes up is limited, each by an operation of its own.
+    Limited,
 }
 
 /// What a model may say about the weights of its chosen experts.
@@ -133,6 +135,12 @@ impl Parts {
 
     /// A gate times an up projection.
     fn gate(&mut self, gate: Node, up: Node, activation: Activation) -> Result<Node, MathError> {
+        if activation == Activation::Limited {
+            let up = self.graph.apply(Op::Clamp, up, &[])?;
+            let open = self.unary(gate)?;
+            let limited = self.graph.apply(Op::Clamp, open, &[])?;
+            return self.graph.product(limited, up);
+        }
         if activation != Activation::Capped {
             return self.graph.glu(gate, up);
         }
@@ -329,6 +337,10 @@ impl Parts {
         let [n_in, ..] = self.graph.dims(x)?;
         let stack = self.weight(&[n_in, width, moe.n_experts])?;
         let product = self.graph.mul_mat_id(stack, x, ids)?;
+        // The engine asks it of whatever it has last: of a scale's product, where it changes nothing.
+        if matrix == Matrix::ExpertDown && self.setting.full_expert_inputs && !self.scales.has(matrix) {
+            self.graph.keep_on_processor(product)?;
+        }
         self.scaled_by_expert(product, ids, moe.n_experts, matrix)
     }
     fn expert_biases(&mut self, y: Node, ids: Node, width: u64, moe: &Moe) -> Result<Node, MathError> {

@@ -21,7 +21,8 @@ impl Trunk<'_> {
     pub(super) fn feed_forward(&self, parts: &mut Parts, layer: &Layer, d_model: u64, x: Node) -> Result<Node, MathError> {
         match &layer.feed_forward {
             FeedForward::Dense(dense) => {
-                let mut hidden = parts.hidden(x, dense, self.row.activation, [Matrix::Gate, Matrix::Up])?;
+                let activation = self.row.activation(layer.told.limits_dense);
+                let mut hidden = parts.hidden(x, dense, activation, [Matrix::Gate, Matrix::Up])?;
                 if has_weight(layer, "ffn_sub_norm.weight") {
                     // A norm between the gate and the last projection (BitNet).
                     hidden = parts.norm(hidden, self.row.norm, false, true)?;
@@ -33,7 +34,8 @@ impl Trunk<'_> {
                 parts.project_biased(hidden, d_model, Matrix::Down, dense.down_bias)
             }
             FeedForward::Moe(moe) => {
-                let (routing, activation) = (routing(self.row, moe, self.operations), self.row.activation);
+                let routing = routing(self.row, moe, self.operations);
+                let activation = self.row.activation(layer.told.limits_experts);
                 let routed = match moe.latent {
                     None => match chunk_experts(layer, moe) {
                         Some(chunks) => return parts.experts_of_experts(x, moe, &chunks, routing, activation),
@@ -52,7 +54,8 @@ impl Trunk<'_> {
                 };
                 match &moe.shared {
                     Some(shared) => {
-                        let mut shared = parts.shared_experts(x, shared, d_model, self.row.activation)?;
+                        let activation = self.row.activation(layer.told.limits_dense);
+                        let mut shared = parts.shared_experts(x, shared, d_model, activation)?;
                         if moe.shared_gate {
                             let logit = parts.linear(x, 1)?;
                             let mut gate = parts.unary(logit)?;

@@ -118,6 +118,7 @@ const ROWS: &[HybridRow] = &[
             archs: &["bailingmoe3"],
             chooses_late: true,
             sections_allowed: true,
+            limits_apart: true,
             routing: Routing { scaled: true, asks: Asks::NormAndScale, ..SOFTMAX },
             ..PLAIN
         },
@@ -199,7 +200,7 @@ pub(super) fn build(
     if !spec.layers.iter().all(fits) || spec.encoder.is_some() || spec.embedding.n_positions > 0 {
         return Ok(false);
     }
-    let row = &hybrid.row;
+    let row = &hybrid.row.told(spec.operations);
     let mut current = parts.embed(spec.d_model, spec.embedding.n_vocab)?;
     if row.scales_embedding && spec.operations.scales_embedding != Some(false) {
         current = parts.scale_embedded(current)?;
@@ -317,7 +318,7 @@ impl Hybrid<'_> {
             // The engine computes the norm once for each half, and chooses rows after the halves have joined.
             let attended = self.trunk.attention(parts, layer, &parallel.attention, d_model, index, normed)?;
             let again = parts.again(|parts| parts.norm(input, row.norm, bias, true))?;
-            let state = self.state(parts, &parallel.state, again)?;
+            let state = self.state(parts, layer, &parallel.state, again)?;
             let both = parts.graph.sum(attended, state)?;
             let joined = parts.graph.sum(both, input)?;
             if chooses { parts.graph.get_rows(joined, self.trunk.rows)? } else { joined }
@@ -334,7 +335,7 @@ impl Hybrid<'_> {
                     parts.mamba2_with_ranks(mamba, rank, &self.states, normed)?
                 }
                 Mixer::KimiDelta(delta) => parts.kimi_delta(delta, self.kimi_form(layer), &self.states, normed)?,
-                other => self.state(parts, other, normed)?,
+                other => self.state(parts, layer, other, normed)?,
             };
             let mut residual = if self.hybrid.joins_normed { normed } else { input };
             if chooses {
@@ -409,7 +410,7 @@ impl Hybrid<'_> {
         if self.hybrid.residual_first { parts.graph.sum(residual, half) } else { parts.graph.sum(half, residual) }
     }
 
-    fn state(&self, parts: &mut Parts, mixer: &Mixer, x: Node) -> Result<Node, MathError> {
+    fn state(&self, parts: &mut Parts, layer: &Layer, mixer: &Mixer, x: Node) -> Result<Node, MathError> {
         match mixer {
             Mixer::Mamba1(mamba) => parts.mamba1(mamba, &self.states, x),
             Mixer::Mamba2(mamba) => parts.mamba2(mamba, &self.states, x),
@@ -418,7 +419,9 @@ impl Hybrid<'_> {
                 None => Ok(x),
             },
             Mixer::ShortConv(conv) => parts.short_convolution(conv, &self.states, x),
-            Mixer::GatedDeltaNet(delta) => parts.gated_delta_net(delta, &self.states, self.hybrid.repeats_keys, x),
+            Mixer::GatedDeltaNet(delta) => {
+                parts.gated_delta_net(delta, &self.states, self.hybrid.repeats_keys, layer.told.one_matrix, x)
+            }
             _ => Ok(x),
         }
     }

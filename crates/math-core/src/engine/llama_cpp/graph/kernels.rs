@@ -97,6 +97,7 @@ fn on_cuda(graph: &Graph, built: &[Built], index: usize, kernels: Kernels) -> bo
         }
         Op::Add | Op::Sub | Op::Mul | Op::Div => adds_formats(graph, built, tensor, node.format),
         Op::Rope => contiguous_from(2),
+        Op::MulMatId if node.repacked => false,
         Op::MulMat | Op::MulMatId => first.is_none_or(|(index, _)| {
             let format = format(built, index);
             !matches!(format, StorageFormat::Tq1_0 | StorageFormat::Tq2_0 | StorageFormat::Q8_1)

@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use super::attention::Attend;
 use super::decoder::{Trunk, has_weight};
+use super::op::Op;
 use super::ops::Node;
 use super::parts::{NormKind, Parts};
 use super::rows::{Gate, QkNorming, Scaled};
@@ -143,7 +144,8 @@ impl Trunk<'_> {
         if has_weight(layer, "attn_sub_norm.weight") {
             attended = parts.norm(attended, row.norm, false, true)?;
         }
-        parts.project(attended, d_model, Matrix::AttentionOutput, attention.bias.o)
+        let projected = parts.project(attended, d_model, Matrix::AttentionOutput, attention.bias.o)?;
+        if self.operations.scales_attention { parts.scale(projected) } else { Ok(projected) }
     }
 
     /// Both halves of every head normed, and rotated by time, height and width (`models/sensenova-u1.cpp`).
@@ -186,7 +188,10 @@ impl Trunk<'_> {
                 // CogVLM's matrix has keys and values of as many heads as queries, whatever the file says.
                 width = mul(3, mul(attention.k_head_dim, attention.n_heads)?)?;
             }
-            let fused = parts.project(x, width, Matrix::QueryKeyValue, attention.bias.q)?;
+            let mut fused = parts.project(x, width, Matrix::QueryKeyValue, attention.bias.q)?;
+            if self.operations.limits_projections {
+                fused = parts.graph.apply(Op::Clamp, fused, &[])?;
+            }
             let row = mul(4, width)?;
             for (head, heads, ..) in shapes {
                 out.push(parts.graph.view_3d(fused, [head, heads, tokens], mul(4, head)?, row)?);
@@ -202,6 +207,9 @@ impl Trunk<'_> {
                     Some(keys) if out.len() == 2 && attention.layout == QkvLayout::ValueIsKey => keys,
                     _ => parts.project(x, mul(head, heads)?, matrix, bias)?,
                 };
+                if self.operations.limits_projections {
+                    flat = parts.graph.apply(Op::Clamp, flat, &[])?;
+                }
                 before = Some(flat);
                 if normed_flat(attention) && out.len() < 2 {
                     flat = parts.norm(flat, self.row.norm, attention.qk_norm.bias, true)?;

@@ -117,7 +117,7 @@ pub(super) fn compute_buffers(
     resolved: &Resolved,
     plans: &[CachePlan],
 ) -> Result<Option<ComputeBuffers>, MathError> {
-    let Some(places) = Places::new(spec, table, deployment, facts.build, layout)? else { return Ok(None) };
+    let Some(places) = Places::new(spec, table, deployment, facts, layout)? else { return Ok(None) };
     let Some(recipe) = Recipe::new(spec, deployment, facts, places)? else { return Ok(None) };
     let Some(recipe) = recipe.settled(resolved, plans)? else { return Ok(None) };
     let Some(bytes) = recipe.bytes(resolved, plans)? else { return Ok(None) };
@@ -150,7 +150,7 @@ pub fn reserved(
     let resolved = resolve_with(&asked, deployment, deployment.context, deployment.sequences)?;
     let layout = Layout::new(LoaderFacts::of(spec, build)?.n_layers_all, deployment)?;
     let plans = cache_plans(spec, facts, deployment, &layout, asked.transposes_values(deployment))?;
-    let Some(places) = Places::new(spec, table, deployment, build, &layout)? else { return Ok(None) };
+    let Some(places) = Places::new(spec, table, deployment, facts, &layout)? else { return Ok(None) };
     let Some(recipe) = Recipe::new(spec, deployment, facts, places)? else { return Ok(None) };
     let Some(recipe) = recipe.settled(&resolved, &plans)? else { return Ok(None) };
     let mut graphs = Vec::new();
@@ -215,8 +215,9 @@ impl<'a> Recipe<'a> {
         let pools = places.is_single() && spec.operations.pooling.is_some();
         let served = !deployment.embeddings || pools;
         let on_cuda = places.backends.iter().any(|backend| matches!(backend, Backend::Cuda { .. }));
-        let moves = on_cuda && facts.build.multiplies_expert_inputs_in_full(facts.arch);
-        if !known || !served || moves || !facts.build.graphs_are_known() {
+        // What is fetched to the processor is as large as it is stored.
+        let moves = on_cuda && facts.build.multiplies_expert_inputs_in_full(facts.arch) && places.is_single();
+        if !known || !served || moves || spec.operations.others || !facts.build.graphs_are_known() {
             return Ok(None);
         }
         if !places.tells_weights_apart {
@@ -283,16 +284,6 @@ impl<'a> Recipe<'a> {
         if resolved.n_rs_seq > 0 && !spec.layers.iter().all(keeps) {
             return Ok(None);
         }
-        // How an initial state that lies with the input comes to the device's layers is not known.
-        if facts.arch == "hrm_text" && facts.build.makes_with_the_input("hrm.z_l_init") && deployment.backend() != Backend::Cpu {
-            return Ok(None);
-        }
-        // Where rotations of keys are inputs, the engine's allocator was seen to keep one tensor of ERNIE's graph apart that
-        // the replay lays over another.
-        let rotates_inputs = deployment.kv_type_k.is_quantized() && !facts.build.rotation_matrices_are_cached();
-        if facts.arch == "ernie4_5-moe" && rotates_inputs && !resolved.flash_attention {
-            return Ok(None);
-        }
         let batch_only = !facts.has_memory() || self.row.is_some_and(|row| row.embeds_batches);
         let mut caches = Caches { batch_only, window_cells: None, v_widths: [0; 2], rotations: [[0; 2]; 2], selector: None };
         let mut compressed = CompressedCaches::default();
@@ -341,6 +332,7 @@ impl<'a> Recipe<'a> {
             pins_norms: (reserve.looks || !places.forgets_pins) && (places.everything_on_devices || reserve.tokens < FEW_TOKENS),
             rows_after_layers: facts.build.chooses_rows_after_layers(),
             flat_projections: facts.build.projects_sequences_together(),
+            states_lie_with_input: facts.build.makes_with_the_input("hrm.z_l_init"),
             mixed_inputs: facts.build.mixes_tokens_and_embeddings(facts.arch),
             scales_rows: facts.build.scales_embedded_rows(facts.arch),
             cached_rotations,
@@ -355,13 +347,15 @@ impl<'a> Recipe<'a> {
             pools_before_logits: facts.build.pools_before_logits(),
             ranks_by_softmax: matches!(facts.arch, "qwen3" | "qwen3vl"),
             sections: facts.build.rotates_in_sections(facts.arch),
+            full_expert_inputs: facts.build.multiplies_expert_inputs_in_full(facts.arch),
             limits_experts: facts.build.limits_expert_activations(facts.arch),
         };
         let window = |attention: &Attention| {
             if batch_only { attention.window.tokens().is_some() } else { facts.window(attention.window).is_some() }
         };
         let mut parts = Parts::new(setting, depth, places);
-        let built = match (self.row, self.hybrid) {
+        let told = self.row.filter(|_| facts.build.asks_about_expert_weights(facts.arch)).map(Row::asking);
+        let built = match (told.as_ref().or(self.row), self.hybrid) {
             (Some(row), _) => match row.built_by {
                 BuiltBy::Layers => decoder::build(&mut parts, spec, row, &caches, &window)?,
                 BuiltBy::Adapters => adapters::build(&mut parts, spec, row, &caches)?,

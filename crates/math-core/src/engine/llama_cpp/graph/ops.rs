@@ -38,7 +38,7 @@ pub(super) struct Built {
     pub(super) format: StorageFormat,
     /// The backend it is pinned to by the engine's callback.
     pub(super) pinned: Option<u8>,
-    /// Whether only the processor knows how to read it.
+    /// Whether only the processor knows how to read it, or, of an operation, CUDA has no kernel for it.
     pub(super) repacked: bool,
     /// How many cells attention reads for a token at most, where it chooses; 0 where it reads all.
     pub(super) most_cells: u32,
@@ -230,6 +230,13 @@ impl Builder {
     pub fn repack(&mut self, node: Node) -> Result<(), MathError> {
         self.built_mut(node)?.repacked = true;
         Ok(())
+    }
+    /// Says that CUDA has no kernel for an operation as it is asked for.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`] for a tensor of another graph.
+    pub fn keep_on_processor(&mut self, node: Node) -> Result<(), MathError> {
+        self.repack(node)
     }
     /// A cache in a buffer of `backend`.
     ///

@@ -57,6 +57,8 @@ pub(super) struct Setting {
     pub(super) rows_after_layers: bool,
     /// Whether gated DeltaNet hands a matrix to its last projection (`build.rs:projects_sequences_together`).
     pub(super) flat_projections: bool,
+    /// Whether an initial state lies with the input instead of the layers (`build.rs:makes_with_the_input`).
+    pub(super) states_lie_with_input: bool,
     /// Whether tokens and embeddings may come in one micro-batch (`build.rs:mixes_tokens_and_embeddings`).
     pub(super) mixed_inputs: bool,
     /// Whether a factor per row scales embedded tokens (`build.rs:scales_embedded_rows`).
@@ -73,6 +75,8 @@ pub(super) struct Setting {
     pub(super) fused: Fused,
     /// Whether sparse attention reads the mask of its selector (`build.rs:masks_chosen_cells_at_once`).
     pub(super) shares_selector_mask: bool,
+    /// Whether experts' last matrices multiply in full precision (`build.rs:multiplies_expert_inputs_in_full`).
+    pub(super) full_expert_inputs: bool,
     /// Whether the inputs of experts' last matrices are scaled into f16's range (`build.rs:limits_expert_activations`).
     pub(super) limits_experts: bool,
     /// How embeddings are pooled, in a context for embeddings.

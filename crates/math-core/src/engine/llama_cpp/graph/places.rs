@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use super::depth::kinds;
 use super::reading;
 use crate::deployment::{Backend, Deployment, Location};
-use crate::engine::llama_cpp::build::Build;
+use crate::engine::llama_cpp::facts::Facts;
 use crate::engine::llama_cpp::layout::Layout;
 use crate::engine::llama_cpp::loader_facts::LoaderFacts;
 use crate::engine::llama_cpp::placement::WeightPlace;
@@ -125,10 +125,14 @@ impl Places {
         spec: &ModelSpec,
         table: Option<&TensorTable>,
         deployment: &Deployment,
-        build: Build,
+        facts: Facts<'_>,
         layout: &Layout,
     ) -> Result<Option<Self>, MathError> {
-        if let Some(place) = layout.only_place() {
+        let build = facts.build;
+        let on_cuda = |place: Location| matches!(layout.backend(place), Backend::Cuda { .. });
+        // Whether the processor fetches weights of what has a device to itself otherwise.
+        let fetches = build.multiplies_expert_inputs_in_full(facts.arch);
+        if let Some(place) = layout.only_place().filter(|place| !fetches || !on_cuda(*place) || table.is_none()) {
             let mut single = Self::single(layout.backend(place));
             single.forgets_pins = layout.is_projected();
             if let Location::Device(device) = place {
@@ -155,10 +159,10 @@ impl Places {
         let mut has_lookup = false;
         let mut rope_factors = None;
         let mut order: Vec<Vec<usize>> = vec![Vec::new(); layers.len()];
-        let facts = LoaderFacts::of(spec, build)?;
+        let loader = LoaderFacts::of(spec, build)?;
         let mut order_of_others = Vec::new();
         let (stack, other_stack) = stacks(spec);
-        for (tensor, place) in weight_homes(build, &facts, table, deployment)? {
+        for (tensor, place) in weight_homes(build, &loader, table, deployment)? {
             if tensor.name.starts_with("rope_f") {
                 rope_factors = Some(tensor.shape.row());
             }
@@ -203,7 +207,7 @@ impl Places {
         let foreign = weights.iter().zip(&layers).map(|(weights, place)| {
             let own = place.backend;
             let elsewhere: Vec<StoredWeight> =
-                weights.iter().filter(|weight| weight.backend != own || own == host).copied().collect();
+                weights.iter().filter(|weight| fetches || weight.backend != own || own == host).copied().collect();
             (*place, elsewhere)
         });
         let kinds = kinds(foreign);
@@ -216,7 +220,7 @@ impl Places {
             others,
             tells_weights_apart,
             rope_factors,
-            reads_rope_factors: !WITHOUT_ROPE_FACTORS.contains(&facts.arch.as_str()),
+            reads_rope_factors: !WITHOUT_ROPE_FACTORS.contains(&facts.arch),
             everything_on_devices: layout.output() != Location::Host && !layers.iter().any(|layer| layer.backend == host),
             forgets_pins: layout.is_projected(),
             attention_follows_cache: !layout.offloads_caches(),

@@ -53,8 +53,8 @@ pub(super) struct Row {
     pub(super) beside: Beside,
     /// The router reads the layer's input.
     pub(super) routes_input: bool,
-    /// Experts that the file holds have no part in the graph (Refact).
-    pub(super) ignores_experts: bool,
+    /// Limits of feed-forwards are operations of their own, not part of the gate's.
+    pub(super) limits_apart: bool,
     /// Attention's output has a gate of its own.
     pub(super) gates_attention: bool,
     /// Values are normed without weights.
@@ -249,7 +249,7 @@ pub(super) const PLAIN: Row = Row {
     pins_last_norm: false,
     beside: Beside::Ignored,
     routes_input: false,
-    ignores_experts: false,
+    limits_apart: false,
     gates_attention: false,
     norms_values: false,
     factors_on_full_layers: false,
@@ -291,10 +291,8 @@ const ROWS: &[Row] = &[
             "qwen3moe",
             "internlm2",
             "xverse",
-            "dots1",
             "ernie4_5",
             "seed_oss",
-            "bailingmoe",
             "pangu-embedded",
             "maincoder",
             "qwen",
@@ -396,15 +394,23 @@ const ROWS: &[Row] = &[
     Row { archs: &["arctic"], beside: Beside::PastAttention, ..PLAIN },
     Row { archs: &["dbrx"], norm: NormKind::Layer, ..PLAIN },
     Row { archs: &["apertus", "rnd1"], ..PLAIN },
-    Row { archs: &["refact"], no_rope_every: 1, ignores_experts: true, ..PLAIN },
+    Row { archs: &["refact"], no_rope_every: 1, ..PLAIN },
     Row { archs: &["baichuan"], rotates_at_depth: 32, ..PLAIN },
-    Row { archs: &["bailingmoe2"], routing: TOLD, ..PLAIN },
+    Row { archs: &["bailingmoe", "bailingmoe2", "dots1"], routing: TOLD, ..PLAIN },
     Row { archs: &["llada-moe"], routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
     Row { archs: &["llama-embed"], embeds_batches: true, ..PLAIN },
     Row { archs: &["openelm"], residual_leads: true, ..PLAIN },
     Row { archs: &["plamo"], parallel: Some(Together::ResidualLast), ..PLAIN },
     Row { archs: &["hy_v3"], norms_before_choosing: true, chooses_late: true, routing: TOLD, ..PLAIN },
-    Row { archs: &["step35"], gates_attention: true, chooses_late: true, routing: TOLD, factors_on_full_layers: true, ..PLAIN },
+    Row {
+        archs: &["step35"],
+        gates_attention: true,
+        chooses_late: true,
+        routing: TOLD,
+        factors_on_full_layers: true,
+        limits_apart: true,
+        ..PLAIN
+    },
     Row { archs: &["laguna"], gates_attention: true, routing: TOLD, ..PLAIN },
     Row {
         archs: &["afmoe"],
@@ -418,7 +424,8 @@ const ROWS: &[Row] = &[
     },
     Row { archs: &["olmo2", "exaone4"], norms_after: true, ..PLAIN },
     Row { archs: &["qwen2vl", "qwen3tts", "hunyuan_vl", "paddleocr"], positions_per_token: 4, ..PLAIN },
-    Row { archs: &["deepseek", "olmoe"], routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
+    Row { archs: &["deepseek"], routing: Routing { normed: false, asks: Asks::Scale, ..SOFTMAX }, ..PLAIN },
+    Row { archs: &["olmoe"], routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
     Row { archs: &["qwen2moe"], divides_gate: true, routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
     Row { archs: &["arcee"], activation: Activation::Squared, ..PLAIN },
     Row { archs: &["gemma"], scales_embedding: true, scales_queries: true, ..PLAIN },
@@ -545,6 +552,25 @@ const ROWS: &[Row] = &[
 ];
 
 impl Row {
+    /// With weights of experts as the model says.
+    pub(super) const fn asking(&self) -> Self {
+        Self { routing: Routing { asks: Asks::NormAndScale, ..self.routing }, ..*self }
+    }
+
+    /// With what the model says about scales where the architecture asks it.
+    pub(super) fn told(self, operations: Operations) -> Self {
+        Self {
+            scales_residual: self.scales_residual && operations.scales_residual != Some(false),
+            scales_logits: self.scales_logits && operations.scales_logits != Some(false),
+            ..self
+        }
+    }
+
+    /// What a layer's feed-forward, or its routed experts, do between their projections.
+    pub(super) const fn activation(&self, limited: bool) -> Activation {
+        if limited && self.limits_apart { Activation::Limited } else { self.activation }
+    }
+
     /// Whether a layer rotates queries and keys.
     ///
     /// Windows aside: see [`Row::rotates_windows_only`].

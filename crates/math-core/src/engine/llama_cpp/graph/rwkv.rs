@@ -53,6 +53,9 @@ pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, row: &Row) -> Result<bo
         let Some(layer) = spec.layers.get(step.layer) else { continue };
         parts.begin_layer(step, layer);
         current = mix.layer(parts, layer, current, step.layer == last)?;
+        if layer.told.halves_state {
+            current = parts.scale(current)?;
+        }
     }
     parts.begin_output();
     let bias = spec.head.norm.as_ref().is_some_and(|norm| norm.bias);

@@ -138,7 +138,7 @@ impl Scales {
         }
         out
     }
-    fn has(self, matrix: Matrix) -> bool {
+    pub(super) fn has(self, matrix: Matrix) -> bool {
         self.0.iter().zip(NAMES).any(|(has, (known, _))| *has && known == matrix)
     }
 }

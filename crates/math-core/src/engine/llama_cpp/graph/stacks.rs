@@ -30,7 +30,8 @@ pub(super) fn states(
 ) -> Result<Option<Node>, MathError> {
     let Some((each, low)) = passes(spec).filter(|_| parts.places.is_single()) else { return Ok(None) };
     let mut high_state = embedded;
-    let mut low_state = parts.weight(&[spec.d_model])?;
+    let with_input = parts.setting.states_lie_with_input;
+    let mut low_state = if with_input { parts.host_weight(spec.d_model, 1)? } else { parts.weight(&[spec.d_model])? };
     let mut current = embedded;
     for step in steps {
         let Some(layer) = spec.layers.get(step.layer) else { continue };

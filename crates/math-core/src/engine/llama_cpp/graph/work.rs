@@ -65,7 +65,7 @@ pub(in crate::engine::llama_cpp) fn work_buffer(
     (resolved, plans): (&Resolved, &[CachePlan]),
     threads: u64,
 ) -> Result<Option<u64>, MathError> {
-    let Some(places) = Places::new(spec, Some(table), deployment, facts.build, layout)? else { return Ok(None) };
+    let Some(places) = Places::new(spec, Some(table), deployment, facts, layout)? else { return Ok(None) };
     let Some(recipe) = Recipe::new(spec, deployment, facts, places)? else { return Ok(None) };
     let Some(recipe) = recipe.settled(resolved, plans)? else { return Ok(None) };
     let homes = weight_homes(facts.build, &LoaderFacts::of(spec, facts.build)?, table, deployment)?;
