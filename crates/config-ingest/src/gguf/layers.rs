@@ -13,7 +13,7 @@ use plimsoll_math::spec::{
 };
 use plimsoll_math::tensor::{Component, Counts, Place, Shape};
 
-use super::arch::{Arch, Attending, CacheRule, State};
+use super::arch::{Arch, Attending, CacheRule, IndexerRule, State};
 use super::hparams::Hparams;
 use super::keys::Keys;
 use super::names::{self, Parts};
@@ -207,10 +207,14 @@ impl Builder<'_> {
         if head_dim == 0 || !attends_sparsely || il >= self.hparams.n_trunk || !(own || follows) {
             return Ok(None);
         }
+        let blocks = self.arch.indexer == IndexerRule::AfterDense;
+        let block = if blocks { self.keys.need("attention.indexer.block_size")? } else { 1 };
         Ok(Some(Indexer {
             n_heads: self.keys.or_zero("attention.indexer.head_count")?,
             head_dim,
-            top_k: self.keys.or_zero("attention.indexer.top_k")?,
+            // Files that choose blocks count blocks (`minimax-m3.cpp:load_arch_hparams`).
+            top_k: self.keys.or_zero("attention.indexer.top_k")?.saturating_mul(block),
+            block,
             own,
             weights: Vec::new(),
         }))

@@ -220,10 +220,18 @@ pub struct Indexer {
     pub head_dim: u64,
     /// Tokens it selects.
     pub top_k: u64,
+    /// Tokens that it selects together, one after the other; 1 where it selects each.
+    #[cfg_attr(feature = "serde", serde(default = "one"))]
+    pub block: u64,
     /// Whether this layer has an indexer of its own (and so a cache), or reuses an earlier layer's choice.
     pub own: bool,
     /// Its tensors.
     pub weights: Vec<Weight>,
+}
+
+#[cfg(feature = "serde")]
+const fn one() -> u64 {
+    1
 }
 
 /// Multi-head latent attention (DeepSeek V2/V3, Kimi, GLM-5): one compressed latent and one rope key a token.

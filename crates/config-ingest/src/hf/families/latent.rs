@@ -227,7 +227,7 @@ pub(super) fn indexer(r: &Reader<'_>, dims: &Dims, q_lora_rank: u64, own: bool) 
         tensor("indexer.k_norm.bias", Shape::vector(head_dim)),
         tensor("indexer.proj.weight", Shape::matrix(dims.d_model, n_heads)),
     ];
-    Indexer { n_heads, head_dim, top_k: r.need(&["index_topk"]), own, weights: if own { weights } else { Vec::new() } }
+    Indexer { n_heads, head_dim, top_k: r.need(&["index_topk"]), block: 1, own, weights: if own { weights } else { Vec::new() } }
 }
 
 /// A stack of latent attention with dense and expert layers, and its prediction layers.

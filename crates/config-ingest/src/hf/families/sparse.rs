@@ -164,6 +164,7 @@ fn compressed(r: &Reader<'_>, dims: &Dims, ratio: u64) -> CompressedAttention {
             n_heads: index_heads,
             head_dim: index_dim,
             top_k: r.need(&["index_topk"]),
+            block: 1,
             own: true,
             weights: vec![
                 tensor("indexer.proj.weight", Shape::matrix(d_model, index_heads)),
@@ -291,11 +292,13 @@ fn minimax_m3(r: &Reader<'_>) -> Result<ModelSpec, IngestError> {
     let n_heads = size("sparse_num_index_heads", "index_n_heads");
     let head_dim = size("sparse_index_dim", "index_head_dim");
     let blocks = size("sparse_topk_blocks", "index_topk_blocks");
+    let block = size("sparse_block_size", "index_block_size");
     let tensor = |name: &str, shape| weight(name, shape, Component::AttnIndexer);
     let indexer = Indexer {
         n_heads,
         head_dim,
-        top_k: blocks.saturating_mul(size("sparse_block_size", "index_block_size")),
+        top_k: blocks.saturating_mul(block),
+        block,
         own: true,
         weights: vec![
             tensor("indexer.q_proj.weight", Shape::matrix(dims.d_model, n_heads.saturating_mul(head_dim))),

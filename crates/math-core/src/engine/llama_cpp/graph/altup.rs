@@ -56,6 +56,7 @@ pub(super) fn build(
         full,
         sliding,
         sparse: None,
+        blocks: None,
         operations: spec.operations,
         caches: *caches,
         window,

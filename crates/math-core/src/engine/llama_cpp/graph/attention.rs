@@ -152,8 +152,24 @@ impl Parts {
     /// Attention over a cache, or of a batch to itself (`build_attn`, `build_attn_mha`): `q`, `k`, `v` are
     /// `[head, heads, tokens]`. Returns `[heads * v_head, tokens]`.
     pub(super) fn attend(&mut self, inputs: &CacheInputs, attention: &Attend) -> Result<Node, MathError> {
-        let Setting { streams, k_format, v_format, transposed, cache_device, .. } = self.setting;
-        let Attend { mut q, k: mut keys, v: mut values, n_kv_heads, k_head, v_head, v_width, sinks, soft_cap, bias } = *attention;
+        let Attend { sinks, soft_cap, bias, .. } = *attention;
+        if inputs.k_rows.is_none() {
+            let [q, keys, values] = self.computed(inputs, attention)?;
+            let (Some(k), Some(v)) = (keys, values) else { return Err(MathError::Overflow { quantity: "keys of a batch" }) };
+            let Some(q) = q else { return Err(MathError::Overflow { quantity: "queries of a batch" }) };
+            return self.attend_batch(inputs, q, [k, v], sinks, soft_cap, bias);
+        }
+        let [q, k, v] = self.written(inputs, attention)?;
+        let out = self.attend_biased(q, k, v, inputs.mask, bias, sinks, soft_cap, None)?;
+        match inputs.v_rotation {
+            Some(rotation) => self.rotate(out, rotation),
+            None => Ok(out),
+        }
+    }
+
+    /// Queries, and keys and values where they are computed here, rotated and put in order.
+    fn computed(&mut self, inputs: &CacheInputs, attention: &Attend) -> Result<[Option<Node>; 3], MathError> {
+        let Attend { mut q, k: mut keys, v: mut values, .. } = *attention;
         if let Some(rotation) = inputs.k_rotation {
             q = self.rotate(q, rotation)?;
             keys = keys.map(|keys| self.rotate(keys, rotation)).transpose()?;
@@ -166,10 +182,17 @@ impl Parts {
         for node in computed.into_iter().flatten() {
             self.graph.expand(node)?;
         }
-        let Some(k_rows) = inputs.k_rows else {
-            let (Some(k), Some(v)) = (keys, values) else { return Err(MathError::Overflow { quantity: "keys of a batch" }) };
-            return self.attend_batch(inputs, q, [k, v], sinks, soft_cap, bias);
+        Ok([Some(q), keys, values])
+    }
+
+    /// Queries, and the cached keys and values after this micro-batch's were written.
+    pub(super) fn written(&mut self, inputs: &CacheInputs, attention: &Attend) -> Result<[Node; 3], MathError> {
+        let Setting { streams, k_format, v_format, transposed, cache_device, .. } = self.setting;
+        let Attend { n_kv_heads, k_head, v_head, v_width, .. } = *attention;
+        let [Some(q), keys, values] = self.computed(inputs, attention)? else {
+            return Err(MathError::Overflow { quantity: "queries" });
         };
+        let Some(k_rows) = inputs.k_rows else { return Err(MathError::Overflow { quantity: "rows of a cache" }) };
         let k_dim = mul(n_kv_heads, k_head)?;
         let v_dim = mul(n_kv_heads, v_head)?;
         let cells = inputs.cells;
@@ -206,11 +229,7 @@ impl Parts {
             let v_row = row(v_format, v_dim)?;
             self.graph.view(v_cache, [v_head, n_kv_heads, cells, streams], [row(v_format, v_head)?, v_row, mul(v_row, cells)?])?
         };
-        let out = self.attend_biased(q, k, v, inputs.mask, bias, sinks, soft_cap, None)?;
-        match inputs.v_rotation {
-            Some(rotation) => self.rotate(out, rotation),
-            None => Ok(out),
-        }
+        Ok([q, k, v])
     }
 
     /// Attention to rows that no cache holds.

@@ -200,7 +200,7 @@ impl Parts {
         let [k, v] = stream;
         let k = self.graph.permute(k, [0, 3, 1, 2])?;
         let v = self.graph.permute(v, [0, 3, 1, 2])?;
-        self.attend_groups(q, [k, v], masked)
+        self.attend_groups(q, n_heads / heads.max(1), [k, v], masked)
     }
 
     /// One token of every stream: the rows of the chosen blocks are gathered.
@@ -263,24 +263,20 @@ impl Parts {
         let seen = self.graph.get_rows(seen, by_position)?;
         let seen = self.graph.reshape(seen, [tokens, 1, 1, groups])?;
         let mask = self.graph.cast(seen, StorageFormat::F16)?;
-        self.attend_groups(q, sides, mask)
+        let [_, n_heads, ..] = self.graph.dims(q)?;
+        self.attend_groups(q, n_heads / heads.max(1), sides, mask)
     }
 
-    /// Flash attention of every group of heads to its own keys and values (`build_attn_msa_fa`).
-    fn attend_groups(&mut self, q: Node, [k, v]: [Node; 2], mask: Node) -> Result<Node, MathError> {
+    /// Flash attention of every group of heads to its own keys and values, `shared` heads a group (`build_attn_msa_fa`).
+    fn attend_groups(&mut self, q: Node, shared: u64, [k, v]: [Node; 2], mask: Node) -> Result<Node, MathError> {
         let ([width, heads, tokens, _], [.., groups]) = (self.graph.dims(q)?, self.graph.dims(k)?);
-        let kv_heads = self.graph.dims(mask).map(|[.., n]| n)?.max(1);
-        let rows = mul(heads, tokens)?;
-        // Every group has as many heads, whatever stream it is of.
-        let shared = self.heads_of_group.max(1);
-        let by_group = [width, shared, groups, rows / mul(shared, groups)?.max(1)];
-        let q = self.graph.reshape(q, by_group)?;
+        let rows = mul(heads, tokens)?.checked_div(mul(shared, groups)?).unwrap_or(0);
+        let q = self.graph.reshape(q, [width, shared, groups, rows])?;
         let q = self.graph.permute(q, [0, 2, 3, 1])?;
         let out = self.graph.flash_attention(q, k, v, Some(mask), None)?;
         let out = self.graph.permute(out, [0, 1, 3, 2])?;
         let dims = self.graph.dims(out)?;
         let out = if self.is_contiguous(out)? { out } else { self.graph.cont(out, dims)? };
-        let _ = kv_heads;
         self.graph.reshape(out, [mul(width, heads)?, tokens, 1, 1])
     }
 }

@@ -1,6 +1,7 @@
 //! Graphs of models whose layers are attention and a feed-forward (`src/models/*.cpp`).
 
 use super::attention::CacheInputs;
+use super::blocks::BlockInputs;
 use super::latent::{self, Sparse, keys_only};
 use super::ops::Node;
 use super::parts::{NormKind, Parts};
@@ -44,7 +45,7 @@ pub(super) fn build(
     let mixes = |layer: &Layer| match &layer.mixer {
         Mixer::Attention(attention) => {
             (attention.gate == OutputGate::None || row.gates_attention && matches!(attention.gate, OutputGate::Own { .. }))
-                && attention.indexer.is_none()
+                && attention.indexer.as_ref().is_none_or(|indexer| row.attends_blocks && indexer.block > 1)
                 && (row.norms_values || matches!(attention.kv_source, KvSource::Own | KvSource::NotCached))
                 && (row.norms_values || !matches!(attention.layout, QkvLayout::QueryOnly | QkvLayout::ValueIsKey))
                 && !(row.norms_values && attention.layout == QkvLayout::Fused)
@@ -120,6 +121,7 @@ pub(super) fn build(
     let (full, sliding) = attended(parts, spec, caches, window)?;
     let factors = spec.embedding.extra.iter().find(|weight| weight.name.starts_with("rope_f"));
     let factors = factors.map(|weight| weight.shape.row()).or(parts.rope_factors()).filter(|_| parts.places.reads_rope_factors);
+    let blocks = if row.attends_blocks { parts.block_inputs(spec, &full)? } else { None };
     let sparse = match caches.selector {
         Some(cache) => Some(Sparse { inputs: parts.selector_inputs(cache)?, chosen: None }),
         None => None,
@@ -168,6 +170,7 @@ pub(super) fn build(
         full,
         sliding,
         sparse,
+        blocks,
         caches: *caches,
         operations: spec.operations,
         window,
@@ -367,6 +370,7 @@ pub(super) struct Trunk<'a> {
     pub(super) full: CacheInputs,
     pub(super) sliding: Option<CacheInputs>,
     pub(super) sparse: Option<Sparse>,
+    pub(super) blocks: Option<BlockInputs>,
     pub(super) caches: Caches,
     pub(super) operations: Operations,
     pub(super) window: HasWindow<'a>,

@@ -231,6 +231,7 @@ pub(super) fn build(
         full,
         sliding,
         sparse: None,
+        blocks: None,
         caches: *caches,
         operations: spec.operations,
         window,

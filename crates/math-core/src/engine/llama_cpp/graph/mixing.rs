@@ -107,7 +107,10 @@ impl Trunk<'_> {
             soft_cap: row.caps_scores,
             bias: None,
         };
-        let mut attended = parts.attend(inputs, &attend)?;
+        let mut attended = match (&self.blocks, &attention.indexer) {
+            (Some(blocks), Some(indexer)) => parts.attend_blocks(blocks, inputs, indexer, self.positions, x, &attend)?,
+            _ => parts.attend(inputs, &attend)?,
+        };
         if let Some(gate) = gate {
             let dims = parts.graph.dims(attended)?;
             let flat = parts.graph.cont(gate, dims)?;

@@ -7,6 +7,8 @@
 mod adapters;
 mod altup;
 mod attention;
+mod blocks;
+mod choices;
 mod compressed;
 mod decoder;
 mod delta;
@@ -294,6 +296,9 @@ impl<'a> Recipe<'a> {
             compressed.add(plan.tag, CompressedCache { cells, rotation });
             if matches!(plan.tag, "lid" | "dsa.lid") {
                 caches.selector = Some(SelectorCache { cells, rotation });
+                continue;
+            }
+            if plan.tag == "idx" {
                 continue;
             }
             let slot = usize::from(matches!(plan.cells, CellRule::Window { .. }));

@@ -341,6 +341,14 @@ impl Builder {
     pub fn sum(&mut self, a: Node, b: Node) -> Built4 {
         self.like(a, Op::Add, &[a, b])
     }
+    /// Sum that shows `a` (`ggml.c:ggml_add_inplace`).
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`].
+    pub fn sum_in_place(&mut self, a: Node, b: Node) -> Built4 {
+        let (format, dims, strides, root) = (self.format(a)?, self.dims(a)?, self.strides(a)?, self.root(a)?);
+        self.push(format, dims, strides, Op::Add, Some(root), &[a, b])
+    }
     /// Product of elements: the result is shaped like `a`.
     ///
     /// # Errors
