@@ -102,9 +102,10 @@ pub(super) struct Ordered {
     pub(super) kept: Vec<(u32, Vec<u32>)>,
 }
 
-/// The engine's order of `nodes`. `uses`: how often the whole graph reads each tensor.
-pub(super) fn order(graph: &Graph, built: &[Built], uses: &[u32], nodes: &[u32]) -> Ordered {
-    let run = Run { graph, built, uses, nodes, ranges: ranges(graph, built) };
+/// The engine's order of `nodes`. `uses`: how often the whole graph reads each tensor; `addresses`: whether weights have
+/// their own.
+pub(super) fn order(graph: &Graph, built: &[Built], uses: &[u32], nodes: &[u32], addresses: bool) -> Ordered {
+    let run = Run { graph, built, uses, nodes, ranges: ranges(graph, built, addresses) };
     let mut kept = run.kept();
     kept.sort_unstable_by_key(|(until, _)| *until);
     let groups = run.groups();
@@ -123,7 +124,7 @@ fn at(index: u32) -> usize {
 /// What stands for the memory that each tensor is in: the tensor whose memory it shows, and for weights and caches the first
 /// of their buffer. The engine compares addresses, and where it only simulates an allocation, as `--fit` does, all of a buffer
 /// have the same (`llama-kv-cache.cpp:llama_kv_cache`, `no_alloc`); recurrent state is allocated even then.
-fn ranges(graph: &Graph, built: &[Built]) -> Vec<u32> {
+fn ranges(graph: &Graph, built: &[Built], addresses: bool) -> Vec<u32> {
     let mut caches: Vec<([u64; 2], Home, u32)> = Vec::new();
     let mut out: Vec<u32> = Vec::with_capacity(graph.tensors.len());
     for ((number, tensor), built) in (0_u32..).zip(&graph.tensors).zip(built) {
@@ -137,9 +138,9 @@ fn ranges(graph: &Graph, built: &[Built]) -> Vec<u32> {
                 }
                 let [_, cells, streams, _] = tensor.layout.dims;
                 let shared = match built.home {
-                    Home::Weight(_) => Some([0; 2]),
+                    Home::Weight(_) if !addresses => Some([0; 2]),
                     Home::Cache(_) if cells.is_multiple_of(CONTEXT_PAD) => Some([cells, streams]),
-                    Home::Cache(_) | Home::Graph => None,
+                    Home::Weight(_) | Home::Cache(_) | Home::Graph => None,
                 };
                 if let Some(key) = shared {
                     match caches.iter().find(|(known, home, _)| *known == key && *home == built.home) {

@@ -388,6 +388,7 @@ impl<'a> Recipe<'a> {
                 strided_unary: facts.build.unary_kernels_read_strided(),
                 indexer_heads: facts.build.indexer_heads_on_cuda(),
             },
+            weights_have_addresses: false,
         };
         Ok(Some((parts, machine)))
     }

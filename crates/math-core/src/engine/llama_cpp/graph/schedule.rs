@@ -26,6 +26,9 @@ pub(super) struct Machine<'a> {
     /// Whether inputs that no operation reads are kept for each micro-batch too (`build.rs:keeps_unread_inputs`).
     pub(super) keeps_unread_inputs: bool,
     pub(super) kernels: Kernels,
+    /// Whether every weight has an address of its own when the graph is reserved: a projector's have, a model's that is only
+    /// simulated have not.
+    pub(super) weights_have_addresses: bool,
 }
 
 // A function, since an error that is made in advance has to be dropped again.
@@ -407,7 +410,7 @@ impl Scheduler<'_> {
             }
             let own = nodes.get(part.nodes.clone()).unwrap_or(&[]);
             if self.kind(part.backend) == Backend::Metal {
-                let ordered = metal::order(&self.graph, &self.built, uses, own);
+                let ordered = metal::order(&self.graph, &self.built, uses, own, self.machine.weights_have_addresses);
                 self.push_kept(&ordered, backend, &mut order)?;
             } else {
                 order.extend(own.iter().map(|&index| (index, u32::from(self.backend(index)))));

@@ -14,7 +14,6 @@ use alloc::vec::Vec;
 
 use super::build::Build;
 use super::cache::BufferRules;
-use super::compute::Bounds;
 use super::graph::towers::buffers;
 use crate::deployment::{Backend, FlashAttention};
 use crate::error::MathError;
@@ -50,13 +49,13 @@ pub struct TowerMemory {
     /// Bytes of these tensors alone, as the engine counts them when it leaves room for the projector.
     pub tensor_bytes: u64,
     /// The compute buffer where it runs.
-    pub compute: Bounds,
+    pub compute: u64,
     /// The compute buffer of the processor beside a device: what the caller fills.
-    pub host_compute: Bounds,
+    pub host_compute: u64,
     /// Pixels of a side of the picture, or frames of the sound, that the engine reserves for.
     pub reserved_for: u64,
-    /// Whether it attends without storing scores, where its graph is known.
-    pub flash_attention: Option<bool>,
+    /// Whether it attends without storing scores.
+    pub flash_attention: bool,
 }
 
 fn loaded<'a>(projector: &'a Projector, tower: &'a ProjectorTower, kind: Kind, build: Build) -> impl Iterator<Item = &'a Tensor> {
@@ -105,23 +104,31 @@ pub fn memory(projector: &Projector, setting: &ProjectorSetting, build: Build) -
                 FlashAttention::Off => Some(false),
             },
         )?;
-        let (compute, host_compute) = match reserved {
-            Some(reserved) => (Bounds::exactly(reserved.own), Bounds::exactly(reserved.host)),
-            None => warmup::bounds(tower, setting, warmup)?,
-        };
+        let Some(reserved) = reserved else { return Err(unbuilt(kind, weights, build)) };
         out.push(TowerMemory {
             modality: tower.modality,
             kind: kind.name,
             weights,
             n_tensors,
             tensor_bytes,
-            compute,
-            host_compute,
+            compute: reserved.own,
+            host_compute: reserved.host,
             reserved_for: warmup,
-            flash_attention: reserved.map(|reserved| reserved.flash),
+            flash_attention: reserved.flash,
         });
     }
     Ok(out)
+}
+
+/// A kind of which the weights are known and the graph is not.
+fn unbuilt(kind: Kind, weights: u64, build: Build) -> MathError {
+    MathError::Unsupported {
+        engine: format!("llama.cpp {build}"),
+        mechanism: format!(
+            "the compute buffer of projectors of the kind {} yet, whose weights are {weights} B; plan without it and leave room for both",
+            kind.name
+        ),
+    }
 }
 
 fn unknown(tower: &ProjectorTower, build: Build) -> MathError {

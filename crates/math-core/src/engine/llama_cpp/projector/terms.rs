@@ -8,7 +8,6 @@ use super::{ProjectorSetting, TowerMemory, memory};
 use crate::allocation::{Certainty, Term, TermKind};
 use crate::deployment::Backend;
 use crate::engine::llama_cpp::build::Build;
-use crate::engine::llama_cpp::compute::Bounds;
 use crate::error::MathError;
 use crate::projector::{Modality, Projector};
 use crate::units::Bytes;
@@ -30,13 +29,12 @@ const fn tower_name(modality: Modality) -> &'static str {
     }
 }
 
-fn leaf(label: String, bounds: Bounds, formula: String, source: String) -> Result<Term, MathError> {
-    let (low, high) = (Bytes::new(bounds.low)?, Bytes::new(bounds.high)?);
+fn leaf(label: String, bytes: u64, formula: String, source: String) -> Result<Term, MathError> {
     Ok(Term {
         component: TermKind::Projector,
         label,
-        bytes: high,
-        certainty: if low == high { Certainty::Exact } else { Certainty::Bounded { low, high } },
+        bytes: Bytes::new(bytes)?,
+        certainty: Certainty::Exact,
         formula,
         source,
         children: Vec::new(),
@@ -66,7 +64,7 @@ pub fn terms(projector: &Projector, setting: &ProjectorSetting, build: Build) ->
         let weights = format!("{} tensors of the file, each to the buffer's alignment", tower.n_tensors);
         out.own.push(leaf(
             format!("projector for {what}, weights"),
-            Bounds::exactly(tower.weights),
+            tower.weights,
             weights,
             format!("{build}: tools/mtmd/clip.cpp:load_tensors, ggml-alloc.c:ggml_backend_alloc_ctx_tensors_from_buft"),
         )?);

@@ -5,13 +5,11 @@ use alloc::string::ToString;
 
 use super::ProjectorSetting;
 use super::kinds::Kind;
-use crate::deployment::Backend;
 use crate::engine::llama_cpp::build::Build;
-use crate::engine::llama_cpp::compute::Bounds;
 use crate::engine::llama_cpp::graph::towers::Subject;
 use crate::error::MathError;
 use crate::projector::{Modality, ProjectorTower};
-use crate::units::{add, mul};
+use crate::units::mul;
 
 /// Frames of sound that a tower for sound reserves for (`clip-model.h:warmup_audio_size`).
 const FRAMES: u64 = 3000;
@@ -108,25 +106,4 @@ pub(super) fn subject<'a>(
         });
     }
     Ok(Subject { tower, kind: kind.name, side, patch, merge, backend: setting.backend, build })
-}
-
-/// Bounds where the graph is not built: at least what the caller fills, at most every result of two layers and the scores of
-/// all heads at once.
-pub(super) fn bounds(tower: &ProjectorTower, setting: &ProjectorSetting, side: u64) -> Result<(Bounds, Bounds), MathError> {
-    let (input, tokens) = match tower.modality {
-        Modality::Vision => {
-            (mul(12, mul(side, side)?)?, mul(side.div_ceil(tower.patch_size.max(1)), side.div_ceil(tower.patch_size.max(1)))?)
-        }
-        _ => (mul(4, mul(side, tower.bands.unwrap_or(0))?)?, side),
-    };
-    let row = add(mul(12, tower.width.max(tower.output))?, mul(3, tower.feed_forward)?)?;
-    let layer = mul(mul(4, tokens)?, row)?;
-    let scores = mul(mul(8, tower.heads)?, mul(tokens, tokens)?)?;
-    let high = add(mul(4, input)?, add(mul(2, layer)?, scores)?)?;
-    let compute = Bounds { low: input, high };
-    let host = match setting.backend {
-        Backend::Cpu => Bounds::default(),
-        _ => Bounds { low: input, high: add(mul(2, input)?, mul(64, tokens)?)? },
-    };
-    Ok((compute, host))
 }

@@ -3,6 +3,7 @@
 use super::{Made, Tower};
 use crate::engine::llama_cpp::graph::op::Op;
 use crate::engine::llama_cpp::graph::ops::Node;
+use crate::format::StorageFormat;
 use crate::units::mul;
 
 impl Tower<'_> {
@@ -22,6 +23,18 @@ impl Tower<'_> {
         let squares = self.graph.cont(turned, [mul(wide, factor)?, part, part, 1])?;
         let back = self.graph.permute(squares, [0, 2, 1, 3])?;
         self.graph.cont(back, [mul(wide, factor)?, mul(part, part)?, 1, 1])
+    }
+
+    /// Means of squares of `factor` by `factor` patches.
+    pub(super) fn means_of_squares(&mut self, input: Node, factor: u64) -> Made {
+        let (width, across) = (self.width(), self.across());
+        let turned = self.graph.transpose(input)?;
+        let grid = self.graph.cont(turned, [across, across, width, 1])?;
+        let part = across.checked_div(factor).unwrap_or(0);
+        let pooled = self.graph.result(Op::Pool, StorageFormat::F32, [part, part, width, 1], &[grid])?;
+        let flat = self.graph.reshape(pooled, [mul(part, part)?, width, 1, 1])?;
+        let turned = self.graph.transpose(flat)?;
+        self.graph.cont(turned, [width, mul(part, part)?, 1, 1])
     }
 
     /// The same as InternVL and Llama 4 spell it; `back` turns the grid back.

@@ -11,13 +11,23 @@ use crate::units::mul;
 /// Builds the graph of the tower's kind; `false` where it is not known.
 pub(super) fn build(tower: &mut Tower<'_>) -> Result<bool, MathError> {
     let last = match tower.subject.kind {
-        "gemma3" | "idefics3" | "lfm2" | "d1omni_v" | "janus_pro" | "phi4" | "cohere2v" => tower.siglip()?,
+        "gemma3" | "idefics3" | "lfm2" | "d1omni_v" | "janus_pro" | "phi4" => tower.siglip()?,
         "pixtral" | "lightonocr" => tower.pixtral()?,
         "internvl" => tower.internvl()?,
         "llama4" => tower.llama4()?,
         "qwen2vl_merger" | "qwen2.5vl_merger" => tower.qwen2()?,
         "qwen3vl_merger" => tower.qwen3()?,
         "mlp" => tower.llava()?,
+        "kimivl" | "kimik25" => tower.kimi()?,
+        "paddleocr" | "dots_ocr" => tower.normed_then_merged()?,
+        "ling3vl" => tower.ling3()?,
+        "glm4v" | "glm5v" => tower.glm4()?,
+        "gemma4v" => tower.gemma4()?,
+        "gemma4uv" => tower.gemma4_unified()?,
+        "nemotron_v2_vl" => tower.nemotron()?,
+        "hunyuanvl" => tower.hunyuan()?,
+        "resampler" => tower.resampler()?,
+        "ultravox" | "voxtral" | "qwen2a" | "musicflamingo" | "meralion" | "glma" => tower.whisper()?,
         _ => return Ok(false),
     };
     tower.graph.expand(last)?;
@@ -55,14 +65,7 @@ impl Tower<'_> {
 
     /// Means of squares of patches, a norm and a matrix that is stored the other way round (`PROJECTOR_TYPE_GEMMA3`).
     fn pooled(&mut self, input: Node, merge: u64) -> Made {
-        let (width, across) = (self.width(), self.across());
-        let turned = self.graph.transpose(input)?;
-        let grid = self.graph.cont(turned, [across, across, width, 1])?;
-        let part = across.checked_div(merge).unwrap_or(0);
-        let pooled = self.graph.result(Op::Pool, StorageFormat::F32, [part, part, width, 1], &[grid])?;
-        let flat = self.graph.reshape(pooled, [mul(part, part)?, width, 1, 1])?;
-        let turned = self.graph.transpose(flat)?;
-        let rows = self.graph.cont(turned, [width, mul(part, part)?, 1, 1])?;
+        let rows = self.means_of_squares(input, merge)?;
         let normed = self.scaled_norm("mm.soft_emb_norm.weight", rows, NormKind::RootMeanSquare)?;
         let matrix = self.must("mm.input_projection.weight")?;
         let turned = self.graph.transpose(matrix)?;

@@ -1,6 +1,7 @@
 //! Layers of a vision transformer (`clip.cpp:build_vit`, `build_attn`, `build_ffn`).
 
 use alloc::format;
+use alloc::string::ToString;
 
 use super::{Made, NormKind, Tower};
 use crate::engine::llama_cpp::flash::Heads;
@@ -56,23 +57,44 @@ impl Tower<'_> {
         }
         let width = self.width();
         hidden = self.graph.reshape(hidden, [width, tokens, 1, 1])?;
-        if self.has("v.pre_ln.weight") {
-            hidden = self.norm("v.pre_ln", hidden, vit.norm)?;
+        let (before, mut after) = (format!("{}.pre_ln", self.letter()), format!("{}.post_ln", self.letter()));
+        if self.has(&format!("{before}.weight")) {
+            hidden = self.norm(&before, hidden, vit.norm)?;
         }
         for layer in 0..self.subject.tower.layers {
             hidden = self.layer(hidden, layer, tokens, vit)?;
         }
-        if self.has("v.post_ln.weight") {
-            hidden = self.norm("v.post_ln", hidden, vit.norm)?;
+        if matches!(self.subject.kind, "qwen2a" | "voxtral" | "musicflamingo") {
+            hidden = self.means_of_pairs(hidden)?;
         }
-        self.graph.reshape(hidden, [width, tokens, 1, 1])
+        // The norm after the layers goes by another name there (`load_tensors`, `post_trunk_norm`).
+        if matches!(self.subject.kind, "dots_ocr" | "dots3note_v") {
+            after = "mm.post_norm".to_string();
+        }
+        if self.has(&format!("{after}.weight")) {
+            hidden = self.norm(&after, hidden, vit.norm)?;
+        }
+        let [_, left, ..] = self.graph.dims(hidden)?;
+        self.graph.reshape(hidden, [width, left, 1, 1])
+    }
+
+    /// Means of two tokens that follow each other (`build_vit`, `audio_has_avgpool`).
+    fn means_of_pairs(&mut self, input: Node) -> Made {
+        let turned = self.graph.transpose(input)?;
+        let dims = self.graph.dims(turned)?;
+        let rows = self.graph.cont(turned, dims)?;
+        let [tokens, width, ..] = dims;
+        let pooled = self.graph.result(Op::Pool, StorageFormat::F32, [tokens / 2, width, 1, 1], &[rows])?;
+        let back = self.graph.transpose(pooled)?;
+        self.graph.cont(back, [width, tokens / 2, 1, 1])
     }
 
     fn layer(&mut self, input: Node, layer: u64, tokens: u64, vit: &Vit) -> Made {
-        let stem = format!("v.blk.{layer}");
+        let stem = format!("{}.blk.{layer}", self.letter());
         let normed = self.norm(&format!("{stem}.ln1"), input, vit.norm)?;
         let [q, k, v] = self.heads_of(normed, &stem, tokens, vit.norm)?;
         let (q, k) = (self.turned(q, vit.turn)?, self.turned(k, vit.turn)?);
+        let v = if self.subject.kind == "gemma4v" { self.graph.apply(Op::RmsNorm, v, &[])? } else { v };
         let mut hidden = self.attend([q, k, v], None, &format!("{stem}.attn_out"))?;
         hidden = self.scaled(&format!("{stem}.ls1.weight"), hidden)?;
         if self.has(&format!("{stem}.attn_post_norm.weight")) {

@@ -6,7 +6,9 @@ mod images;
 mod inputs;
 mod layers;
 mod llava;
+mod more;
 mod qwen;
+mod sound;
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -24,7 +26,7 @@ use crate::engine::llama_cpp::cache::BufferRules;
 use crate::engine::llama_cpp::flash::{Heads, has_kernel};
 use crate::error::MathError;
 use crate::format::StorageFormat;
-use crate::projector::ProjectorTower;
+use crate::projector::{Modality, ProjectorTower};
 use crate::tensor::Tensor;
 
 /// A tower with the picture that its graph is built for.
@@ -122,6 +124,8 @@ fn scheduled(subject: Subject<'_>, tensors: &BTreeMap<&str, &Tensor>, flash: boo
             strided_unary: subject.build.unary_kernels_read_strided(),
             indexer_heads: subject.build.indexer_heads_on_cuda(),
         },
+        // The loader allocates them even where it only measures (`clip.cpp:load_tensors`).
+        weights_have_addresses: true,
     };
     Ok(Some((schedule(tower.graph, machine)?, runs)))
 }
@@ -136,6 +140,8 @@ struct Tower<'a> {
     graph: Builder,
     flash: bool,
     runs_flash: bool,
+    /// Whether products are kept between limits (`models/gemma4v.cpp:build_mm`).
+    clamps: bool,
 }
 
 /// How a norm divides.
@@ -149,7 +155,7 @@ enum NormKind {
 
 impl<'a> Tower<'a> {
     fn new(subject: Subject<'a>, tensors: &'a BTreeMap<&'a str, &'a Tensor>, flash: bool) -> Self {
-        Self { subject, tensors, weights: BTreeMap::new(), graph: Builder::new(), flash, runs_flash: true }
+        Self { subject, tensors, weights: BTreeMap::new(), graph: Builder::new(), flash, runs_flash: true, clamps: false }
     }
 
     /// Patches of a side.
@@ -177,6 +183,10 @@ impl<'a> Tower<'a> {
         self.subject.tower.head_width.unwrap_or_else(|| self.width().checked_div(self.heads()).unwrap_or(0))
     }
 
+    /// What the names of its tensors begin with.
+    fn letter(&self) -> &'static str {
+        if self.subject.tower.modality == Modality::Vision { "v" } else { "a" }
+    }
     fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
@@ -205,9 +215,18 @@ impl<'a> Tower<'a> {
 
     /// A product with `<name>.weight`, and `<name>.bias` added where there is one (`build_mm`, `ggml_add`).
     fn linear(&mut self, name: &str, input: Node) -> Made {
-        let weight = self.must(&format!("{name}.weight"))?;
-        let product = self.graph.mul_mat(weight, input)?;
+        let product = self.product_of(&format!("{name}.weight"), input)?;
         self.biased(name, product)
+    }
+    /// A product with the weight of this name (`build_mm`).
+    fn product_of(&mut self, name: &str, input: Node) -> Made {
+        let weight = self.must(name)?;
+        if !self.clamps {
+            return self.graph.mul_mat(weight, input);
+        }
+        let limited = self.graph.apply(Op::Clamp, input, &[])?;
+        let product = self.graph.mul_mat(weight, limited)?;
+        self.graph.apply(Op::Clamp, product, &[])
     }
     fn biased(&mut self, name: &str, input: Node) -> Made {
         match self.weight(&format!("{name}.bias"))? {
