@@ -42,11 +42,20 @@ pub(super) fn of_layers(keys: &Keys<'_>, hparams: &Hparams) -> Result<Vec<LayerO
     Ok(layers.collect())
 }
 
+/// How many of an image encoder's layers a Granite file maps to layers (`granite.cpp:load_arch_hparams`).
+fn mapped_features(keys: &Keys<'_>, hparams: &Hparams) -> u64 {
+    if !matches!(keys.architecture, "granite" | "granite_swa") {
+        return 0;
+    }
+    // No number of a feature is above how many there are.
+    let is_above = |least: u32| keys.above("deepstack_mapping", f64::from(least) - 0.5, hparams.n_layers).contains(&true);
+    (0_u32..512).take_while(|number| is_above(*number)).map(|_| 1).sum()
+}
+
 /// Whether the file asks for operations that no mechanism stands for.
 fn others(keys: &Keys<'_>, hparams: &Hparams) -> Result<bool, IngestError> {
     // Features of an image encoder that layers of the file's choice add (`granite.cpp:graph`).
-    let maps_features = matches!(keys.architecture, "granite" | "granite_swa")
-        && keys.above("deepstack_mapping", -1.0, hparams.n_layers).contains(&true);
+    let maps_features = mapped_features(keys, hparams) > 0;
     // How weights of experts are made: by softmax or sigmoid, and DeepSeek V4's by the root of softplus
     // (`llama-hparams.h:llama_expert_gating_func_type`).
     let gating = keys.u64("expert_gating_func")?.unwrap_or(0);
@@ -102,7 +111,7 @@ pub(super) fn of_model(builder: &Builder<'_>) -> Result<Operations, IngestError>
         // A file of a Granite model that does not say so rotates (`granite-hybrid.cpp:load_arch_hparams`).
         rotates: matches!(keys.architecture, "granite" | "granitehybrid" | "graniteswitch")
             .then_some(keys.bool("rope.scaling.finetuned")?.unwrap_or(true)),
-        n_deepstack_layers: keys.or_zero("n_deepstack_layers")?,
+        n_deepstack_layers: keys.or_zero("n_deepstack_layers")?.max(mapped_features(keys, builder.hparams)),
         // K2 Horizon alone norms its hidden state in groups (`k2-horizon.cpp:k2_horizon_group_rms_norm`).
         n_norm_groups: if keys.architecture == "k2-horizon" { keys.or_zero("attention.group_norm_groups")?.max(1) } else { 0 },
         pooling: pooling(keys)?,

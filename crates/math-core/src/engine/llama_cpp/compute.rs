@@ -124,6 +124,8 @@ pub(crate) struct ComputeShape {
     selector: (u64, u64),
     /// Embeddings of all layers that a token brings along.
     per_layer_embeddings: u64,
+    /// How much wider than a hidden state embedded tokens are, in hidden states: features of an image encoder's layers.
+    deep: u64,
     /// Whether positions have learned embeddings.
     learned_positions: bool,
     /// Whether scores carry a learned bias per head (T5).
@@ -162,6 +164,7 @@ impl ComputeShape {
             decay_heads: 0,
             selector: (0, 0),
             per_layer_embeddings: 0,
+            deep: spec.operations.n_deepstack_layers,
             learned_positions: spec.embedding.n_positions > 0,
             biased_scores: spec.encoder.is_some(),
             // Embedders of these kinds make a cache and then attend without it.
@@ -364,6 +367,11 @@ impl ComputeShape {
                 }
             }
             let rows = mul(own, cache.streams(resolved))?;
+            if selector && self.scores_blocks {
+                // Numbers of cells, of blocks and of their members, at most 64 bytes a cell, and a mask of blocks for each layer.
+                let layers: u64 = cache.groups.iter().map(|group| group.layers).sum();
+                indexes = add(indexes, mul(rows, add(64, mul(2, layers)?)?)?)?;
+            }
             let widest = cache.groups.iter().map(|group| group.k_dim.saturating_add(group.v_dim.unwrap_or(0))).max().unwrap_or(0);
             layer_elements = add(layer_elements, mul(widest, rows)?)?;
             let each = self.f16_copies(cache, rows, resolved, deployment)?;
@@ -409,6 +417,7 @@ impl ComputeShape {
             work.high = add(work.high, mul(element, extra)?)?;
         }
         let embedding = mul(element, self.d_model)?;
+        work.high = add(work.high, mul(6, mul(embedding, self.deep)?)?)?;
         // What falls to the host takes its inputs and a layer's keys and values with it.
         let falls = resolved.flash_attention && self.n_heads > 0 && !self.runs_fused;
         if falls || self.scan_falls {
@@ -549,6 +558,7 @@ impl ComputeShape {
         let copies = if self.compressed { 2 } else { self.build.host_embedding_copies() };
         let low = add(masks, mul(copies, embedding)?)?;
         let mut high = add(add(low, indexes)?, inputs.high.saturating_sub(add(masks, indexes)?))?;
+        high = add(high, mul(copies, mul(embedding, self.deep)?)?)?;
         high = add(high, mul(2, indexes)?)?;
         if !self.build.rotation_matrices_are_cached()
             && (deployment.kv_type_k.is_quantized() || deployment.kv_type_v.is_quantized())

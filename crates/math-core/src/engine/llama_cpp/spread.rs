@@ -17,7 +17,7 @@ use super::weights::largest_on_host;
 use crate::deployment::{Accelerator, Deployment};
 use crate::error::MathError;
 use crate::spec::ModelSpec;
-use crate::tensor::TensorTable;
+use crate::tensor::{Place, TensorTable};
 use crate::units::{add, mul};
 
 /// What the bounds are made from.
@@ -40,6 +40,14 @@ impl Spread<'_> {
             0
         };
         let copies = self.layout.pipeline_copies();
+        // A layer that comes again works where its number says, and fetches its weights from where they lie.
+        let again = if self.spec.layers.iter().any(|layer| layer.weights_of.is_some()) {
+            let weights = self.table.bytes_where(|tensor| matches!(tensor.place, Place::Layer(_)))?.get();
+            mul(copies.max(1), weights)?
+        } else {
+            0
+        };
+        let fetched = add(fetched, again)?;
         let alone = |devices: &[Accelerator]| -> Result<u64, MathError> {
             let deployment = Deployment { devices: devices.to_vec(), ..self.deployment.clone() };
             let facts = Facts::new(self.spec, self.build)?;
@@ -56,6 +64,7 @@ impl Spread<'_> {
             devices.push(Bounds { low: 0, high });
         }
         let widest = devices.iter().map(|bounds| bounds.high).max().unwrap_or(0);
-        Ok(ComputeBuffers { devices, host: Bounds { low: 0, high: on_host.max(widest) } })
+        // The host may keep what it hands to a device beside its own work.
+        Ok(ComputeBuffers { devices, host: Bounds { low: 0, high: add(on_host, widest)? } })
     }
 }

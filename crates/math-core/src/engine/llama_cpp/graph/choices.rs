@@ -46,6 +46,8 @@ pub(super) enum BuiltBy {
     Layers,
     /// Several versions of the hidden state (Gemma 3n).
     AltUp,
+    /// Layers of latent attention and a feed-forward over several versions of the hidden state (HY 4).
+    Versions,
     /// Layers of attention and a feed-forward, with adapters that tokens choose (Granite Switch).
     Adapters,
     /// RWKV's time and channel mixes.

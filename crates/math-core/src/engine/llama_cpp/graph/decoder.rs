@@ -428,6 +428,7 @@ impl Trunk<'_> {
                         positions: Some(self.positions),
                         scale: self.attention_scale,
                         norms_rope_key: row.norms_rope_key,
+                        sinks: false,
                     };
                     let sparse = self.sparse.as_mut().filter(|_| windowed.is_none());
                     latent::attention(parts, mla, &inputs, sparse, told, d_model, attended)?

@@ -92,6 +92,11 @@ const ROWS: &[HybridRow] = &[
         ..ROTATED
     },
     HybridRow {
+        row: Row { archs: &["lfm3"], gates_attention: true, factors_on_full_layers: true, norms_before_rows: true, ..PLAIN },
+        residual_first: true,
+        ..ROTATED
+    },
+    HybridRow {
         row: Row { archs: &["qwen3next"], chooses_late: true, ..PLAIN },
         norm_first: true,
         repeats_keys: true,
@@ -144,16 +149,20 @@ pub(super) fn row(arch: &str) -> Option<&'static HybridRow> {
     ROWS.iter().find(|row| row.row.archs.contains(&arch))
 }
 
-fn attends(attention: &Attention) -> bool {
-    matches!(attention.gate, OutputGate::None | OutputGate::InQuery)
-        && (attention.gate == OutputGate::None || attention.layout == QkvLayout::Split)
+fn attends(attention: &Attention, row: &Row) -> bool {
+    let gated = match attention.gate {
+        OutputGate::None => true,
+        OutputGate::InQuery => attention.layout == QkvLayout::Split,
+        OutputGate::Own { .. } => row.gates_attention,
+    };
+    gated
         && attention.indexer.is_none()
         && matches!(attention.kv_source, KvSource::Own)
         && matches!(attention.layout, QkvLayout::Split | QkvLayout::Fused)
 }
 
 /// Whether a layer is made of this file's mechanisms alone.
-fn fits(layer: &Layer) -> bool {
+fn fits(layer: &Layer, row: &Row) -> bool {
     let mixes = |mixer: &Mixer| {
         matches!(
             mixer,
@@ -167,9 +176,9 @@ fn fits(layer: &Layer) -> bool {
         )
     };
     let mixer = match &layer.mixer {
-        Mixer::Attention(attention) => attends(attention),
+        Mixer::Attention(attention) => attends(attention, row),
         Mixer::Mla(mla) => latent::fits(mla) && mla.indexer.is_none(),
-        Mixer::Parallel(parallel) => attends(&parallel.attention) && mixes(&parallel.state),
+        Mixer::Parallel(parallel) => attends(&parallel.attention, row) && mixes(&parallel.state),
         other => mixes(other),
     };
     let feeds = match &layer.feed_forward {
@@ -197,10 +206,16 @@ pub(super) fn build(
     caches: &Caches,
     window: HasWindow<'_>,
 ) -> Result<bool, MathError> {
-    if !spec.layers.iter().all(fits) || spec.encoder.is_some() || spec.embedding.n_positions > 0 {
+    if !spec.layers.iter().all(|layer| fits(layer, &hybrid.row)) || spec.encoder.is_some() || spec.embedding.n_positions > 0 {
+        return Ok(false);
+    }
+    // Convolutions of models that read a whole text at once look ahead, in a graph that is not known here.
+    if !spec.causal && spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::ShortConv(_))) {
         return Ok(false);
     }
     let row = &hybrid.row.told(spec.operations);
+    let listed = spec.embedding.extra.iter().find(|weight| weight.name.starts_with("rope_f"));
+    let factors = listed.map(|weight| weight.shape.row()).or(parts.rope_factors()).filter(|_| row.factors_on_full_layers);
     let mut current = parts.embed(spec.d_model, spec.embedding.n_vocab)?;
     if row.scales_embedding && spec.operations.scales_embedding != Some(false) {
         current = parts.scale_embedded(current)?;
@@ -225,7 +240,7 @@ pub(super) fn build(
     let trunk = Trunk {
         row,
         positions,
-        factors: None,
+        factors,
         attention_scale: None,
         rows,
         full,
@@ -328,7 +343,7 @@ impl Hybrid<'_> {
                 Mixer::Attention(attention) => self.trunk.attention(parts, layer, attention, d_model, index, normed)?,
                 Mixer::Mla(mla) => {
                     let positions = (row.no_rope_every != 1).then_some(self.trunk.positions);
-                    let told = latent::Told { positions, scale: None, norms_rope_key: false };
+                    let told = latent::Told { positions, scale: None, norms_rope_key: false, sinks: false };
                     latent::attention(parts, mla, &self.trunk.full, None, told, d_model, normed)?
                 }
                 Mixer::Mamba2(mamba) if ssm_shape(layer, "ssm_dt_norm").is_some() => {
@@ -338,6 +353,10 @@ impl Hybrid<'_> {
                 Mixer::KimiDelta(delta) => parts.kimi_delta(delta, self.kimi_form(layer), &self.states, normed)?,
                 other => self.state(parts, layer, other, normed)?,
             };
+            let after = has_norm(layer, "ffn_norm").and_then(|_| has_norm(layer, "post_attention_norm"));
+            if let Some(bias) = after.filter(|_| row.norms_before_rows) {
+                mixed = parts.norm(mixed, row.norm, bias, true)?;
+            }
             let mut residual = if self.hybrid.joins_normed { normed } else { input };
             if chooses {
                 mixed = parts.graph.get_rows(mixed, self.trunk.rows)?;
@@ -346,7 +365,7 @@ impl Hybrid<'_> {
             if self.hybrid.joins_normed {
                 residual = parts.scale(residual)?;
             }
-            if let (Some(_), Some(bias)) = (has_norm(layer, "ffn_norm"), has_norm(layer, "post_attention_norm")) {
+            if let Some(bias) = after.filter(|_| !row.norms_before_rows) {
                 mixed = parts.norm(mixed, row.norm, bias, true)?;
             }
             if row.scales_residual {
@@ -394,7 +413,7 @@ impl Hybrid<'_> {
         parts.graph.expand(normed)?;
         let half = match &layer.mixer {
             Mixer::Mla(mla) => {
-                let told = latent::Told { positions: None, scale: None, norms_rope_key: false };
+                let told = latent::Told { positions: None, scale: None, norms_rope_key: false, sinks: false };
                 latent::attention(parts, mla, &self.trunk.full, None, told, d_model, normed)?
             }
             Mixer::KimiDelta(delta) => parts.kimi_delta(delta, self.kimi_form(layer), &self.states, normed)?,

@@ -97,11 +97,16 @@ impl Parts {
 
     /// One hidden state of all versions, for the output (`build_hc_head`).
     pub(super) fn join_versions(&mut self, x: Node) -> Result<Node, MathError> {
+        let weights = self.version_weights(x)?;
+        self.weighted_versions(x, weights)
+    }
+
+    /// A weight for every version, for the output.
+    fn version_weights(&mut self, x: Node) -> Result<Node, MathError> {
         let [_, versions, ..] = self.graph.dims(x)?;
         let mixes = self.version_mixes(x, versions)?;
         let (rate, shift) = (self.weight(&[1])?, self.weight(&[versions])?);
-        let weights = self.squashed(mixes, rate, shift)?;
-        self.weighted_versions(x, weights)
+        self.squashed(mixes, rate, shift)
     }
 
     /// The weighted sum of all versions, one by one.
@@ -118,6 +123,68 @@ impl Parts {
             });
         }
         Ok(sum.unwrap_or(x))
+    }
+
+    /// The weighted sum of all versions in full precision (`hy-v4.cpp:hy_v4_hc_reduce`).
+    fn sum_versions(&mut self, x: Node, weights: Node) -> Result<Node, MathError> {
+        let full = self.graph.cast(x, Self::F32)?;
+        let sum = self.weighted_versions(full, weights)?;
+        self.graph.cast(sum, Self::F32)
+    }
+
+    /// What a half reads of the versions, and the weights by which its result is added to each (`hy-v4.cpp:build_hc_pre`).
+    pub(super) fn gate_versions(&mut self, x: Node) -> Result<[Node; 2], MathError> {
+        let [_, versions, tokens, _] = self.graph.dims(x)?;
+        let rows = mul(2, versions)?;
+        let mixes = self.version_mixes(x, rows)?;
+        let (rates, shifts) = (self.weight(&[2])?, self.weight(&[rows])?);
+        let mut parts = [mixes; 2];
+        for part in &mut parts {
+            let rate = self.graph.view_1d(rates, 1)?;
+            let shift = self.graph.view_1d(shifts, versions)?;
+            let own = self.graph.view_2d(mixes, versions, tokens, mul(4, rows)?)?;
+            *part = self.squashed(own, rate, shift)?;
+        }
+        let [before, after] = parts;
+        let after = self.scale(after)?;
+        Ok([self.sum_versions(x, before)?, after])
+    }
+
+    /// The versions with a half's result added to each by its weight (`hy-v4.cpp:build_hc_post`).
+    pub(super) fn add_to_versions(&mut self, half: Node, before: Node, weights: Node) -> Result<Node, MathError> {
+        let [d_model, versions, tokens, _] = self.graph.dims(before)?;
+        let half = self.graph.cast(half, Self::F32)?;
+        let weights = self.graph.cast(weights, Self::F32)?;
+        let before = self.graph.cast(before, Self::F32)?;
+        let ([_, of_weights, ..], [_, _, stride, _]) = (self.graph.strides(weights)?, self.graph.strides(before)?);
+        let mut out = None;
+        for _ in 0..versions {
+            let old = self.graph.view_2d(before, d_model, tokens, stride)?;
+            let weight = self.graph.view_2d(weights, 1, tokens, of_weights)?;
+            let weighted = self.graph.product(half, weight)?;
+            let version = self.graph.sum(old, weighted)?;
+            let version = self.graph.reshape(version, [d_model, 1, tokens, 1])?;
+            out = Some(match out {
+                Some(out) => self.graph.concat(out, version, 1)?,
+                None => version,
+            });
+        }
+        self.graph.cast(out.unwrap_or(before), Self::F32)
+    }
+
+    /// The versions of the tokens whose logits are asked for.
+    pub(super) fn choose_versions(&mut self, x: Node, rows: Node) -> Result<Node, MathError> {
+        let [d_model, versions, tokens, _] = self.graph.dims(x)?;
+        let flat = self.graph.reshape(x, [mul(d_model, versions)?, tokens, 1, 1])?;
+        let chosen = self.graph.get_rows(flat, rows)?;
+        let [_, outputs, ..] = self.graph.dims(chosen)?;
+        self.graph.reshape(chosen, [d_model, versions, outputs, 1])
+    }
+
+    /// One hidden state of all versions, for the output, in full precision (`hy-v4.cpp:build_hc_head`).
+    pub(super) fn reduce_versions(&mut self, x: Node) -> Result<Node, MathError> {
+        let weights = self.version_weights(x)?;
+        self.sum_versions(x, weights)
     }
 
     /// Puts a state behind those that have been banked: `[d_model, banked, tokens]`.

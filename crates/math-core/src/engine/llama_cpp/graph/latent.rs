@@ -24,6 +24,8 @@ pub(super) struct Told {
     pub(super) scale: Option<Node>,
     /// The rope part of its key is normed before it is rotated.
     pub(super) norms_rope_key: bool,
+    /// Every head has a sink.
+    pub(super) sinks: bool,
 }
 
 /// Whether a mixer is built by [`attention`].
@@ -118,7 +120,8 @@ pub(super) fn attention(
         let [top, ..] = parts.graph.dims(chosen)?;
         parts.most_cells = top;
     }
-    let attended = parts.attend_views(q, k, v, mask, None, false, Some(expand))?;
+    let sinks = if told.sinks { Some(parts.weight(&[heads])?) } else { None };
+    let attended = parts.attend_views(q, k, v, mask, sinks, false, Some(expand))?;
     let gated = match mla.gate {
         OutputGate::None | OutputGate::InQuery => attended,
         // One factor for every head (Ling 3).

@@ -45,6 +45,7 @@ mod stacks;
 pub mod tensors;
 pub(in crate::engine::llama_cpp) mod towers;
 mod unroll;
+mod versions;
 pub(super) mod work;
 
 use alloc::rc::Rc;
@@ -365,6 +366,7 @@ impl<'a> Recipe<'a> {
                 BuiltBy::Layers => decoder::build(&mut parts, spec, row, &caches, &window)?,
                 BuiltBy::Adapters => adapters::build(&mut parts, spec, row, &caches)?,
                 BuiltBy::AltUp => altup::build(&mut parts, spec, row, &caches, &window)?,
+                BuiltBy::Versions => versions::build(&mut parts, spec, row, &caches, &window)?,
                 BuiltBy::Rwkv => rwkv::build(&mut parts, spec, row)?,
                 BuiltBy::EncoderDecoder => encoder_decoder::build(&mut parts, spec, row, &caches)?,
             },

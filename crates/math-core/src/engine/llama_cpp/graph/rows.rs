@@ -147,6 +147,17 @@ const PER_LAYER: &[&str] = &[
     "ffn_down_exps.scale",
 ];
 
+/// Tensors of layers that mix several versions of the hidden state.
+const VERSIONS: &[&str] = &[
+    "attn_sinks.weight",
+    "hc_attn_base.weight",
+    "hc_attn_fn.weight",
+    "hc_attn_scale.weight",
+    "hc_ffn_base.weight",
+    "hc_ffn_fn.weight",
+    "hc_ffn_scale.weight",
+];
+
 /// Matrices for the tokens of images, which a graph of text leaves.
 const IMAGE_EXPERTS: &[&str] =
     &["vis_attn_qkv.weight", "vis_attn_output.weight", "vis_gate.weight", "vis_down.weight", "vis_up.weight"];
@@ -350,6 +361,7 @@ const ROWS: &[Row] = &[
         routing: TOLD,
         ..PLAIN
     },
+    Row { archs: &["hy_v4"], built_by: BuiltBy::Versions, routing: TOLD, extras: VERSIONS, ..PLAIN },
     Row { archs: &["minimax-m3"], attends_blocks: true, routing: TOLD, ..PLAIN },
     Row { archs: &["olmo2", "exaone4"], norms_after: true, ..PLAIN },
     Row { archs: &["qwen2vl", "qwen3tts", "hunyuan_vl", "paddleocr"], positions_per_token: 4, ..PLAIN },
