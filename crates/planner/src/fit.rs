@@ -239,6 +239,7 @@ fn places(question: &Question<'_>, planned: &Planned, with_children: bool) -> Re
 fn notes(question: &Question<'_>, planned: &Planned) -> Vec<String> {
     let mut notes = question.effective.notes.clone();
     notes.extend(question.notes.iter().cloned());
+    notes.extend(question.projector.iter().flat_map(|projector| projector.notes(question)));
     if let Some(answer) = &planned.vllm {
         notes.extend(answer.notes.iter().cloned());
         notes.extend(question.model.notes.iter().cloned());

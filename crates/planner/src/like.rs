@@ -83,6 +83,7 @@ impl Question<'_> {
         let default = Aim::default();
         let aim = Aim {
             margin: options.fit_margin.unwrap_or(default.margin),
+            projector: self.projector.map_or(Ok(0), |projector| projector.projected(self, build))?,
             least_context: options.fit_context.unwrap_or(default.least_context),
             chooses_context: matches!(self.effective.deployment.context, ContextRequest::ModelMaximum),
         };

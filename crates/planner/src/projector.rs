@@ -7,13 +7,16 @@ use alloc::vec::Vec;
 use plimsoll_math::deployment::Backend;
 use plimsoll_math::engine::llama_cpp::Build;
 use plimsoll_math::engine::llama_cpp::allocate::Allocated;
-use plimsoll_math::engine::llama_cpp::projector::{ProjectorSetting, output_widths, terms};
+use plimsoll_math::engine::llama_cpp::projector::{
+    Growth, ProjectorSetting, growth, memory, output_widths, projected_bytes, terms,
+};
 
 use crate::engine::Question;
 use crate::error::PlanError;
 use crate::model::ProjectorFile;
 use crate::request::Engine;
 use crate::response::MmprojBrief;
+use crate::size::grouped;
 
 /// A projector beside a model in question.
 #[derive(Debug, Clone, Copy)]
@@ -40,13 +43,6 @@ impl<'a> Beside<'a> {
             let found = "one beside embeddings or an unknown architecture";
             return Err(PlanError::request("mmproj", found, "a projector for a decoder that is known"));
         }
-        if options.like_engine == Some(true) {
-            return Err(PlanError::request(
-                "like_engine",
-                "a projector, for which the engine leaves room",
-                "no projector: the search beside one is not followed yet",
-            ));
-        }
         for (name, tokens) in [("image_min_tokens", options.image_min_tokens), ("image_max_tokens", options.image_max_tokens)] {
             if tokens == Some(0) {
                 return Err(PlanError::request(name, "0", "1 or more"));
@@ -66,22 +62,47 @@ impl<'a> Beside<'a> {
         question.options.mmproj_offload != Some(false) && !question.effective.deployment.devices.is_empty()
     }
 
-    /// What it takes: on the first device, whatever part of the model is there, or on the processor.
-    pub(crate) fn plan(&self, question: &Question<'_>, allocated: &mut Allocated, build: Build) -> Result<(), PlanError> {
+    fn setting(question: &Question<'_>) -> ProjectorSetting {
         let deployment = &question.effective.deployment;
-        let offloads = Self::offloads(question);
-        let setting = ProjectorSetting {
-            backend: if offloads { deployment.backend() } else { Backend::Cpu },
+        ProjectorSetting {
+            backend: if Self::offloads(question) { deployment.backend() } else { Backend::Cpu },
             flash_attention: deployment.flash_attention,
             min_tokens: question.options.image_min_tokens,
             max_tokens: question.options.image_max_tokens,
-        };
-        let terms = terms(&self.file.projector, &setting, build)?;
+        }
+    }
+
+    /// Bytes on the first device that the engine leaves room for when it chooses what goes where.
+    pub(crate) fn projected(&self, question: &Question<'_>, build: Build) -> Result<u64, PlanError> {
+        if !Self::offloads(question) {
+            return Ok(0);
+        }
+        Ok(projected_bytes(&memory(&self.file.projector, &Self::setting(question), build)?)?)
+    }
+
+    /// What it takes: on the first device, whatever part of the model is there, or on the processor.
+    pub(crate) fn plan(&self, question: &Question<'_>, allocated: &mut Allocated, build: Build) -> Result<(), PlanError> {
+        let offloads = Self::offloads(question);
+        let terms = terms(&self.file.projector, &Self::setting(question), build)?;
         let allocation = &mut allocated.allocation;
         let own = allocation.devices.first_mut().filter(|_| offloads).unwrap_or(&mut allocation.host);
         own.terms.extend(terms.own);
         allocation.host.terms.extend(terms.host);
         Ok(())
+    }
+
+    /// What larger pictures add as they come, in words.
+    pub(crate) fn notes(&self, question: &Question<'_>) -> Vec<String> {
+        let Engine::LlamaCpp(build) = question.effective.engine else { return Vec::new() };
+        let grown = growth(&self.file.projector, &Self::setting(question), build).unwrap_or_default();
+        let text = |grown: Growth| {
+            format!(
+                "a picture of {0} x {0} pixels makes the projector's compute buffer grow to {1} B as it comes",
+                grown.side,
+                grouped(grown.compute)
+            )
+        };
+        grown.into_iter().map(text).collect()
     }
 
     /// How it runs, in short.

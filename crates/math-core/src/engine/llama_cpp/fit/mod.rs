@@ -27,6 +27,9 @@ const MAX_OVERRIDES: usize = 4096;
 pub struct Aim {
     /// Bytes to leave free on every device (`--fit-target`).
     pub margin: u64,
+    /// Bytes of a multimodal projector on the first device, as the engine counts them: they are left free besides
+    /// (`tools/server/server-context.cpp:load_model`).
+    pub projector: u64,
     /// The least context per stream that it may choose (`--fit-ctx`).
     pub least_context: u64,
     /// Whether the context is the engine's to choose.
@@ -36,7 +39,7 @@ pub struct Aim {
 impl Default for Aim {
     /// llama-server's defaults.
     fn default() -> Self {
-        Self { margin: 1 << 30, least_context: 4096, chooses_context: true }
+        Self { margin: 1 << 30, projector: 0, least_context: 4096, chooses_context: true }
     }
 }
 
@@ -232,12 +235,13 @@ impl<'a, 'b> Fitting<'a, 'b> {
         })
     }
 
-    fn margin(&self) -> i64 {
-        signed(self.aim.margin)
+    /// What a device, or the host where there is none, keeps free.
+    fn margin(&self, device: usize) -> i64 {
+        signed(self.aim.margin.saturating_add(if device == 0 { self.aim.projector } else { 0 }))
     }
 
     fn target(&self, device: usize) -> i64 {
-        self.free.get(device).copied().unwrap_or(0).saturating_sub(self.margin())
+        self.free.get(device).copied().unwrap_or(0).saturating_sub(self.margin(device))
     }
 
     fn measure(&mut self) -> Result<Measured, MathError> {
@@ -305,14 +309,14 @@ impl<'a, 'b> Fitting<'a, 'b> {
         let used = full.used();
         let free: i64 = if devices == 0 { signed(self.measuring.host_memory()) } else { self.free.iter().sum() };
         let meets_all = if devices == 0 {
-            free.saturating_sub(used) >= self.margin()
+            free.saturating_sub(used) >= self.margin(0)
         } else {
             full.devices.iter().enumerate().all(|(id, device)| signed(device.total()) <= self.target(id))
         };
         if meets_all {
             return Ok(None);
         }
-        let margins = self.margin().saturating_mul(signed(u64::try_from(devices.max(1)).unwrap_or(u64::MAX)));
+        let margins = (0..devices.max(1)).fold(0, |sum: i64, device| sum.saturating_add(self.margin(device)));
         if free.saturating_sub(used).saturating_sub(margins) < 0
             && self.aim.chooses_context
             && most > least

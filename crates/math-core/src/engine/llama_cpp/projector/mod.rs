@@ -98,11 +98,7 @@ pub fn memory(projector: &Projector, setting: &ProjectorSetting, build: Build) -
         let reserved = buffers(
             warmup::subject(tower, kind, setting, warmup, build)?,
             loaded(projector, tower, kind, build),
-            match setting.flash_attention {
-                FlashAttention::Auto => None,
-                FlashAttention::On => Some(true),
-                FlashAttention::Off => Some(false),
-            },
+            flash(setting),
         )?;
         let Some(reserved) = reserved else { return Err(unbuilt(kind, weights, build)) };
         out.push(TowerMemory {
@@ -138,6 +134,54 @@ fn unknown(tower: &ProjectorTower, build: Build) -> MathError {
         engine: format!("llama.cpp {build}"),
         mechanism: format!("projectors of the kind {}; known are {known}", tower.kind),
     }
+}
+
+/// A picture larger than the one that is reserved for, and what the compute buffer of its tower grows to as it comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Growth {
+    /// Pixels of a side.
+    pub side: u64,
+    /// Bytes of the compute buffer then.
+    pub compute: u64,
+}
+
+/// What square pictures of the most tokens make the compute buffers grow to.
+///
+/// # Errors
+/// As [`memory`].
+pub fn growth(projector: &Projector, setting: &ProjectorSetting, build: Build) -> Result<Vec<Growth>, MathError> {
+    let mut out = Vec::new();
+    for tower in projector.towers.iter().filter(|tower| tower.modality == Modality::Vision) {
+        let kind = Kind::of(tower, build).ok_or_else(|| unknown(tower, build))?;
+        let Some(side) = warmup::largest_side(tower, kind, setting, build)? else { continue };
+        let reserved = warmup::side(tower, kind, setting, build)?;
+        if side <= reserved {
+            continue;
+        }
+        let subject = warmup::subject(tower, kind, setting, side, build)?;
+        if let Some(grown) = buffers(subject, loaded(projector, tower, kind, build), flash(setting))? {
+            out.push(Growth { side, compute: grown.own });
+        }
+    }
+    Ok(out)
+}
+
+const fn flash(setting: &ProjectorSetting) -> Option<bool> {
+    match setting.flash_attention {
+        FlashAttention::Auto => None,
+        FlashAttention::On => Some(true),
+        FlashAttention::Off => Some(false),
+    }
+}
+
+/// Bytes that the engine leaves room for beside a model: tensors without padding, and compute buffers where the projector
+/// runs (`mtmd.cpp:mtmd_get_memory_usage`, which leaves speech out).
+///
+/// # Errors
+/// [`MathError::Overflow`].
+pub fn projected_bytes(towers: &[TowerMemory]) -> Result<u64, MathError> {
+    let heard_and_seen = towers.iter().filter(|tower| tower.modality != Modality::Speech);
+    heard_and_seen.map(|tower| add(tower.tensor_bytes, tower.compute)).try_fold(0, |sum, bytes| add(sum, bytes?))
 }
 
 /// How wide the embeddings are that the towers for images make, where the shape of a matrix says so

@@ -86,6 +86,34 @@ pub(super) fn side(tower: &ProjectorTower, kind: Kind, setting: &ProjectorSettin
     })
 }
 
+/// The side of a square picture of the most tokens, where pictures may be larger than the one that is reserved for
+/// (`clip.cpp:load_hparams`, `image_max_pixels`).
+///
+/// # Errors
+/// [`MathError::Overflow`].
+pub(super) fn largest_side(
+    tower: &ProjectorTower,
+    kind: Kind,
+    setting: &ProjectorSetting,
+    build: Build,
+) -> Result<Option<u64>, MathError> {
+    let cell = mul(patch(tower, kind), merge(tower, kind))?;
+    let tokens = match kind.name {
+        "pixtral" | "kimivl" => 1024,
+        // b12032 takes the file's limit where nothing is asked.
+        "qwen2vl_merger" | "qwen2.5vl_merger" | "qwen3vl_merger" | "ling3vl"
+            if build >= Build::B12032 && setting.max_tokens.is_none() && tower.max_pixels.is_some() =>
+        {
+            tower.max_pixels.unwrap_or(0) / mul(cell, cell)?.max(1)
+        }
+        "qwen2vl_merger" | "qwen2.5vl_merger" | "qwen3vl_merger" | "ling3vl" | "glm4v" => 4096,
+        "gemma4v" => 1120,
+        _ => return Ok(None),
+    };
+    let across = setting.max_tokens.unwrap_or(tokens).isqrt();
+    Ok(Some(mul(across, cell)?))
+}
+
 /// The tower with its picture.
 ///
 /// # Errors
