@@ -32,8 +32,8 @@ Usage: cargo xtask TASK
   devices --check  say whether it is up to date
   conformance      the real engine from the package registry beside us, term by term
                    [--quick] [--record] [--only NAME] [--worst N] [--package VERSION]
-  conformance --engine vllm
-                   vLLM's recorded plans, row by row
+  conformance --engine vllm [--python PATH | --install]
+                   vLLM's recorded plans, row by row, and its own planning functions and parser where its wheel is
   architectures    rewrite docs/architectures.md from the recorded conformance
   architectures --check
                    say whether it is up to date
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         ["engines", "--check"] => engines::run(true),
         ["devices"] => devices::run(false),
         ["devices", "--check"] => devices::run(true),
-        ["conformance", "--engine", "vllm"] => vllm::run(),
+        ["conformance", "--engine", "vllm", options @ ..] => vllm::Plan::parse(options).and_then(|plan| vllm::run(&plan)),
         ["conformance", options @ ..] => conformance::Plan::parse(options).and_then(|plan| conformance::run(&plan)),
         ["architectures"] => conformance::architectures::page_of_record(false),
         ["architectures", "--check"] => conformance::architectures::page_of_record(true),

@@ -86,7 +86,7 @@ pub fn ingest(bytes: &[u8], options: &Options) -> Result<Ingested, IngestError> 
     );
     checkpoint.transformers = super::transformers_classes::class_of(&spec.architecture);
     checkpoint.sglang = super::sglang_classes::class_of(&spec.architecture);
-    checkpoint.class = super::vllm_classes::class_of(&spec.architecture);
+    checkpoint.class = super::vllm_classes::class_of_config(&spec.architecture, &root);
     let tensors = tensor_table(&spec)?;
     Ok(Ingested { spec, tensors, quantization: quantization.map(|scheme| scheme.to_string()), checkpoint, generic, notes })
 }

@@ -23,5 +23,6 @@ pub mod towers;
 mod transformers_classes;
 mod vllm_classes;
 mod vllm_quantization;
+mod vllm_registry;
 
 pub use door::{Limits, Options, ingest, parse};

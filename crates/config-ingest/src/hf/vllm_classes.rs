@@ -1,8 +1,9 @@
 //! vLLM's model classes, where one differs from what most of them do: one row for a class, with the file of
 //! `vllm/model_executor/models` (0.33.0) that says so. A class takes the row of the longest name that it begins with.
 
+use super::config::Config;
 use plimsoll_math::engine::vllm::class::{
-    CacheRule, DraftModule, EveryStage, ExpertsModule, ModelClass, Router, SplitNorms, TowerClass,
+    Built, CacheRule, DraftModule, EveryStage, ExpertsModule, ModelClass, Router, SplitNorms, TowerClass,
 };
 
 /// What a class decides about a model; most decide nothing.
@@ -19,6 +20,30 @@ pub(super) fn class_of(architecture: &str) -> ModelClass {
         && !["LMHeadModel", "ChatGLMModel"].iter().any(|end| architecture.ends_with(end));
     facts
 }
+
+/// What a class decides about a model with this config.
+pub(super) fn class_of_config(architecture: &str, root: &Config<'_>) -> ModelClass {
+    let mut facts = class_of(architecture);
+    let text = root.child(super::lookup::LANGUAGE_MODEL_KEYS).ok().flatten();
+    let text = text.as_ref().unwrap_or(root);
+    // Only a config that names the method has corrections (`deepseek_v2.py:DeepseekV2MoE`).
+    if CORRECTED_BY_NAME.iter().any(|name| architecture.starts_with(name)) {
+        facts.router.buffered_correction |= text.str(&["topk_method"]).ok().flatten() != Some("noaux_tc");
+    }
+    // Code that a checkpoint brings may make up for what is missing.
+    facts.built = match super::vllm_registry::built(architecture) {
+        Built::Never if root.has(&["auto_map"]) => Built::Yes,
+        built => built,
+    };
+    facts.without_pipeline = !super::vllm_registry::divides_into_stages(architecture);
+    facts.hides_experts = !EXPERT_KEYS.iter().any(|key| text.has(&[key]));
+    facts
+}
+
+/// Classes of `deepseek_v2.py`.
+const CORRECTED_BY_NAME: [&str; 3] = ["DeepseekV2", "DeepseekV3", "KimiK25"];
+/// Where the engine looks for the number of experts (`transformers_utils/config.py:CONFIG_FIELD_ALIASES`).
+const EXPERT_KEYS: [&str; 5] = ["num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts", "block_configs"];
 
 /// A class and its facts.
 struct Row {
@@ -43,7 +68,7 @@ const PLAIN: ModelClass = ModelClass {
     draft: DraftModule::Named,
     cache_rule: CacheRule::AsAsked,
     ends: EveryStage { embedding: false, norm: false, head: false },
-    router: Router { single_precision: false, through_scheme: false, buffered_correction: false },
+    router: Router::PLAIN,
     experts: ExpertsModule::Mlp,
     embedding_norm_last: false,
     plain_vocabulary: false,
@@ -59,6 +84,11 @@ const PLAIN: ModelClass = ModelClass {
     adapts_embedding: false,
     adapts_head: false,
     divided_embeddings: false,
+    two_norms: false,
+    whole_rates: false,
+    without_pipeline: false,
+    hides_experts: false,
+    built: Built::Yes,
     tower: TOWER,
 };
 const TOWER: TowerClass = TowerClass {
@@ -69,6 +99,7 @@ const TOWER: TowerClass = TowerClass {
     whole_tiles: false,
     split_patches: false,
     without_last_layer: false,
+    visual: false,
 };
 const ALL: ModelClass = ModelClass { ends: EveryStage::ALL, ..PLAIN };
 const VOCABULARY: ModelClass = ModelClass { ends: EveryStage::VOCABULARY, ..PLAIN };
@@ -95,7 +126,7 @@ const CLASSES: &[Row] = &[
     row("Gemma4", "gemma4.py", ModelClass { tower: TowerClass { whole: true, ..TOWER }, ..ALL }),
     row("GemmaForCausalLM", "gemma.py", ALL),
     row("Glm4Moe", "glm4_moe.py", SINGLE),
-    row("Glm4v", "glm4_1v.py", EMBEDDING),
+    row("Glm4v", "glm4_1v.py", ModelClass { tower: VISUAL.tower, ..EMBEDDING }),
     row("GlmMoeDsa", "config.py", ModelClass { cache_rule: CacheRule::Fp8OnBlackwell, ..PLAIN }),
     row("GPT2", "gpt2.py", ALL),
     row("GPTJ", "gpt_j.py", ALL),
@@ -112,7 +143,9 @@ const CLASSES: &[Row] = &[
         ModelClass { tower: TowerClass { whole_projector: true, whole_if_uneven: true, unquantized: true, ..TOWER }, ..PLAIN },
     ),
     row("KimiK3", "kimi_k3.py", ModelClass { bounded_gates: true, rate_tile: 16, ..KIMI }),
-    row("Lfm2", "lfm2.py", ModelClass { embedding_norm_last: true, without_cache_scales: true, ..EMBEDDING }),
+    row("Lfm2", "lfm2.py", LFM2),
+    row("Lfm2Moe", "lfm2_moe.py", ModelClass { router: Router::QUANTIZED, ..LFM2 }),
+    row("Lfm2Vl", "lfm2_vl.py", ModelClass { tower: TowerClass { whole_projector: true, ..TOWER }, ..LFM2 }),
     row("Llama4", "mllama4.py", ModelClass { tower: TowerClass { split_patches: true, unquantized: true, ..TOWER }, ..PLAIN }),
     row("Llava", "llava.py", ModelClass { tower: TowerClass { without_last_layer: true, ..TOWER }, ..PLAIN }),
     row("Mamba", "mamba.py", ALL),
@@ -126,31 +159,37 @@ const CLASSES: &[Row] = &[
         "minimax_m2.py",
         ModelClass { experts: ExpertsModule::BlockSparseMoe, split_norms: SplitNorms::Vectors, ..SINGLE },
     ),
-    row("Mixtral", "mixtral.py", ModelClass { experts: ExpertsModule::BlockSparseMoe, ..ALL_QUANTIZED }),
+    row("Mixtral", "mixtral.py", ModelClass { experts: ExpertsModule::BlockSparseMoe, ..ALL }),
     row("Molmo", "molmo.py", ALL),
     row("MPTForCausalLM", "mpt.py", ModelClass { linear_biases: true, ..PLAIN }),
     row("MptForCausalLM", "mpt.py", ModelClass { linear_biases: true, ..PLAIN }),
-    row("NemotronH", "nemotron_h.py", ModelClass { router: Router::SINGLE, ..ALL }),
+    row("NemotronH", "nemotron_h.py", ModelClass { router: Router::SINGLE_WITHOUT_KERNELS, ..ALL }),
     row("OlmoHybrid", "olmo_hybrid.py", ModelClass { model_type_decay: true, keeps_states: true, ..ALL }),
-    row("Olmoe", "olmoe.py", ALL_QUANTIZED),
+    row("Olmoe", "olmoe.py", ALL),
     row("OPT", "opt.py", ALL),
     row("Orion", "orion.py", VOCABULARY),
     row("Phi3V", "phi3v.py", EMBEDDING),
     row("PhiMoE", "phimoe.py", VOCABULARY),
     row("Plamo3", "plamo3.py", ALL),
-    row("Qwen2Moe", "qwen2_moe.py", ALL_QUANTIZED),
+    row("Qwen2Moe", "qwen2_moe.py", ALL),
+    row("Qwen2VL", "qwen2_vl.py", VISUAL),
+    row("Qwen2_5_VL", "qwen2_5_vl.py", VISUAL),
+    row("Qwen3VL", "qwen3_vl.py", VISUAL),
+    row("Qwen3VLMoe", "qwen3_vl_moe.py", ModelClass { router: Router::QUANTIZED, ..VISUAL }),
     row("Qwen3Moe", "qwen3_moe.py", ALL_QUANTIZED),
-    row("Qwen3Next", "qwen3_next.py", ModelClass { draft: DraftModule::LastAttention, router: Router::QUANTIZED, ..VOCABULARY }),
-    row("Qwen3_5", "qwen3_5.py", EMBEDDING),
-    row("Qwen3_5Moe", "qwen3_5.py", ModelClass { router: Router::QUANTIZED, ..EMBEDDING }),
+    row("Qwen3Next", "qwen3_next.py", ModelClass { draft: DraftModule::LastAttention, ..VOCABULARY }),
+    row("Qwen3_5", "qwen3_5.py", ModelClass { tower: VISUAL.tower, whole_rates: true, ..EMBEDDING }),
     row("Rnj1", "gemma3.py", ALL),
     row("Roberta", "roberta.py", ModelClass { divided_embeddings: true, ..PLAIN }),
-    row("StableLm", "stablelm.py", VOCABULARY),
+    row("StableLm", "stablelm.py", ModelClass { two_norms: true, ..ALL }),
     row("Whisper", "whisper.py", ModelClass { plain_vocabulary: true, fused_biases: true, ..PLAIN }),
     row("XLMRoberta", "roberta.py", ModelClass { divided_embeddings: true, ..PLAIN }),
     row("Zamba2", "zamba2.py", ModelClass { attention_first: true, ..PLAIN }),
 ];
 
+/// The tower's module is `visual`.
+const VISUAL: ModelClass = ModelClass { tower: TowerClass { visual: true, ..TOWER }, ..PLAIN };
+const LFM2: ModelClass = ModelClass { embedding_norm_last: true, without_cache_scales: true, ..EMBEDDING };
 const KIMI: ModelClass = ModelClass {
     least_expert_share: 256,
     tower: TowerClass { whole_projector: true, whole_if_uneven: true, unquantized: true, ..TOWER },

@@ -38,7 +38,9 @@ pub(super) fn read(root: &Config<'_>, text: &Config<'_>, model_type: &str, facts
     let scheme = match method {
         "fp8" if model_type.starts_with("deepseek_v4") => deepseek_v4(root, &config, facts)?,
         "fp8" => match block(&config)? {
-            Some([rows, columns]) => WeightScheme::Fp8Block { rows, columns, compressed: false, exponents: false },
+            Some([rows, columns]) => {
+                WeightScheme::Fp8Block { rows, columns, partial: false, compressed: false, exponents: false }
+            }
             None => WeightScheme::Fp8Tensor { static_activations: config.str(&["activation_scheme"])? == Some("static") },
         },
         "gptq" | "awq" => {
@@ -95,7 +97,7 @@ fn deepseek_v4(root: &Config<'_>, config: &Config<'_>, facts: &mut Checkpoint) -
         ("fp4", algorithm) => Some(modelopt(algorithm)),
         _ => None,
     };
-    Ok(WeightScheme::Fp8Block { rows, columns, compressed: false, exponents })
+    Ok(WeightScheme::Fp8Block { rows, columns, partial: false, compressed: false, exponents })
 }
 
 /// ModelOpt's algorithms (`modelopt.py:resolve`).
@@ -104,7 +106,7 @@ fn modelopt(algorithm: &str) -> WeightScheme {
         "FP8" => WeightScheme::Fp8Tensor { static_activations: true },
         "FP8_PER_CHANNEL_PER_TOKEN" => WeightScheme::Channel8 { integer: false, compressed: false },
         "FP8_PB_WO" | "FP8_BLOCK_SCALES" => {
-            WeightScheme::Fp8Block { rows: 128, columns: 128, compressed: false, exponents: false }
+            WeightScheme::Fp8Block { rows: 128, columns: 128, partial: true, compressed: false, exponents: false }
         }
         "NVFP4" => WeightScheme::Nvfp4 { input_scale: InputScale::Single, compressed: false },
         "W4A16_NVFP4" => WeightScheme::Nvfp4 { input_scale: InputScale::Ignored, compressed: false },
@@ -163,7 +165,7 @@ fn compressed_group(group: &Config<'_>) -> Result<WeightScheme, IngestError> {
         (8, true, "block") => {
             let block = weights.u64_list(&["block_structure"])?.and_then(|sizes| <[u64; 2]>::try_from(sizes).ok());
             let [rows, columns] = block.unwrap_or([128, 128]);
-            WeightScheme::Fp8Block { rows, columns, compressed: true, exponents: false }
+            WeightScheme::Fp8Block { rows, columns, partial: false, compressed: true, exponents: false }
         }
         (8, _, "channel") if activations.is_some() => WeightScheme::Channel8 { integer: !float, compressed: true },
         (8, true, "tensor") if activations.is_some() => WeightScheme::Fp8Tensor { static_activations: fixed },

@@ -56,8 +56,31 @@ pub struct ModelClass {
     pub adapts_head: bool,
     /// Positions and kinds of tokens are embedded like a vocabulary: filled up and divided.
     pub divided_embeddings: bool,
+    /// Every layer has two norms with biases, and none of queries and keys, whatever the config says.
+    pub two_norms: bool,
+    /// The delta net's rates are whole on every rank under GPTQ and AWQ, whose kernels take no narrow outputs.
+    pub whole_rates: bool,
+    /// Its layers cannot be divided into pipeline stages (no `SupportsPP`).
+    pub without_pipeline: bool,
+    /// Its config names the experts in a place where the engine does not look for their number.
+    pub hides_experts: bool,
+    /// Whether the engine builds it.
+    pub built: Built,
     /// Vision and audio towers.
     pub tower: TowerClass,
+}
+
+/// Whether the engine builds a class (`models/registry.py`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum Built {
+    /// It does.
+    #[default]
+    Yes,
+    /// It did until this version.
+    Until(u64, u64, u64),
+    /// Neither it nor the Transformers library has one that it could build.
+    Never,
 }
 
 /// The model's own draft module (`vllm/config/speculative.py:hf_config_override`).
@@ -120,15 +143,22 @@ pub struct Router {
     pub single_precision: bool,
     /// Their matrix is given to the checkpoint's quantization.
     pub through_scheme: bool,
-    /// Their correction is a buffer, which is no parameter.
+    /// Their correction is no parameter: it is a buffer, or the class makes none.
     pub buffered_correction: bool,
+    /// Their matrix is in single precision on GPUs whose kernels do not compute in it from the model's type.
+    pub single_without_kernels: bool,
 }
 
 impl Router {
     /// In single precision.
-    pub const SINGLE: Self = Self { single_precision: true, through_scheme: false, buffered_correction: false };
+    pub const SINGLE: Self = Self { single_precision: true, ..Self::PLAIN };
     /// Quantized with the rest.
-    pub const QUANTIZED: Self = Self { single_precision: false, through_scheme: true, buffered_correction: false };
+    pub const QUANTIZED: Self = Self { through_scheme: true, ..Self::PLAIN };
+    /// In single precision where no kernel does without.
+    pub const SINGLE_WITHOUT_KERNELS: Self = Self { single_without_kernels: true, ..Self::PLAIN };
+    /// In the model's type.
+    pub const PLAIN: Self =
+        Self { single_precision: false, through_scheme: false, buffered_correction: false, single_without_kernels: false };
 }
 
 /// What checkpoints call the module that experts are in.
@@ -173,4 +203,6 @@ pub struct TowerClass {
     pub split_patches: bool,
     /// The features of the last layer but one are read, and nothing is built above it.
     pub without_last_layer: bool,
+    /// Their module is called `visual`, not `vision_tower` or `vision_model`.
+    pub visual: bool,
 }

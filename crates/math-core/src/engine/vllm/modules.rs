@@ -90,7 +90,7 @@ impl<'a> Names<'a> {
     }
 
     /// Whether a tower's layer is left out. Lists name towers as a whole or list all of their layers.
-    fn leaves_out_tower(&self, projector: bool, block: Option<&str>) -> bool {
+    fn leaves_out_tower(&self, visual: bool, projector: bool, block: Option<&str>) -> bool {
         const TOWER: [&str; 5] = ["visual", "vision", "audio", "vit.", "speech"];
         const PROJECTOR: [&str; 6] = ["projector", "merger", "visual", "connector", "adapter", "embed_vision"];
         let words: &[&str] = if projector { &PROJECTOR } else { &TOWER };
@@ -105,7 +105,7 @@ impl<'a> Names<'a> {
                     }
                     _ => true,
                 }
-        }) || (self.matching == NameMatching::Wildcards && !projector)
+        }) || (self.matching == NameMatching::Wildcards && !projector && !visual)
     }
 }
 
@@ -166,7 +166,7 @@ impl Rules<'_> {
         let projector = block.is_none();
         if (projector && self.class.tower.whole_projector)
             || tensor.component != Component::VisionAudio
-            || self.names.leaves_out_tower(projector, block)
+            || self.names.leaves_out_tower(self.class.tower.visual, projector, block)
         {
             return None;
         }

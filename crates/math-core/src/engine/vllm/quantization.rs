@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 
 use super::VERSION;
 use super::cache_spec::gcd;
+use super::facts::NameMatching;
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::units::{add, mul};
@@ -38,6 +39,8 @@ pub struct Matrix {
     pub inputs_split: bool,
     /// Whether ranks share its outputs.
     pub outputs_split: bool,
+    /// Whether it is a part of a matrix that vLLM fuses, or such a matrix.
+    pub fused: bool,
 }
 
 /// The scale of a matrix's inputs.
@@ -68,6 +71,8 @@ pub enum WeightScheme {
         rows: u64,
         /// Inputs of a rectangle.
         columns: u64,
+        /// Whether the last rectangle of the outputs may be a part of one, also on a rank (ModelOpt).
+        partial: bool,
         /// Whether compressed-tensors wrote it.
         compressed: bool,
         /// Whether scales are powers of two, stored as exponents.
@@ -141,22 +146,13 @@ impl WeightScheme {
     }
 
     /// What attention layers hold for a quantized cache, whether it is or not (`BaseKVCacheMethod.create_weights`):
-    /// scalars of the model's type, and in single precision.
+    /// scalars of the model's type, and in single precision, which compressed-tensors' method makes of three of them.
     #[must_use]
-    pub const fn cache_scales(self) -> (u64, u64) {
-        match self {
-            Self::Channel8 { compressed: true, .. }
-            | Self::Packed { .. }
-            | Self::Mxfp4
-            | Self::Nvfp4 { compressed: true, .. }
-            | Self::Fp8Block { compressed: true, .. } => (3, 3),
-            Self::Fp8Tensor { .. }
-            | Self::Fp8Block { .. }
-            | Self::Nvfp4 { .. }
-            | Self::Mxfp8
-            | Self::Named
-            | Self::Channel8 { .. } => (4, 0),
-            Self::Grouped { .. } | Self::ExpertsMxfp4 | Self::Unknown => (0, 0),
+    pub const fn cache_scales(self, matching: NameMatching) -> (u64, u64) {
+        match (self, matching) {
+            (Self::Grouped { .. } | Self::ExpertsMxfp4 | Self::Unknown, _) => (0, 0),
+            (_, NameMatching::Patterns) => (3, 3),
+            _ => (4, 0),
         }
     }
 
@@ -184,8 +180,14 @@ impl WeightScheme {
                 let scales = add(of_weights, of_inputs)?;
                 vec![(F::F8E4M3, n), (F::F32, scales)]
             }
-            Self::Fp8Block { rows, columns, compressed, exponents } => {
-                if !expert && compressed && matrix.outputs_split && !o.is_multiple_of(rows) {
+            Self::Fp8Block { rows, columns, partial, compressed, exponents } => {
+                if partial && !expert && !k.is_multiple_of(columns) {
+                    return Err(refused(format!("FP8_PB_WO requires in divisible by {columns}, got {k}")));
+                }
+                // The engine's own method takes parts of a fused matrix that are not whole rectangles
+                // (`layers/linear.py:_maybe_allow_fp8_block_shape_mismatch`).
+                let checked = !expert && !partial && (compressed || !matrix.fused);
+                if checked && matrix.outputs_split && !o.is_multiple_of(rows) {
                     return Err(refused(format!(
                         "Weight output_partition_size = {o} is not divisible by weight quantization block_n = {rows}."
                     )));
@@ -232,15 +234,19 @@ impl WeightScheme {
                     while group > 32 && !hidden.is_multiple_of(group) {
                         group /= 2;
                     }
+                    if !hidden.is_multiple_of(group) {
+                        return Err(refused(format!(
+                            "{hidden} hidden elements of an expert are not whole groups of at least {group} (moe_wna16)"
+                        )));
+                    }
                     let mut parts = vec![(F::U8, mul(n, bits)? / 8), (dtype, n / group)];
                     if awq {
                         parts.push((F::U8, mul(n / group, bits)? / 8));
                     }
                     return Ok(parts);
                 }
-                // GPTQ's kernel takes half a group at the end of a divided input, and nothing less.
-                let step = if awq { group } else { group.div_ceil(2) };
-                if !k.is_multiple_of(step) {
+                // GPTQ's scales are those of the whole groups (`auto_gptq.py:create_weights`).
+                if awq && !k.is_multiple_of(group) {
                     return Err(refused(
                         "The input size is not aligned with the quantized weight shape. This can be caused by too large \
                          tensor parallel size."
@@ -273,6 +279,11 @@ impl WeightScheme {
                     )));
                 }
                 let mut parts = vec![(F::I32, mul(n, bits)? / 32), (dtype, mul(mul(groups, o)?, stack)?)];
+                if expert && group == 0 {
+                    return Err(refused(
+                        "experts with one scale for all inputs: weight_quant.strategy has to be \"group\"".to_string(),
+                    ));
+                }
                 if expert {
                     // Two numbers for the fused first matrices and two for the last, in the model's type.
                     if matrix.leads {
@@ -290,6 +301,8 @@ impl WeightScheme {
                 let scales = mul(stack, matrix.shards)?;
                 let mut parts = vec![(F::U8, n / 2), (F::F8E4M3, mul(mul(o, k / 16)?, stack)?), (F::F32, scales)];
                 match input_scale {
+                    // Experts have them whether they are used or not.
+                    InputScale::None if expert => parts.push((F::F32, scales)),
                     InputScale::None => {}
                     InputScale::Single => parts.push((F::F32, scales)),
                     InputScale::Ignored => parts.push((dtype, scales)),

@@ -57,6 +57,7 @@ pub struct Rules<'a> {
     expert_ranks: u64,
     rounding: (u64, u64),
     rounds_experts: bool,
+    single_routers: bool,
 }
 
 /// How a tensor is split.
@@ -112,6 +113,10 @@ impl<'a> Rules<'a> {
             experts_whole: knobs.parallelism.expert,
             expert_ranks: ranks.saturating_mul(knobs.parallelism.data.max(1)),
             rounds_experts: checkpoint.experts_scheme.or(checkpoint.scheme).is_some_and(WeightScheme::experts_only),
+            // Hopper's and data-centre Blackwell's kernels compute in single precision from the model's type
+            // (`fused_moe/router/gate_linear.py:GateLinear`).
+            single_routers: checkpoint.class.router.single_precision
+                || (checkpoint.class.router.single_without_kernels && knobs.gpu.capability != 90 && knobs.gpu.major() != 10),
             // Triton's kernels on Hopper take tiles of 64; Marlin, CUTLASS and TRT-LLM round both sides.
             rounding: if knobs.gpu.major() == 9 { (64, 64) } else { (128, 256) },
         })
@@ -128,6 +133,12 @@ impl<'a> Rules<'a> {
         }
     }
 
+    /// The layer of a tower that a tensor belongs to; towers' layers are alike.
+    fn tower_layer(&self, tensor: &Tensor) -> Option<&'a Layer> {
+        let in_layer = matches!(tensor.place, Place::Tower) && tensor.name.contains("blk.");
+        self.spec.towers.first().filter(|_| in_layer)?.layers.first()
+    }
+
     /// Whether the model class creates it.
     #[must_use]
     pub fn loads(&self, tensor: &Tensor) -> bool {
@@ -140,7 +151,9 @@ impl<'a> Rules<'a> {
             counts => is_created(counts),
         };
         // Padding of decay rates exists in the model's own library only.
-        created && !self.above_the_features(tensor) && role(&tensor.name) != "ssm_a_padding" && !self.pools(tensor)
+        let left_out =
+            self.class.two_norms && ["attn_q_norm", "attn_k_norm"].iter().any(|norm| role(&tensor.name).starts_with(norm));
+        created && !left_out && !self.above_the_features(tensor) && role(&tensor.name) != "ssm_a_padding" && !self.pools(tensor)
     }
 
     /// Poolers of encoders are left to whoever takes the vectors.
@@ -213,7 +226,7 @@ impl<'a> Rules<'a> {
         );
         // An up projection is fused into the gate's where there is one of its own.
         let behind_gate = name == "ffn_up"
-            && match self.layer(tensor).map(|layer| &layer.feed_forward) {
+            && match self.layer(tensor).or_else(|| self.tower_layer(tensor)).map(|layer| &layer.feed_forward) {
                 Some(FeedForward::Dense(dense)) => dense.gated && !dense.fused_gate_up,
                 _ => true,
             };
@@ -223,18 +236,33 @@ impl<'a> Rules<'a> {
             Some(FeedForward::Moe(moe)) => moe.d_ff_expert / self.ranks,
             _ => 0,
         };
+        let shards = self.shards(tensor, name);
         Some(Matrix {
             n_in,
             n_out,
             experts: expert.then_some(stack),
             leads,
-            shards: self.shards(tensor, name),
+            shards,
             dtype: checkpoint.dtype,
             reads_hidden: name == "ffn_down_exps",
             expert_hidden: hidden,
             rounding: self.rounding,
             inputs_split: part.inputs_split,
             outputs_split: part.outputs_split,
+            fused: shards > 1
+                || matches!(
+                    name,
+                    "attn_q"
+                        | "attn_k"
+                        | "attn_v"
+                        | "attn_gate"
+                        | "ffn_gate"
+                        | "ffn_up"
+                        | "ffn_gate_shexp"
+                        | "ffn_up_shexp"
+                        | "ssm_alpha"
+                        | "ssm_beta"
+                ),
         })
     }
 
@@ -273,7 +301,7 @@ impl<'a> Rules<'a> {
             // Decay rates.
             "ssm_a" => !self.class.model_type_decay,
             "exp_probs_b.bias" | "altup_correct_scale.weight" => true,
-            "ffn_gate_inp.weight" => self.class.router.single_precision,
+            "ffn_gate_inp.weight" => self.single_routers,
             "indexer.k_norm.weight" | "indexer.k_norm.bias" => true,
             // Hyper-connections, and positions inside the groups that are compressed.
             "attn_compressor_ape.weight" | "indexer_compressor_ape.weight" => true,
@@ -312,6 +340,7 @@ impl<'a> Rules<'a> {
         };
         match split {
             Split::Whole => {}
+            Split::Outputs if self.whole_rates(tensor) => {}
             Split::Outputs => {
                 let whole = if is_vector { n_in } else { n_out };
                 let mut part = divide(whole, ranks, name)?;
@@ -370,7 +399,7 @@ impl<'a> Rules<'a> {
             }
         }
         let inputs_split = ranks > 1 && matches!(split, Split::Inputs);
-        let outputs_split = ranks > 1 && matches!(split, Split::Outputs | Split::KvHeads | Split::Fused);
+        let outputs_split = ranks > 1 && matches!(split, Split::Outputs | Split::KvHeads | Split::Fused | Split::Mamba2In);
         let part = Part { n_in, n_out, stack, inputs_split, outputs_split };
         let mut parts = vec![part];
         let twice = match role(name) {
@@ -384,6 +413,12 @@ impl<'a> Rules<'a> {
             parts.push(part);
         }
         Ok(parts)
+    }
+
+    /// Rates that are not divided (`mamba/gdn/qwen_gdn_linear_attn.py:maybe_disable_tp`).
+    fn whole_rates(&self, tensor: &Tensor) -> bool {
+        let rates = matches!(role(&tensor.name), "ssm_alpha.weight" | "ssm_beta.weight" | "ssm_ba.weight");
+        rates && self.class.whole_rates && matches!(self.checkpoint.scheme, Some(WeightScheme::Grouped { .. }))
     }
 
     /// A rank's share of an expert's hidden layer (`min_moe_intermediate_per_partition`).

@@ -109,9 +109,18 @@ pub fn weights(
             }
         }
     }
+    if checkpoint.class.two_norms {
+        for (index, _) in (0_u64..).zip(&spec.layers) {
+            let name = format!("blk.{index}.ffn_norm.weight");
+            let stage = ranges.iter().position(|(from, to)| (*from..*to).contains(&index)).unwrap_or(last);
+            if let Some(rank) = ranks.get_mut(stage).filter(|_| !table.tensors.iter().any(|tensor| tensor.name == name)) {
+                rank.put(checkpoint.dtype, mul(2, spec.d_model)?)?;
+            }
+        }
+    }
     if let Some(scheme) = checkpoint.scheme.filter(|_| !checkpoint.class.without_cache_scales) {
         // Attention layers of a quantized checkpoint hold scales for a cache, quantized or not.
-        let (of_type, single) = scheme.cache_scales();
+        let (of_type, single) = scheme.cache_scales(checkpoint.matching);
         for (index, layer) in (0_u64..).zip(&spec.layers) {
             let attends = match layer.mixer {
                 Mixer::Attention(_) | Mixer::Parallel(_) => true,
@@ -239,6 +248,12 @@ const METHODS: &[&str] = &[
 /// [`MathError::Refused`] for a method that the engine does not have either
 /// (`vllm/config/model.py:_verify_quantization`), [`MathError::Unsupported`].
 pub fn check_scheme(checkpoint: &Checkpoint) -> Result<(), MathError> {
+    if checkpoint.class.attention_first && checkpoint.scheme.is_some() {
+        return Err(MathError::Unsupported {
+            engine: VERSION.to_string(),
+            mechanism: "quantized weights of attention that several layers share".to_string(),
+        });
+    }
     if checkpoint.scheme != Some(WeightScheme::Unknown) {
         return Ok(());
     }

@@ -3,6 +3,7 @@
 
 mod blocks;
 mod find;
+mod refuse;
 mod specs;
 
 use alloc::format;
@@ -25,6 +26,7 @@ use crate::units::mul;
 use blocks::{heterogeneous_block, hybrid_block, preferred_block};
 use find::{Part, effective_dtype, find, has_state, head_counts, heads_of, sees_ahead, turbo_skips};
 pub use find::{draft_layers, stages};
+use refuse::{check_model, check_parallelism};
 use specs::{Blocks, caches_of};
 
 /// vLLM's own default (`vllm/config/cache.py:CacheConfig.DEFAULT_BLOCK_SIZE`).
@@ -66,7 +68,8 @@ fn refused(reason: String) -> MathError {
 pub fn cache_plan(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs) -> Result<(CachePlan, Settled), MathError> {
     let tensor = knobs.parallelism.tensor.max(1);
     let heads = head_counts(spec);
-    check_parallelism(spec, knobs, heads)?;
+    check_model(spec, checkpoint, knobs)?;
+    check_parallelism(spec, checkpoint, knobs, heads)?;
     let cache = cache_dtype(spec, checkpoint, knobs)?;
     let dtype = checkpoint.dtype;
     let encoder_decoder = spec.encoder.is_some();
@@ -130,6 +133,10 @@ pub fn cache_plan(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs) -> R
         context_parallel: knobs.parallelism.decode_context.max(1),
     };
     let found = find(spec, checkpoint, knobs, needs)?;
+    let scaled = checkpoint.scheme.is_some_and(|scheme| scheme.cache_scales(checkpoint.matching) != (0, 0));
+    if matches!(cache, CacheDtype::Fp8E5M2) && scaled && !checkpoint.class.without_cache_scales {
+        return Err(refused("fp8_e5m2 kv-cache is not supported with fp8 checkpoints.".to_string()));
+    }
     let context = StateContext { knobs, checkpoint, d_model: spec.d_model };
 
     // One block size for all attention backends, then one that a recurrent state fits in. The choice looks at the model's
@@ -216,61 +223,11 @@ pub fn cache_plan(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs) -> R
         cache_dtype: effective_dtype(&found, cache),
         dtype,
         max_batched_tokens,
-        max_sequences: knobs.max_sequences.unwrap_or(sequences_default),
+        max_sequences: knobs.max_sequences.unwrap_or_else(|| sequences_default.min(max_batched_tokens)),
         prefix_caching,
         backends: backends.iter().map(|(backend, _)| backend.name().to_string()).collect(),
     };
     Ok((plan, settled))
-}
-/// What vLLM refuses before it builds anything (`vllm/config/model.py:verify_with_parallel_config` and the divisions in
-/// its layers).
-fn check_parallelism(spec: &ModelSpec, knobs: &Knobs, heads: Option<(u64, u64)>) -> Result<(), MathError> {
-    let tensor = knobs.parallelism.tensor.max(1);
-    if let Some((heads, _)) = heads
-        && !heads.is_multiple_of(tensor)
-    {
-        return Err(refused(format!(
-            "Total number of attention heads ({heads}) must be divisible by tensor parallel size ({tensor})."
-        )));
-    }
-    for layer in &spec.layers {
-        let Some((heads, kv_heads)) = heads_of(layer) else { continue };
-        let _ = heads;
-        if kv_heads >= tensor {
-            if !kv_heads.is_multiple_of(tensor) {
-                return Err(refused(format!(
-                    "{kv_heads} is not divisible by {tensor} (key-value heads by tensor parallel size)"
-                )));
-            }
-        } else if !tensor.is_multiple_of(kv_heads.max(1)) {
-            return Err(refused(format!(
-                "{tensor} is not divisible by {kv_heads} (tensor parallel size by key-value heads, which are replicated)"
-            )));
-        }
-    }
-    let layers = u64::try_from(spec.layers.len()).unwrap_or(u64::MAX);
-    if knobs.parallelism.pipeline > layers {
-        return Err(refused(format!(
-            "pipeline parallel size ({}) is more than the number of layers ({layers})",
-            knobs.parallelism.pipeline
-        )));
-    }
-    let context = knobs.parallelism.decode_context.max(1);
-    if !tensor.is_multiple_of(context) {
-        return Err(refused(format!("tp_size={tensor} must be divisible by dcp_size={context}.")));
-    }
-    if context > 1
-        && let Some((_, kv_heads)) = heads
-        && kv_heads > 1
-        && (tensor <= kv_heads || context > tensor / kv_heads)
-    {
-        return Err(refused(format!(
-            "tensor parallel size {tensor} must be greater than total num kv heads {kv_heads} and decode context parallel \
-             size {context} at most {} when enable decode context parallel for GQA/MQA",
-            tensor / kv_heads.max(1)
-        )));
-    }
-    Ok(())
 }
 /// The cache format that the engine resolves `auto` and hooks to.
 fn cache_dtype(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs) -> Result<CacheDtype, MathError> {
