@@ -216,10 +216,21 @@ def main():
         print(json.dumps({"question": question, "answer": answer(question)}), file=out)
     commands = [json.loads(line) for line in sys.stdin]
     if commands:
+        import vllm.platforms
+
+        if not vllm.platforms.current_platform.device_type:
+            from vllm.platforms.cpu import CpuPlatform
+
+            vllm.platforms._current_platform = CpuPlatform()
         from vllm.entrypoints.common.cli_args import make_arg_parser
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-        parser = make_arg_parser(FlexibleArgumentParser())
+        try:
+            parser = make_arg_parser(FlexibleArgumentParser())
+        except RuntimeError as error:
+            # The parser's defaults ask for a device, and there is none.
+            print(json.dumps({"unparsed": str(error)}), file=out)
+            return
         for command in commands:
             print(json.dumps({"command": command, "refused": refusal(parser, command)}), file=out)
 

@@ -140,6 +140,8 @@ pub(crate) fn run(plan: &Plan) -> Result<(), String> {
             if !found.is_empty() {
                 wrong.push(format!("{}: {}", row.get("question").unwrap_or(&Value::Null), found.join("; ")));
             }
+        } else if let Some(reason) = row.get("unparsed").and_then(Value::as_str) {
+            println!("   its parser cannot be built here: {reason}");
         } else {
             parsed += 1;
             if row.get("refused").is_some_and(|refused| !refused.is_null()) {
