@@ -1,14 +1,14 @@
-//! What is being read over the network, on standard error while it is read: only on a terminal, and gone afterwards.
+//! How far something is, on standard error: only on a terminal, and gone afterwards.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use plimsoll::ingest::http::Watch;
 
-/// A line that appears with the first request and is wiped when this is dropped.
+/// What is being read over the network: a line that appears with the first request and is wiped when this is dropped.
 pub(crate) struct Progress {
     line: ProgressBar,
 }
@@ -41,6 +41,44 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.line.finish_and_clear();
+    }
+}
+
+/// How much of a known amount is done: a bar that appears after a second.
+pub(crate) struct Bar {
+    since: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Bar {
+    /// A bar of so much, in indicatif's own words; none where nobody would see it, or where it is not to be `shown`.
+    pub(crate) fn new(length: u64, template: &str, shown: bool) -> Self {
+        let bar = (shown && std::io::stderr().is_terminal()).then(|| {
+            let bar = ProgressBar::hidden();
+            bar.set_length(length);
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar
+        });
+        Self { since: Instant::now(), bar }
+    }
+
+    /// So much more is done.
+    pub(crate) fn passed(&self, more: u64) {
+        let Some(bar) = &self.bar else { return };
+        bar.inc(more);
+        if bar.is_hidden() && self.since.elapsed() > Duration::from_secs(1) {
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
     }
 }
 

@@ -63,6 +63,8 @@ fn a_pod_asks_for_what_was_planned() {
     assert!(arguments.windows(2).any(|pair| pair[0] == "-m" && pair[1].starts_with("/models/")), "{arguments:?}");
     let server = &yaml(&VLLM, &["--tensor-parallel", "2", "--as", "kubernetes"])["spec"]["containers"][0];
     assert_eq!(server["resources"]["limits"]["nvidia.com/gpu"], 2);
+    // Of a server in Python only devices are planned: a made-up limit of the host's memory would end it.
+    assert_eq!(server["resources"]["limits"].as_object().unwrap().len(), 1, "{server}");
     assert!(server["volumeMounts"].as_array().unwrap().iter().any(|mount| mount["mountPath"] == "/dev/shm"), "{server}");
     assert!(words(&server["args"]).windows(2).any(|pair| pair == ["--tensor-parallel-size", "2"]), "{server}");
 }

@@ -77,8 +77,8 @@ struct Container {
     /// The Kubernetes resource and the number of devices, without for the processor alone.
     devices: Option<(&'static str, u64)>,
     driver: Driver,
-    /// Bytes of the host's memory.
-    memory: u64,
+    /// Bytes of the host's memory, for engines whose use of it is planned.
+    memory: Option<u64>,
     health: &'static str,
     /// Whether ranks talk through shared memory.
     shares: bool,
@@ -151,10 +151,14 @@ fn mounted(arguments: &mut [String]) {
     }
 }
 
-/// What the engine takes of the host's memory, with the limits of what it may keep as it runs.
-fn on_host(question: &Question<'_>, planned: &Planned) -> Result<u64, PlanError> {
+/// What the engine takes of the host's memory, with the limits of what it may keep as it runs; `None` for servers in Python, of
+/// which only devices are planned: a limit made up for them would end them.
+fn on_host(question: &Question<'_>, planned: &Planned) -> Result<Option<u64>, PlanError> {
+    if question.effective.engine.has_pool() {
+        return Ok(None);
+    }
     let mut bytes = planned.allocation.host.used()?.get();
-    if question.effective.deployment.devices.is_empty() && !matches!(question.effective.engine, Engine::Vllm) {
+    if question.effective.deployment.devices.is_empty() {
         for place in &planned.allocation.devices {
             bytes = bytes.saturating_add(place.used()?.get());
         }
@@ -163,7 +167,7 @@ fn on_host(question: &Question<'_>, planned: &Planned) -> Result<u64, PlanError>
         bytes = bytes.saturating_add(limit.bytes.get());
     }
     // The program itself, its libraries and buffers of requests.
-    Ok(bytes.saturating_add(2 << 30))
+    Ok(Some(bytes.saturating_add(2 << 30)))
 }
 
 /// A name as Kubernetes and Compose allow it (RFC 1123 label).
@@ -182,9 +186,12 @@ const fn mib(bytes: u64) -> u64 {
 fn pod(question: &Question<'_>, planned: &Planned) -> Result<Value, PlanError> {
     let container = container(question, planned, Target::Kubernetes)?;
     let name = label(&question.model.name);
-    let memory = format!("{}Mi", mib(container.memory));
-    let mut limits = Map::new();
-    limits.insert("memory".to_string(), json!(memory));
+    let (mut requests, mut limits) = (Map::new(), Map::new());
+    if let Some(bytes) = container.memory {
+        let memory = json!(format!("{}Mi", mib(bytes)));
+        requests.insert("memory".to_string(), memory.clone());
+        limits.insert("memory".to_string(), memory);
+    }
     if let Some((resource, count)) = container.devices {
         // Devices are counted in limits; a request would have to be the same.
         limits.insert(resource.to_string(), json!(count));
@@ -204,7 +211,7 @@ fn pod(question: &Question<'_>, planned: &Planned) -> Result<Value, PlanError> {
         "image": container.image,
         "args": container.arguments,
         "ports": [{"name": "http", "containerPort": PORT}],
-        "resources": {"requests": {"memory": memory}, "limits": limits},
+        "resources": {"limits": limits},
         "readinessProbe": {"httpGet": {"path": container.health, "port": "http"}, "periodSeconds": 10},
         // Loading takes minutes: the server is given an hour before it is taken for dead.
         "startupProbe": {"httpGet": {"path": container.health, "port": "http"}, "periodSeconds": 10, "failureThreshold": 360},
@@ -212,6 +219,9 @@ fn pod(question: &Question<'_>, planned: &Planned) -> Result<Value, PlanError> {
     });
     if let (false, Some(main)) = (environment.is_empty(), main.as_object_mut()) {
         main.insert("env".to_string(), Value::Array(environment));
+    }
+    if let (false, Some(resources)) = (requests.is_empty(), main.pointer_mut("/resources").and_then(Value::as_object_mut)) {
+        resources.insert("requests".to_string(), Value::Object(requests));
     }
     Ok(json!({
         "apiVersion": "v1",

@@ -36,6 +36,7 @@ pub mod point;
 mod pooled;
 pub mod prices;
 mod projector;
+mod random;
 pub mod request;
 pub mod response;
 mod runtime;

@@ -311,15 +311,16 @@ impl<'a> Sweep<'a> {
             // In a product of axes some settings are none of an engine's: that is a row, and no reason to stop.
             Err(error) if is_refusal(&error) || (is_about_the_setting(&error) && self.lines() > 1) => {
                 let parsed = Engine::parse(options.engine.as_deref().unwrap_or("llama.cpp"))?;
+                let devices = options.devices()?.0;
                 Ok(Line {
                     label: Label {
                         engine: parsed.name().to_string(),
                         engine_version: parsed.version().to_string(),
-                        device: options.device.clone().unwrap_or_default(),
+                        device: several(&devices),
                         quant: options.quant.clone().unwrap_or_default(),
                         kv_type: options.kv_type.clone().unwrap_or_default(),
                         sequences,
-                        usable: Bytes::ZERO,
+                        usable: Bytes::sum(devices.iter().map(|device| device.usable.bytes))?,
                     },
                     sequences,
                     state: State::Refused(error.to_string()),

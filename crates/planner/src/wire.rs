@@ -396,6 +396,7 @@ pub fn capacity(request: &str) -> Result<String, String> {
             let model = question.model.model(&question.options)?;
             let asked = crate::capacity::Asked {
                 arrivals,
+                longest: 0,
                 promises: question.promises,
                 places: question.places,
                 most: None,

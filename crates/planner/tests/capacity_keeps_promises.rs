@@ -33,6 +33,7 @@ fn ask(rate: f64, ttft: f64, tpot: Option<f64>, places: &[&str], sequences: u64)
     let output = Lengths::parse("output", "uniform:20,200").unwrap();
     let asked = Asked {
         arrivals: arrivals(3, rate, 300, prompt, output).unwrap(),
+        longest: 0,
         promises: Promises { ttft_p95: Some(ttft), tpot_p95: tpot },
         places: places.iter().map(ToString::to_string).collect(),
         most: None,
@@ -76,6 +77,7 @@ fn what_no_number_of_replicas_keeps_is_said() {
     assert_eq!((small.replicas, small.binding), (None, Binding::Memory), "{}", small.why);
     let asked = Asked {
         arrivals: arrivals(1, 1.0, 10, Lengths::Fixed(9000), Lengths::Fixed(10)).unwrap(),
+        longest: 0,
         promises: Promises { ttft_p95: Some(60.0), tpot_p95: None },
         places: Vec::new(),
         most: None,
@@ -98,6 +100,7 @@ fn promises_that_are_none_are_refused() {
     for (ttft, tpot) in [(0.0, None), (f64::NAN, None), (-1.0, None), (1.0, Some(0.0)), (1.0, Some(f64::INFINITY))] {
         let asked = Asked {
             arrivals: arrivals(1, 1.0, 10, Lengths::Fixed(9), Lengths::Fixed(9)).unwrap(),
+            longest: 0,
             promises: Promises { ttft_p95: Some(ttft), tpot_p95: tpot },
             places: Vec::new(),
             most: None,

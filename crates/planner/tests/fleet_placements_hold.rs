@@ -221,10 +221,14 @@ proptest! {
     /// No placement breaks a rule, whichever way it was found, and none is worth more than the bound.
     #[test]
     fn no_device_is_ever_exceeded(problem in problems(12, 12, 60, 5)) {
+        let mut before = 0;
         for seconds in [0, 1] {
             let (counts, _) = arrange(&problem, seconds);
             prop_assert!(problem.keeps(&counts));
-            prop_assert!(problem.value(&counts) <= problem.bound());
+            let value = problem.value(&counts);
+            prop_assert!(value <= problem.bound());
+            prop_assert!(value >= before, "a search is worth no less than what it starts from");
+            before = value;
         }
     }
 

@@ -2,8 +2,8 @@
 
 use plimsoll::planner::capacity::{Capacity, Choice, Latency, Played};
 
-use super::text::{BAD, BOLD, DIM, GOOD, command, headline, paint, width, wrap};
-use super::{notes, page};
+use super::text::{BAD, DIM, GOOD, headline, paint, width, wrap};
+use super::{notes, page, run};
 
 /// A time in the unit that suits it.
 fn time(seconds: f64) -> String {
@@ -72,14 +72,8 @@ pub(crate) fn capacity(answer: &Capacity) -> String {
     }
     lines.push(format!("  {}: {} requests at {:.2} per second", answer.model, answer.requests, answer.rate));
     if let Some(best) = answer.choices.first().filter(|choice| choice.replicas.is_some()) {
-        lines.push(String::new());
-        lines.push(paint(BOLD, "Run, each replica"));
-        lines.extend(command(&best.command, width, "  "));
+        lines.extend(run("Run, each replica", &best.command, width));
     }
-    if !answer.notes.is_empty() {
-        lines.push(String::new());
-        lines.push(paint(BOLD, "Notes"));
-        lines.extend(notes(&answer.notes, width));
-    }
+    lines.extend(notes(&answer.notes, width));
     page(&lines)
 }

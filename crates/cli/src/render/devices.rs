@@ -6,7 +6,7 @@ use plimsoll::planner::size::{long, short};
 use plimsoll_probe::{Found, Local, Reading};
 
 use super::page;
-use super::text::{BOLD, DIM, columns, left, paint, right, width, wrap};
+use super::text::{BOLD, DIM, columns, device_name, left, paint, right, width, wrap};
 
 /// Gigabytes or teraflops from thousandths, without trailing zeros.
 fn thousandths(value: u64) -> String {
@@ -35,12 +35,23 @@ pub(crate) fn devices(list: &Devices) -> String {
             ]
         })
         .collect();
-    let name_width = rows.iter().map(|[name, ..]| columns(name)).max().unwrap_or(0);
-    let head = [right("usable", 9), right("total", 9), right("GB/s", 7), right("TFLOP/s", 7)].join("  ");
-    let mut lines = vec![paint(BOLD, &format!("{}  {head}  backend", left("device", name_width)))];
-    for [name, usable, total, bandwidth, compute, backend] in rows {
-        let figures = [right(&usable, 9), right(&total, 9), right(&bandwidth, 7), right(&compute, 7)].join("  ");
-        lines.push(format!("{}  {figures}  {backend}", left(&name, name_width)));
+    let backends = rows.iter().map(|[.., backend]| columns(backend)).max().unwrap_or(0);
+    let full = 2 + 9 + 2 + 9 + 2 + 7 + 2 + 7 + 2 + backends;
+    let names = rows.iter().map(|[name, ..]| columns(name)).max().unwrap_or(0);
+    // Where the terminal is narrow, what is usable is said and the nominal size is not, and names go without their maker.
+    let narrow = names + full > width;
+    let name_width = if narrow { names.min(width.saturating_sub(full - 11).max(16)) } else { names };
+    let line = |name: &str, [usable, total, bandwidth, compute, backend]: [&str; 5]| {
+        let mut cells = vec![left(&device_name(name, name_width), name_width), right(usable, 9)];
+        if !narrow {
+            cells.push(right(total, 9));
+        }
+        cells.extend([right(bandwidth, 7), right(compute, 7), backend.to_owned()]);
+        cells.join("  ")
+    };
+    let mut lines = vec![paint(BOLD, &line("device", ["usable", "total", "GB/s", "TFLOP/s", "backend"]))];
+    for [name, usable, total, bandwidth, compute, backend] in &rows {
+        lines.push(line(name, [usable, total, bandwidth, compute, backend]));
     }
     lines.push(String::new());
     let text = "cpu is this machine's processor; --memory SIZE gives it, or any device, another size. TFLOP/s are in half precision, \

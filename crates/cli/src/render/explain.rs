@@ -81,10 +81,6 @@ pub(crate) fn explain(answer: &Explain) -> String {
     lines.push(String::new());
     lines.push(paint(BOLD, "The textbook says"));
     lines.extend(textbook(answer, width));
-    if !answer.notes.is_empty() {
-        lines.push(String::new());
-        lines.push(paint(BOLD, "Notes"));
-        lines.extend(notes(&answer.notes, width));
-    }
+    lines.extend(notes(&answer.notes, width));
     page(&lines)
 }

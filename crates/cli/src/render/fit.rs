@@ -8,8 +8,8 @@ use plimsoll::planner::size::{counted, grouped, short};
 use plimsoll::planner::speed::{Rate, Throughput};
 
 use super::bar::{bar, fill};
-use super::text::{BAD, BOLD, DIM, GOOD, MAYBE, columns, command, flow, headline, left, paint, right, width, wrap};
-use super::{certainty_text, component, digits, heading, label, legend, limited, mark, notes, page};
+use super::text::{BAD, BOLD, DIM, GOOD, MAYBE, columns, flow, headline, left, paint, right, width, wrap};
+use super::{certainty_text, component, digits, heading, label, legend, limited, mark, notes, page, run};
 
 /// The first line: the answer.
 fn verdict(answer: &Fit, width: usize) -> Vec<String> {
@@ -293,17 +293,11 @@ pub(crate) fn fit(answer: &Fit) -> String {
         lines.extend(flow(reach.into_iter(), " · ", width, "  "));
     }
     if fits && !answer.command.is_empty() {
-        lines.push(String::new());
-        lines.push(paint(BOLD, "Run"));
-        lines.extend(command(&answer.command, width, "  "));
+        lines.extend(run("Run", &answer.command, width));
         lines.push(paint(BOLD, "Verify"));
         let text = verify(&answer.engine.name);
         lines.extend(wrap(text, width, "  "));
     }
-    if !answer.notes.is_empty() {
-        lines.push(String::new());
-        lines.push(paint(BOLD, "Notes"));
-        lines.extend(notes(&answer.notes, width));
-    }
+    lines.extend(notes(&answer.notes, width));
     page(&lines)
 }

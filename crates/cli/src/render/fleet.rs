@@ -3,7 +3,7 @@
 use plimsoll::planner::fleet::{Fleet, Method, Placement};
 use plimsoll::planner::size::short;
 
-use super::text::{BAD, BOLD, DIM, GOOD, columns, headline, left, paint, right, width, wrap};
+use super::text::{BAD, BOLD, DIM, GOOD, columns, device_name, headline, left, paint, right, width, wrap};
 use super::{notes, page};
 
 /// A bar of ten signs.
@@ -15,10 +15,10 @@ fn gauge(used: u64, limit: u64) -> String {
 
 fn found_by(answer: &Fleet) -> String {
     match answer.method {
-        _ if answer.unplaced.is_empty() => "every replica has a place".to_owned(),
         Method::Proven => "a mixed-integer program proved that no more fit".to_owned(),
         _ if answer.optimal => "no placement holds more".to_owned(),
         Method::Solver => format!("a mixed-integer program in the time it had, at most {} % from the bound", answer.gap_percent),
+        Method::Improved => format!("found by a search, at most {} % from the bound", answer.gap_percent),
         Method::Greedy => format!("greedy, at most {} % from the bound", answer.gap_percent),
     }
 }
@@ -26,12 +26,16 @@ fn found_by(answer: &Fleet) -> String {
 pub(crate) fn fleet(answer: &Fleet) -> String {
     let width = width();
     let (style, lead) = if answer.unplaced.is_empty() { (GOOD, "Everything fits") } else { (BAD, "Not everything fits") };
-    let counts = format!(": {} of {} replicas placed; {}", answer.placed_replicas, answer.wanted_replicas, found_by(answer));
+    let mut counts = format!(": {} of {} replicas have a place", answer.placed_replicas, answer.wanted_replicas);
+    if !answer.unplaced.is_empty() {
+        counts.push_str(&format!("; {}", found_by(answer)));
+    }
     let mut lines = headline(style, lead, &counts, width);
     for host in &answer.hosts {
         lines.push(String::new());
         lines.push(paint(BOLD, &host.name));
-        let widest = host.devices.iter().map(|device| columns(&device.name)).max().unwrap_or(0);
+        let most = width.saturating_sub(4 + 2 + 10 + 1 + 9 + 4 + 9 + 2);
+        let widest = host.devices.iter().map(|device| columns(&device_name(&device.name, most))).max().unwrap_or(0).max(6);
         for (index, device) in (0_u64..).zip(&host.devices) {
             let here =
                 |placement: &&Placement| placement.host == host.name && placement.devices.iter().any(|one| one.index == index);
@@ -47,7 +51,16 @@ pub(crate) fn fleet(answer: &Fleet) -> String {
                 right(&short(device.used.get()), 9),
                 right(&short(device.limit.get()), 9)
             );
-            lines.push(format!("  {index} {}  {figures}  {}", left(&device.name, widest), names.join(", ")));
+            let start = format!("  {index} {}  {figures}  ", left(&device_name(&device.name, widest), widest));
+            // Replicas that do not stand beside the figures stand below them.
+            let room = width.saturating_sub(columns(&start));
+            let all = names.join(", ");
+            if columns(&all) <= room {
+                lines.push(format!("{start}{all}").trim_end().to_owned());
+            } else {
+                lines.push(start.trim_end().to_owned());
+                lines.extend(wrap(&all, width, "      "));
+            }
         }
         if let (Some(limit), Some(used)) = (host.memory, host.memory_used) {
             let figures = format!(
@@ -74,11 +87,7 @@ pub(crate) fn fleet(answer: &Fleet) -> String {
             lines.extend(wrap(&format!("would place one more: {}{options}{price}", fix.change), width, "  "));
         }
     }
-    if !answer.notes.is_empty() {
-        lines.push(String::new());
-        lines.push(paint(BOLD, "Notes"));
-        lines.extend(notes(&answer.notes, width));
-    }
+    lines.extend(notes(&answer.notes, width));
     lines.push(String::new());
     lines.push(paint(DIM, "--json has the command line of every replica."));
     page(&lines)

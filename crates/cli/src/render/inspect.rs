@@ -103,10 +103,6 @@ pub(crate) fn inspect(answer: &Inspect) -> String {
         lines
             .extend(super::wrap(&ranges(&indexes).replace(',', ", "), width, "      ").into_iter().map(|line| paint(DIM, &line)));
     }
-    if !answer.notes.is_empty() {
-        lines.push(String::new());
-        lines.push(paint(BOLD, "Notes"));
-        lines.extend(notes(&answer.notes, width));
-    }
+    lines.extend(notes(&answer.notes, width));
     page(&lines)
 }

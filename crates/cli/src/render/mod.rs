@@ -111,7 +111,11 @@ fn heading(model: &ModelBrief, engine: &EngineBrief, deployment: &DeploymentBrie
     lines
 }
 
+/// A section of its own, one sentence each; nothing where there are none.
 fn notes(notes: &[String], width: usize) -> Vec<String> {
+    if notes.is_empty() {
+        return Vec::new();
+    }
     // Keys without effect are many and alike: one line names them all.
     const UNUSED: &str = ": not used (no effect on sizes is known)";
     let unused: Vec<&str> = notes.iter().filter_map(|note| note.strip_suffix(UNUSED)).collect();
@@ -119,12 +123,22 @@ fn notes(notes: &[String], width: usize) -> Vec<String> {
     if !unused.is_empty() {
         shown.push(format!("not used, no effect on sizes is known: {}", unused.join(", ")));
     }
-    let mut lines = Vec::new();
+    let mut lines = vec![String::new(), paint(BOLD, "Notes")];
     for note in &shown {
         for (index, line) in wrap(note, width.saturating_sub(2), "    ").into_iter().enumerate() {
             lines.push(if index == 0 { format!("  - {}", line.trim_start()) } else { line });
         }
     }
+    lines
+}
+
+/// A section with a command to paste; nothing where there is none.
+fn run(title: &str, arguments: &[String], width: usize) -> Vec<String> {
+    if arguments.is_empty() {
+        return Vec::new();
+    }
+    let mut lines = vec![String::new(), paint(BOLD, title)];
+    lines.extend(command(arguments, width, "  "));
     lines
 }
 
@@ -175,16 +189,10 @@ pub(crate) fn reach(answer: &Reach) -> String {
     lines.push(String::new());
     lines.extend(heading(&answer.model, &answer.engine, &answer.deployment, width));
     lines.push(format!("  used {} of {}", long(answer.used.get()), short(answer.usable.get())));
-    if value > 0 && !answer.command.is_empty() {
-        lines.push(String::new());
-        lines.push(paint(BOLD, "Run"));
-        lines.extend(command(&answer.command, width, "  "));
+    if value > 0 {
+        lines.extend(run("Run", &answer.command, width));
     }
-    if !answer.notes.is_empty() {
-        lines.push(String::new());
-        lines.push(paint(BOLD, "Notes"));
-        lines.extend(notes(&answer.notes, width));
-    }
+    lines.extend(notes(&answer.notes, width));
     page(&lines)
 }
 

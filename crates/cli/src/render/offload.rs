@@ -3,8 +3,8 @@
 use plimsoll::planner::offload::{Offload, Placement};
 use plimsoll::planner::size::short;
 
-use super::text::{BAD, BOLD, GOOD, MAYBE, columns, command, cut, headline, left, paint, right, width, wrap};
-use super::{digits, heading, notes, page};
+use super::text::{BAD, BOLD, GOOD, MAYBE, columns, cut, headline, left, paint, right, width, wrap};
+use super::{digits, heading, notes, page, run};
 
 /// A placement in the engine's words.
 fn words(placement: &Placement) -> String {
@@ -107,15 +107,7 @@ pub(crate) fn offload(answer: &Offload) -> String {
             }
         }
     }
-    if !answer.command.is_empty() {
-        lines.push(String::new());
-        lines.push(paint(BOLD, "Run"));
-        lines.extend(command(&answer.command, width, "  "));
-    }
-    if !answer.notes.is_empty() {
-        lines.push(String::new());
-        lines.push(paint(BOLD, "Notes"));
-        lines.extend(notes(&answer.notes, width));
-    }
+    lines.extend(run("Run", &answer.command, width));
+    lines.extend(notes(&answer.notes, width));
     page(&lines)
 }

@@ -52,6 +52,23 @@ pub(crate) fn cut(text: &str, width: usize) -> String {
     format!("{short}…")
 }
 
+/// A device's name in `width` columns: without its maker where it is too wide with it, cut where that is not enough.
+pub(crate) fn device_name(name: &str, width: usize) -> String {
+    const MAKERS: [&str; 5] = ["NVIDIA GeForce ", "NVIDIA ", "AMD Radeon ", "AMD ", "Intel "];
+    if columns(name) <= width {
+        return name.to_owned();
+    }
+    // A number of devices stays before the name.
+    let (count, bare) = match name.split_once("x ") {
+        Some((count, bare)) if !count.is_empty() && count.bytes().all(|byte| byte.is_ascii_digit()) => {
+            (name.get(..count.len() + 2).unwrap_or(""), bare)
+        }
+        _ => ("", name),
+    };
+    let bare = MAKERS.iter().find_map(|maker| bare.strip_prefix(maker)).unwrap_or(bare);
+    cut(&format!("{count}{bare}"), width)
+}
+
 /// Words of `text` on lines of at most `width` columns, each after `indent`.
 pub(crate) fn wrap(text: &str, width: usize, indent: &str) -> Vec<String> {
     flow(text.split_whitespace().map(str::to_owned), " ", width, indent)

@@ -3,7 +3,7 @@
 use plimsoll::planner::size::{grouped, short};
 use plimsoll::planner::which_device::{Set, WhichDevice};
 
-use super::text::{BAD, BOLD, DIM, GOOD, columns, cut, flow, headline, left, paint, right, width, wrap};
+use super::text::{BAD, BOLD, DIM, GOOD, columns, device_name, flow, headline, left, paint, right, width, wrap};
 use super::{digits, notes, page};
 
 /// A price with its day.
@@ -20,9 +20,10 @@ fn name(set: &Set) -> String {
 
 fn table(title: &str, sets: &[Set], show: usize, width: usize) -> Vec<String> {
     let sets = sets.get(..show.min(sets.len())).unwrap_or(sets);
-    let rest = 2 + 10 + 2 + 9 + 2 + 8 + 2 + 8 + 2 + 10;
-    let names = sets.iter().map(|set| columns(&name(set))).max().unwrap_or(0).clamp(12, width.saturating_sub(rest).max(16));
-    let heads = [right("usable", 10), right("free", 9), right("decode", 8), right("price", 8), left("as of", 10)];
+    let rest = 2 + 2 + 10 + 2 + 9 + 2 + 8 + 2 + 8 + 2 + 10;
+    let most = width.saturating_sub(rest).max(16);
+    let names = sets.iter().map(|set| columns(&device_name(&name(set), most))).max().unwrap_or(0).max(12);
+    let heads = [right("usable", 10), right("free", 9), right("decode", 8), right("price", 8), "as of".to_owned()];
     let mut lines = vec![paint(BOLD, &format!("{}  {}", left(title, names + 2), heads.join("  ")))];
     for set in sets {
         let rate = set.decode_tokens_per_s.map_or_else(|| "-".to_owned(), |rate| digits(rate.expected.get()));
@@ -34,7 +35,8 @@ fn table(title: &str, sets: &[Set], show: usize, width: usize) -> Vec<String> {
             right(&price, 8),
             left(&date, 10),
         ];
-        lines.push(format!("  {}  {}", left(&cut(&name(set), names), names), figures.join("  ")));
+        let line = format!("  {}  {}", left(&device_name(&name(set), names), names), figures.join("  "));
+        lines.push(line.trim_end().to_owned());
     }
     lines
 }
@@ -85,10 +87,6 @@ pub(crate) fn which_device(answer: &WhichDevice, show: usize) -> String {
     }
     text.push_str(". decode: tokens/s of one sequence, half way through its context");
     lines.extend(wrap(&text, width, "").into_iter().map(|line| paint(DIM, &line)));
-    if !answer.notes.is_empty() {
-        lines.push(String::new());
-        lines.push(paint(BOLD, "Notes"));
-        lines.extend(notes(&answer.notes, width));
-    }
+    lines.extend(notes(&answer.notes, width));
     page(&lines)
 }

@@ -117,10 +117,6 @@ pub(crate) fn which_quant(answer: &WhichQuant) -> String {
         "numbers: tokens/s of one sequence, half way through its context".to_owned(),
     ];
     lines.extend(flow(legend.into_iter(), "   ", width, "  ").into_iter().map(|line| paint(DIM, &line)));
-    if !answer.notes.is_empty() {
-        lines.push(String::new());
-        lines.push(paint(BOLD, "Notes"));
-        lines.extend(notes(&answer.notes, width));
-    }
+    lines.extend(notes(&answer.notes, width));
     page(&lines)
 }

@@ -13,14 +13,13 @@ mod text;
 use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, IsTerminal, Write};
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use plimsoll::planner::PlanError;
 use plimsoll::planner::sweep::{Line, Row, Sweep};
 use rayon::prelude::*;
 
 use crate::args::{Format, SweepArgs};
+use crate::progress::Bar;
 use crate::{FITS, model, print, render};
 
 /// Points that are worked out before they are written.
@@ -67,7 +66,9 @@ impl<'l> Batch<'l, '_> {
 
 /// Hands out every batch in order. `false` from `take` ends it early.
 fn batches(sweep: &Sweep<'_>, mut take: impl FnMut(&Batch<'_, '_>) -> Result<bool, PlanError>) -> Result<(), PlanError> {
-    let bar = Bar::new(sweep.points());
+    // Rows that scroll by on a terminal are a progress of their own.
+    let shown = !io::stdout().is_terminal();
+    let bar = Bar::new(sweep.points(), "{bar:30} {human_pos} of {human_len} points, {eta} left", shown);
     let (all, width) = (sweep.lines(), sweep.width());
     let mut at = 0;
     while at < all {
@@ -87,43 +88,6 @@ fn batches(sweep: &Sweep<'_>, mut take: impl FnMut(&Batch<'_, '_>) -> Result<boo
         at += count;
     }
     Ok(())
-}
-
-/// A bar on standard error that appears after a second, where somebody looks at it and nothing else is written there.
-struct Bar {
-    since: Instant,
-    bar: Option<ProgressBar>,
-}
-
-impl Bar {
-    fn new(points: u64) -> Self {
-        let shown = io::stderr().is_terminal() && !io::stdout().is_terminal();
-        let bar = shown.then(|| {
-            let bar = ProgressBar::hidden();
-            bar.set_length(points);
-            if let Ok(style) = ProgressStyle::with_template("{bar:30} {human_pos} of {human_len} points, {eta} left") {
-                bar.set_style(style);
-            }
-            bar
-        });
-        Self { since: Instant::now(), bar }
-    }
-
-    fn passed(&self, points: u64) {
-        let Some(bar) = &self.bar else { return };
-        bar.inc(points);
-        if bar.is_hidden() && self.since.elapsed() > Duration::from_secs(1) {
-            bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
-        }
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
 }
 
 fn cannot_write(path: &Path, error: &io::Error) -> PlanError {

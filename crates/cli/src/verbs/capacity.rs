@@ -11,6 +11,7 @@ use plimsoll::planner::capacity::{Asked, Promises, capacity};
 use plimsoll::planner::{Options, PlanError};
 
 use crate::args::CapacityArgs;
+use crate::progress::Bar;
 use crate::{DOES_NOT_FIT, FITS, render, show, source};
 
 /// The longest line of a trace.
@@ -29,9 +30,15 @@ fn read(path: &Path) -> Result<Trace, PlanError> {
         }
         other => other,
     };
-    let mut lines = BufReader::with_capacity(1 << 20, File::open(path).map_err(unavailable)?);
+    let file = File::open(path).map_err(unavailable)?;
+    // A pipe has no length: what is read is counted then, and that is all.
+    let length = file.metadata().map_or(0, |facts| facts.len());
+    let template = if length == 0 { "{spinner} {bytes} of the trace read" } else { "{bar:30} {percent} % of the trace, {eta} left" };
+    let bar = Bar::new(length, template, true);
+    let mut lines = BufReader::with_capacity(1 << 20, file);
     let mut trace = Trace::default();
     let mut line = Vec::new();
+    let mut unseen = 0_u64;
     loop {
         line.clear();
         let read = lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line).map_err(unavailable)?;
@@ -42,12 +49,17 @@ fn read(path: &Path) -> Result<Trace, PlanError> {
             return Err(data(PlanError::request("trace", format!("a line longer than {MAX_LINE} bytes"), "one request a line")));
         }
         trace.push(&String::from_utf8_lossy(&line)).map_err(data)?;
+        unseen += u64::try_from(read).unwrap_or(0);
+        if unseen >= 1 << 20 {
+            bar.passed(unseen);
+            unseen = 0;
+        }
     }
     Ok(trace)
 }
 
 pub(crate) fn run(arguments: &CapacityArgs) -> Result<u8, PlanError> {
-    let (arrivals, notes) = match &arguments.trace {
+    let (arrivals, longest, notes) = match &arguments.trace {
         Some(path) => {
             let trace = read(path)?;
             let busiest = trace.busiest().map_err(|error| match error {
@@ -56,7 +68,7 @@ pub(crate) fn run(arguments: &CapacityArgs) -> Result<u8, PlanError> {
                 }
                 other => other,
             })?;
-            (busiest, trace.notes())
+            (busiest, trace.longest, trace.notes())
         }
         None => {
             let count = arguments.requests;
@@ -64,13 +76,14 @@ pub(crate) fn run(arguments: &CapacityArgs) -> Result<u8, PlanError> {
                 return Err(PlanError::request("requests", count, format!("1 to {MAX_REQUESTS}")));
             }
             let rate = arguments.rate.unwrap_or(0.0);
-            (arrivals(arguments.seed, rate, count, arguments.prompt, arguments.output)?, Vec::new())
+            (arrivals(arguments.seed, rate, count, arguments.prompt, arguments.output)?, 0, Vec::new())
         }
     };
     let mut options = arguments.asked.options_beside(!arguments.on.is_empty())?;
     options = Options { assume_generic: arguments.source.assume_generic.then_some(true), ..options };
     let asked = Asked {
         arrivals,
+        longest,
         promises: Promises { ttft_p95: Some(arguments.ttft), tpot_p95: arguments.tpot },
         places: arguments.on.clone(),
         most: Some(arguments.max_replicas),

@@ -4,11 +4,11 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use plimsoll_math::throughput::float;
 use plimsoll_math::throughput::simulate::Arrival;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::PlanError;
+use crate::random::Random;
 use crate::size::quoted;
 
 /// A distribution of lengths.
@@ -106,19 +106,6 @@ impl<'de> Deserialize<'de> for Lengths {
     }
 }
 
-/// splitmix64.
-struct Random(u64);
-
-impl Random {
-    /// At least 0, below 1.
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        float((mixed ^ (mixed >> 31)) >> 11) / 9_007_199_254_740_992.0
-    }
-}
-
 /// `count` requests that come at random, `rate` a second on average.
 ///
 /// # Errors
@@ -127,7 +114,7 @@ pub fn arrivals(seed: u64, rate: f64, count: u32, prompt: Lengths, output: Lengt
     if !(rate > 0.0 && rate <= 1e6) {
         return Err(PlanError::request("rate", rate, "a number of requests per second above 0, at most 1000000"));
     }
-    let mut random = Random(seed ^ 0x2545_f491_4f6c_dd1d);
+    let mut random = Random::new(seed ^ 0x2545_f491_4f6c_dd1d);
     let mut at = 0.0;
     Ok((0..count)
         .map(|_| {

@@ -15,13 +15,14 @@ use plimsoll_math::throughput::simulate::{Arrival, Load, Outcome, Scheduler, Ste
 use plimsoll_math::throughput::{Metric, float};
 use serde::{Deserialize, Serialize};
 
+use crate::change::room_of;
 use crate::command::command;
 use crate::engine::{Planned, Question};
 use crate::error::PlanError;
-use crate::fit::Used;
 use crate::model::Model;
 use crate::pace::Pace;
 use crate::request::Options;
+use crate::size::short;
 
 /// Schema name of [`Capacity`].
 pub const CAPACITY_SCHEMA: &str = "plimsoll.capacity/1";
@@ -43,6 +44,8 @@ pub struct Promises {
 pub struct Asked {
     /// Requests, in order of their times.
     pub arrivals: Vec<Arrival>,
+    /// Tokens of the longest prompt with its answer where there are requests beside those that are played; 0 where there are none.
+    pub longest: u64,
     /// Latencies.
     pub promises: Promises,
     /// Places to try: devices of one replica each, as in `device`. Those of the options when empty.
@@ -205,8 +208,6 @@ fn choice(model: &Model, options: &Options, asked: &Asked, most: u64) -> Result<
     let question = Question::new(model, options)?;
     let planned = question.plan()?;
     let devices: Vec<String> = question.effective.devices.iter().map(|device| device.name.clone()).collect();
-    let used = Used::of(&planned)?;
-    let fits = used.headroom(&question.effective.devices)?;
     let mean: f64 = {
         let tokens: f64 = asked.arrivals.iter().map(|one| f64::from(one.prompt) + f64::from(one.output)).sum();
         tokens / float(u64::try_from(asked.arrivals.len()).unwrap_or(1).max(1))
@@ -224,13 +225,18 @@ fn choice(model: &Model, options: &Options, asked: &Asked, most: u64) -> Result<
         assumptions: Vec::new(),
         devices,
     };
-    let short = planned.vllm.as_ref().and_then(|answer| answer.short_by);
-    if let Some(missing) = fits.err().or(short) {
-        answer.why = format!("a replica does not fit: {missing} B are missing");
+    if let Err(missing) = room_of(&question, &planned)? {
+        answer.why = format!("a replica does not fit: {} are missing", short(missing.get()));
         return Ok(answer);
     }
     let longest = asked.arrivals.iter().map(|one| u64::from(one.prompt) + u64::from(one.output)).max().unwrap_or(0);
     let context = planned.resolved.context_per_sequence;
+    if asked.longest > longest.max(context) {
+        answer.assumptions.push(format!(
+            "requests beside those played are longer than the context of {context} tokens, the longest {}: they are not counted",
+            asked.longest
+        ));
+    }
     if longest > context {
         let over = asked.arrivals.iter().filter(|one| u64::from(one.prompt) + u64::from(one.output) > context).count();
         answer.binding = Binding::Context;
@@ -243,7 +249,7 @@ fn choice(model: &Model, options: &Options, asked: &Asked, most: u64) -> Result<
     let Some(pace) = Pace::new(&question, &planned)? else {
         return Err(PlanError::request("device", answer.devices.join(", "), "an engine and devices whose speed is modelled"));
     };
-    answer.assumptions.clone_from(&pace.assumptions);
+    answer.assumptions.extend(pace.assumptions.iter().cloned());
     let scheduler = scheduler(&question, &planned, mean, &mut answer.assumptions);
     answer.sequences = u64::from(scheduler.max_sequences);
     let around = pace.around(Metric::Decode, 1.0);

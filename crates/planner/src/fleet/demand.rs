@@ -71,7 +71,7 @@ impl Ground {
                 ground.add(kind, name, host, &devices, request);
             }
         }
-        if request.host.iter().any(|host| host.memory.is_none()) {
+        if ground.sites.iter().any(|site| site.memory_bin.is_none()) {
             ground.notes.push("hosts without `memory` are taken to have enough of it".to_string());
         }
         Ok(ground)
@@ -209,7 +209,7 @@ pub(super) fn demand(base: &Question<'_>, block: &Block, known: &[Device]) -> Re
         options.memory = None;
         options.tensor_split = None;
         match Engine::parse(options.engine.as_deref().unwrap_or("llama.cpp")) {
-            Ok(Engine::Vllm) => {
+            Ok(engine) if engine.has_ranks() => {
                 let ranks = options.pipeline_parallel.unwrap_or(1).max(1) * options.data_parallel.unwrap_or(1).max(1);
                 let count = u64::try_from(block.devices.len()).unwrap_or(1);
                 options.tensor_parallel = Some(count.checked_div(ranks).unwrap_or(1).max(1));
@@ -223,7 +223,7 @@ pub(super) fn demand(base: &Question<'_>, block: &Block, known: &[Device]) -> Re
     });
     let planned = changed.and_then(|question| {
         let planned = question.plan()?;
-        if planned.vllm.as_ref().is_some_and(|answer| answer.short_by.is_some()) {
+        if planned.short_by().is_some() {
             return Ok(None);
         }
         let used = Used::of(&planned)?;

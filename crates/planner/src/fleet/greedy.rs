@@ -6,19 +6,22 @@ use core::cmp::Reverse;
 
 use super::problem::{Candidate, Problem};
 
-struct State<'a> {
-    problem: &'a Problem,
+#[derive(Clone)]
+pub(super) struct State<'a> {
+    pub(super) problem: &'a Problem,
     left: Vec<u64>,
-    counts: Vec<u64>,
+    pub(super) counts: Vec<u64>,
     /// Replicas of each model on each host.
     there: Vec<u64>,
+    /// Replicas of each model.
+    pub(super) placed: Vec<u64>,
     by_model: Vec<Vec<usize>>,
     /// Models that each model may not share a host with, whichever of the two says so.
     apart: Vec<Vec<usize>>,
 }
 
 impl<'a> State<'a> {
-    fn new(problem: &'a Problem) -> Self {
+    pub(super) fn new(problem: &'a Problem) -> Self {
         let mut by_model = vec![Vec::new(); problem.wanted.len()];
         for (index, candidate) in problem.candidates.iter().enumerate() {
             if let Some(list) = by_model.get_mut(candidate.model) {
@@ -34,6 +37,7 @@ impl<'a> State<'a> {
             left: problem.bins.iter().map(|bin| bin.capacity).collect(),
             counts: vec![0; problem.candidates.len()],
             there: vec![0; problem.wanted.len() * problem.hosts.max(1)],
+            placed: vec![0; problem.wanted.len()],
             by_model,
         }
     }
@@ -52,7 +56,8 @@ impl<'a> State<'a> {
                 .is_none_or(|others| others.iter().all(|other| self.on(*other, candidate.host) == 0))
     }
 
-    fn put(&mut self, index: usize, add: bool) {
+    /// Puts a replica where a candidate says, or takes it away.
+    pub(super) fn put(&mut self, index: usize, add: bool) {
         let Some(candidate) = self.problem.candidates.get(index) else { return };
         let change = |value: &mut u64, by: u64| *value = if add { value.saturating_add(by) } else { value.saturating_sub(by) };
         for (bin, bytes) in &candidate.uses {
@@ -66,10 +71,13 @@ impl<'a> State<'a> {
         if let Some(there) = self.there.get_mut(candidate.model * self.problem.hosts.max(1) + candidate.host) {
             change(there, 1);
         }
+        if let Some(placed) = self.placed.get_mut(candidate.model) {
+            change(placed, 1);
+        }
     }
 
     /// Where a replica of a model leaves the least behind: the fewest devices, then the fullest.
-    fn best(&self, model: usize) -> Option<usize> {
+    pub(super) fn best(&self, model: usize) -> Option<usize> {
         let list = self.by_model.get(model)?;
         let rest = |candidate: &Candidate| -> u64 {
             let left = |(bin, bytes): &(usize, u64)| self.left.get(*bin).map_or(0, |left| left.saturating_sub(*bytes));
@@ -105,25 +113,26 @@ impl<'a> State<'a> {
     }
 }
 
+/// How hard a model is to place: the share of a bin that its easiest candidate takes, in millionths.
+pub(super) fn hardness(problem: &Problem, model: usize) -> u64 {
+    let share = |candidate: &Candidate| -> u64 {
+        let part = |(bin, bytes): &(usize, u64)| {
+            let capacity = u128::from(problem.bins.get(*bin).map_or(1, |bin| bin.capacity.max(1)));
+            u64::try_from(u128::from(*bytes) * 1_000_000 / capacity).unwrap_or(u64::MAX)
+        };
+        candidate.uses.iter().map(part).fold(0, u64::saturating_add)
+    };
+    problem.of(model).map(|(_, candidate)| share(candidate)).min().unwrap_or(0)
+}
+
 /// How many replicas go to each candidate.
 pub(super) fn place(problem: &Problem) -> Vec<u64> {
     let mut state = State::new(problem);
-    // Hardness: the share of a bin that the easiest candidate takes, in millionths.
-    let hardness = |model: usize| -> u64 {
-        let share = |candidate: &Candidate| -> u64 {
-            let part = |(bin, bytes): &(usize, u64)| {
-                let capacity = u128::from(problem.bins.get(*bin).map_or(1, |bin| bin.capacity.max(1)));
-                u64::try_from(u128::from(*bytes) * 1_000_000 / capacity).unwrap_or(u64::MAX)
-            };
-            candidate.uses.iter().map(part).fold(0, u64::saturating_add)
-        };
-        problem.of(model).map(|(_, candidate)| share(candidate)).min().unwrap_or(0)
-    };
     let mut order: Vec<(usize, u64, u64, usize)> = problem
         .wanted
         .iter()
         .enumerate()
-        .map(|(model, wanted)| (model, wanted.worth, hardness(model), state.by_model.get(model).map_or(0, Vec::len)))
+        .map(|(model, wanted)| (model, wanted.worth, hardness(problem, model), state.by_model.get(model).map_or(0, Vec::len)))
         .collect();
     order.sort_by_key(|(model, worth, hard, ways)| (Reverse(*worth), Reverse(*hard), *ways, *model));
     for (model, ..) in order {

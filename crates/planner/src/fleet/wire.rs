@@ -125,7 +125,7 @@ pub struct FleetModel {
 pub struct FleetRequest {
     /// What is kept free on every device.
     pub headroom: Option<Headroom>,
-    /// How long a solver may look for something better, seconds; 2 when left out, 0 for the greedy placement.
+    /// How long a solver may look for something better, seconds; 2 when left out. 0 for the greedy placement as it is.
     pub solver_seconds: Option<u64>,
     /// Hosts.
     pub host: Vec<FleetHost>,
@@ -141,6 +141,8 @@ pub struct FleetRequest {
 pub enum Method {
     /// The hardest first, each where it leaves the least.
     Greedy,
+    /// The greedy placement, made better by clearing hosts and filling them again.
+    Improved,
     /// By a mixed-integer program that ran out of time.
     Solver,
     /// By a mixed-integer program: nothing better exists.
