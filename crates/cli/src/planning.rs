@@ -44,7 +44,7 @@ pub(crate) fn which_device(arguments: &WhichDeviceArgs) -> Result<u8, PlanError>
     let (target, options) = arguments.target()?;
     let answer = planner::which_device(&asked(&arguments.question)?, &options, &target)?;
     show(arguments.question.json, &answer, |answer| render::which_device(answer, arguments.show))?;
-    Ok(if answer.smallest.is_empty() { DOES_NOT_FIT } else { FITS })
+    Ok(if answer.smallest.is_empty() && answer.mixed.is_empty() { DOES_NOT_FIT } else { FITS })
 }
 
 /// `plimsoll offload`: 0 where everything fits on devices, 2 with a part on the host, 3 where nothing fits.

@@ -9,7 +9,7 @@ use plimsoll_math::units::Bytes;
 use crate::engine::{Planned, Question};
 use crate::error::PlanError;
 use crate::fit::Used;
-use crate::request::{Engine, Options};
+use crate::request::Options;
 
 impl<'a> Question<'a> {
     /// The same question with other options; what the change does not touch is not worked out again.
@@ -36,7 +36,7 @@ impl<'a> Question<'a> {
     /// # Errors
     /// As [`Question::changed`].
     pub fn on_devices(&self, device: &Device, count: u64) -> Result<Self, PlanError> {
-        let ranks = matches!(self.effective.engine, Engine::Vllm);
+        let ranks = self.effective.engine.has_ranks();
         let mut changed = self.changed(|options| {
             options.device = Some(if count == 1 || ranks { device.name.clone() } else { format!("{count}x {}", device.name) });
             options.devices = None;

@@ -66,7 +66,7 @@ impl<'a> Changes<'_, 'a> {
             return Ok(());
         }
         let narrower: Vec<&str> = match self.question.effective.engine {
-            Engine::LlamaCpp(_) => {
+            Engine::LlamaCpp(_) | Engine::Ollama => {
                 let each = |format: StorageFormat| format.block_bytes().saturating_mul(32) / format.block_len();
                 let now = each(self.question.effective.deployment.kv_type_k);
                 [StorageFormat::Q8_0, StorageFormat::Q5_1, StorageFormat::Q4_0]
@@ -75,7 +75,9 @@ impl<'a> Changes<'_, 'a> {
                     .map(StorageFormat::name)
                     .collect()
             }
-            engine if engine.has_ranks() && self.question.options.kv_type.is_none() => vec!["fp8"],
+            _ if self.question.options.kv_type.is_some() => Vec::new(),
+            engine if engine.has_ranks() => vec!["fp8"],
+            Engine::Mlx => vec!["8bit", "4bit"],
             _ => Vec::new(),
         };
         for name in narrower {
@@ -113,6 +115,9 @@ impl<'a> Changes<'_, 'a> {
     }
 
     fn quantization(&mut self) -> Result<(), PlanError> {
+        if self.question.effective.engine == Engine::Mlx {
+            return self.fewer_bits();
+        }
         if !self.question.can_requantize() {
             return Ok(());
         }
@@ -123,6 +128,20 @@ impl<'a> Changes<'_, 'a> {
                 continue;
             }
             if self.offer(Some(changed), format!("weights in {file_type}"), words(&["--quant", file_type]))? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// MLX-LM's converter stores matrices in groups of few bits, where the source is not quantized already.
+    fn fewer_bits(&mut self) -> Result<(), PlanError> {
+        if self.question.options.quant.is_some() || self.question.model.quantization.is_some() {
+            return Ok(());
+        }
+        for name in ["8bit", "6bit", "4bit", "3bit"] {
+            let changed = self.with(|options| options.quant = Some(name.to_string()))?;
+            if self.offer(changed, format!("weights in {name}"), words(&["--quant", name]))? {
                 break;
             }
         }
@@ -186,12 +205,12 @@ impl<'a> Changes<'_, 'a> {
         let devices = self.question.effective.devices.clone();
         let Some(last) = devices.last().filter(|device| device.kind == DeviceKind::Gpu) else { return Ok(()) };
         let asked = &self.question.options;
-        if self.question.effective.engine == Engine::Vllm {
+        if self.question.effective.engine.has_ranks() {
             let now = asked.tensor_parallel.unwrap_or(1);
             if asked.devices.is_some() || devices.len() != usize::try_from(now).unwrap_or(0) {
                 return Ok(());
             }
-            for count in [now.saturating_add(1), now.saturating_mul(2)] {
+            for count in [now.saturating_add(1), now.saturating_mul(2), now.saturating_mul(4)] {
                 let changed = self.with(|options| options.tensor_parallel = Some(count))?;
                 let name = format!("{count} x {} in tensor parallel", last.name);
                 if self.offer(changed, name, words(&["--tensor-parallel", &count.to_string()]))? {
@@ -204,6 +223,13 @@ impl<'a> Changes<'_, 'a> {
         let Some(first) = asked.device.clone().filter(|_| devices.len() < MAX_DEVICES && asked.tensor_split.is_none()) else {
             return Ok(());
         };
+        // Alike devices are written as a name and a number.
+        let alike = devices.iter().all(|device| device.name == last.name) && asked.devices.is_none();
+        if let (true, Ok((_, name))) = (alike, Device::count_of(&first)) {
+            let many = format!("{name} x{}", devices.len() + 1);
+            let changed = self.with(|options| options.device = Some(many.clone()))?;
+            return self.offer(changed, format!("one more {}", last.name), words(&["--device", &many])).map(|_| ());
+        }
         let mut more = asked.devices.clone().unwrap_or_default();
         more.push(last.name.clone());
         let mut options = words(&["--device", &first]);

@@ -25,6 +25,7 @@ mod generic;
 pub mod inspect;
 pub mod like;
 pub mod limits;
+pub mod mixed;
 pub mod mlx;
 pub mod model;
 pub mod naive;

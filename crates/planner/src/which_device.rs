@@ -14,6 +14,7 @@ use crate::change::{is_refusal, room_of};
 use crate::engine::{Planned, Question};
 use crate::error::PlanError;
 use crate::fit::{engine_brief, model_brief};
+use crate::mixed::MixedSet;
 use crate::model::Model;
 use crate::pace::Pace;
 use crate::prices::{Asked, Price, Prices};
@@ -105,6 +106,8 @@ pub struct WhichDevice {
     pub smallest: Vec<Set>,
     /// The same sets that have a price, the cheapest first.
     pub cheapest: Vec<Set>,
+    /// Two of the named kinds together, where that takes fewer devices of either than it does alone.
+    pub mixed: Vec<MixedSet>,
     /// Why the others are not there.
     pub left_out: Left,
     /// What was assumed.
@@ -151,6 +154,44 @@ enum Found {
     Refused,
 }
 
+/// Whether devices are enough for what was asked.
+pub(crate) enum Judged {
+    /// They are.
+    Enough {
+        /// Bytes left on the fullest.
+        headroom: Bytes,
+        /// Used on all of them, upper bounds taken.
+        used: Bytes,
+        /// Tokens per second of one sequence, half way through its context.
+        decode: Option<Rate>,
+        /// Tokens per second of a prompt.
+        prefill: Option<Rate>,
+    },
+    /// They hold too little.
+    TooSmall,
+    /// They hold it, and are too slow.
+    TooSlow,
+}
+
+/// Holds a plan beside the target.
+pub(crate) fn judge(question: &Question<'_>, planned: &Planned, target: &Target) -> Result<Judged, PlanError> {
+    let Ok(headroom) = room_of(question, planned)? else { return Ok(Judged::TooSmall) };
+    let pace = Pace::new(question, planned)?;
+    let context = float(planned.resolved.context_per_sequence);
+    let decode = pace.as_ref().map(|pace| pace.decode(1.0, context / 2.0));
+    let prefill = pace.as_ref().map(|pace| pace.prefill(context.clamp(1.0, 512.0), 0.0));
+    let reached =
+        |least: Option<PerSecond>, rate: Option<Rate>| least.is_none_or(|least| rate.is_some_and(|rate| rate.expected >= least));
+    if !reached(target.min_decode, decode) || !reached(target.min_prefill, prefill) {
+        return Ok(Judged::TooSlow);
+    }
+    let mut used = Bytes::ZERO;
+    for place in &planned.allocation.devices {
+        used = used.plus(place.used()?)?;
+    }
+    Ok(Judged::Enough { headroom, used, decode, prefill })
+}
+
 fn smallest_set(plans: &mut Plans<'_>, device: &Device, target: &Target, prices: &Prices) -> Result<Found, PlanError> {
     let mut outcome = Found::Refused;
     for count in 1..=target.most.unwrap_or(8) {
@@ -161,25 +202,17 @@ fn smallest_set(plans: &mut Plans<'_>, device: &Device, target: &Target, prices:
             return Ok(if count == 1 { Found::TooExpensive } else { outcome });
         }
         let Some((question, planned)) = plans.of(device, count)? else { continue };
-        let Ok(headroom) = room_of(&question, &planned)? else {
-            outcome = Found::TooSmall;
-            continue;
+        let (headroom, used, decode, prefill) = match judge(&question, &planned, target)? {
+            Judged::Enough { headroom, used, decode, prefill } => (headroom, used, decode, prefill),
+            Judged::TooSmall => {
+                outcome = Found::TooSmall;
+                continue;
+            }
+            Judged::TooSlow => {
+                outcome = Found::TooSlow;
+                continue;
+            }
         };
-        let pace = Pace::new(&question, &planned)?;
-        let context = float(planned.resolved.context_per_sequence);
-        let decode = pace.as_ref().map(|pace| pace.decode(1.0, context / 2.0));
-        let prefill = pace.as_ref().map(|pace| pace.prefill(context.clamp(1.0, 512.0), 0.0));
-        let reached = |least: Option<PerSecond>, rate: Option<Rate>| {
-            least.is_none_or(|least| rate.is_some_and(|rate| rate.expected >= least))
-        };
-        if !reached(target.min_decode, decode) || !reached(target.min_prefill, prefill) {
-            outcome = Found::TooSlow;
-            continue;
-        }
-        let mut used = Bytes::ZERO;
-        for place in &planned.allocation.devices {
-            used = used.plus(place.used()?)?;
-        }
         return Ok(Found::Set(Box::new(Set {
             device: device.name.clone(),
             count,
@@ -215,6 +248,25 @@ fn candidates(target: &Target) -> Result<Vec<Device>, PlanError> {
     Ok(Device::all()?.into_iter().filter(|device| device.kind == DeviceKind::Gpu && device.driver != Driver::Cpu).collect())
 }
 
+/// The question on a device that the engine runs on, CUDA first.
+fn base<'a>(model: &'a Model, options: &Options, devices: &[Device]) -> Result<Question<'a>, PlanError> {
+    let mut refused = None;
+    let (first, then): (Vec<&Device>, Vec<&Device>) = devices.iter().partition(|device| device.driver == Driver::Cuda);
+    let mut drivers: Vec<Driver> = Vec::new();
+    for device in first.into_iter().chain(then) {
+        // One of each driver: the others are refused alike.
+        if drivers.contains(&device.driver) {
+            continue;
+        }
+        drivers.push(device.driver);
+        match Question::new(model, &Options { device: Some(device.name.clone()), ..options.clone() }) {
+            Ok(question) => return Ok(question),
+            Err(error) => refused = refused.or(Some(error)),
+        }
+    }
+    Err(refused.unwrap_or_else(|| PlanError::request("devices", "nothing", "devices to choose among")))
+}
+
 /// Which devices are enough for a deployment.
 ///
 /// # Errors
@@ -232,17 +284,14 @@ pub fn which_device(model: &Model, options: &Options, target: &Target) -> Result
         return Err(PlanError::request("speed", "0", "tokens per second above 0"));
     }
     let devices = candidates(target)?;
-    let Some(first) = devices.iter().find(|device| device.driver == Driver::Cuda).or(devices.first()) else {
-        return Err(PlanError::request("devices", "nothing", "devices to choose among"));
-    };
-    let base = Question::new(model, &Options { device: Some(first.name.clone()), ..options.clone() })?;
+    let base = base(model, options, &devices)?;
     // What the engine refuses everywhere is said once, in its words.
     let planned = base.plan()?;
     let prices = Prices::new(&target.prices)?;
     let (context, engine, brief) = (planned.resolved.context_per_sequence, engine_brief(&base), model_brief(&base)?);
     let sequences = base.effective.deployment.sequences;
     let mut notes = base.notes.clone();
-    let mut plans = Plans { base, known: BTreeMap::new() };
+    let mut plans = Plans { base: base.clone(), known: BTreeMap::new() };
     let (mut smallest, mut left_out) = (Vec::new(), Left::default());
     for device in &devices {
         match smallest_set(&mut plans, device, target, &prices)? {
@@ -254,6 +303,7 @@ pub fn which_device(model: &Model, options: &Options, target: &Target) -> Result
         }
     }
     smallest.sort_by_key(|set| (set.usable, set.count));
+    let mixed = crate::mixed::mixed(&base, &devices, &smallest, target, &prices)?;
     let mut cheapest: Vec<Set> = smallest.iter().filter(|set| set.cents.is_some()).cloned().collect();
     cheapest.sort_by_key(|set| (set.cents, set.usable));
     let unpriced = smallest.len().saturating_sub(cheapest.len());
@@ -274,6 +324,7 @@ pub fn which_device(model: &Model, options: &Options, target: &Target) -> Result
         target: target.clone(),
         smallest,
         cheapest,
+        mixed,
         left_out,
         notes,
     })

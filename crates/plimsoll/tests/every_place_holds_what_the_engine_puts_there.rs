@@ -11,6 +11,11 @@
 )]
 
 mod headers;
+#[path = "support/places.rs"]
+#[allow(dead_code, reason = "rows name their models by config here")]
+mod places;
+#[allow(dead_code, unused_imports, reason = "what places needs of it is not all there is")]
+mod support;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,58 +25,12 @@ use flate2::read::GzDecoder;
 use headers::{fixture, rows};
 use plimsoll_ingest::{gguf, hf};
 use plimsoll_math::allocation::{Certainty, PlaceAllocation, TermKind};
-use plimsoll_math::deployment::{
-    Accelerator, Backend, ContextRequest, Deployment, FlashAttention, Location, Share, TensorOverride,
-};
+use plimsoll_math::deployment::Deployment;
 use plimsoll_math::engine::llama_cpp::allocate::allocate;
 use plimsoll_math::engine::llama_cpp::{Build, FileType, LoaderFacts, quantize};
-use plimsoll_math::format::StorageFormat;
 use plimsoll_math::spec::ModelSpec;
 use plimsoll_math::tensor::{Counts, Place, TensorTable};
 use serde_json::Value;
-
-/// The deployment of a row of partial offload or two GPUs.
-fn deployment(row: &Value) -> Option<Deployment> {
-    let params = &row["params"];
-    let card = Accelerator { backend: Backend::Cuda { compute_capability: 890 }, free: 24 << 30 };
-    let devices = match row["backend"].as_str()? {
-        "cuda-cc890-partial" => vec![card],
-        "2xcuda-cc890" => vec![card, card],
-        _ => return None,
-    };
-    let number = |key: &str| params.get(key).map(|value| value.as_u64().unwrap());
-    let flag = |key: &str| params.get(key).and_then(Value::as_bool);
-    let format = |key: &str| params[key].as_str().map_or(StorageFormat::F16, |name| StorageFormat::from_name(name).unwrap());
-    Some(Deployment {
-        devices,
-        sequences: number("parallel").unwrap_or(1),
-        ubatch: number("n_ubatch").unwrap_or(512),
-        kv_type_k: format("type_k"),
-        kv_type_v: format("type_v"),
-        flash_attention: match params["fa"].as_str()? {
-            "on" => FlashAttention::On,
-            "off" => FlashAttention::Off,
-            _ => FlashAttention::Auto,
-        },
-        kv_unified: flag("kv_unified").unwrap_or(false),
-        gpu_layers: number("ngl"),
-        cpu_moe: flag("cpu_moe").unwrap_or(false),
-        n_cpu_moe: number("n_cpu_moe").unwrap_or(0),
-        kv_offload: flag("offload_kqv").unwrap_or(true),
-        op_offload: flag("op_offload").unwrap_or(true),
-        tensor_overrides: params["ot"].as_array().map_or_else(Vec::new, |patterns| {
-            let stays = |pattern: &Value| TensorOverride { pattern: pattern.as_str().unwrap().into(), place: Location::Host };
-            patterns.iter().map(stays).collect()
-        }),
-        tensor_split: params["tensor_split"].as_array().map_or_else(Vec::new, |shares| {
-            shares
-                .iter()
-                .map(|share| Share::try_from(f32::from(u8::try_from(share.as_u64().unwrap()).unwrap())).unwrap())
-                .collect()
-        }),
-        ..Deployment::new(ContextRequest::Total(number("n_ctx").unwrap()), card.backend)
-    })
-}
 
 /// Bytes of a kind of buffer in a place, as the engine names it.
 fn measured(row: &Value, key: &str, place: Option<usize>) -> u64 {
@@ -170,7 +129,7 @@ fn walk(door: Door, file: &str, at_least: [usize; 2], not_yet: &[&str]) {
     let mut models: BTreeMap<(String, String), Option<(ModelSpec, TensorTable)>> = BTreeMap::new();
     let (mut right, mut n_exact, mut wrong) = (0, 0, Vec::new());
     for row in rows(file) {
-        let Some(deployment) = deployment(&row) else { continue };
+        let Some((deployment, _)) = places::request(&row) else { continue };
         let build = Build::parse(row["engine"].as_str().unwrap()).unwrap();
         let (name, quant) = (row["model"].as_str().unwrap().to_owned(), row["quant"].as_str().unwrap().to_owned());
         if not_yet.contains(&name.as_str()) || row.get("error").is_some() {

@@ -273,8 +273,14 @@ pub(crate) fn fit(answer: &Fit) -> String {
         let names = closest.iter().map(|change| columns(&change.change)).max().unwrap_or(0);
         for change in closest {
             let options: Vec<String> = change.options.iter().map(|option| super::text::shell(option)).collect();
-            let text = format!("{}  {}", left(&change.change, names), options.join(" "));
-            lines.push(format!("  {}", super::text::cut(&text, width.saturating_sub(2))));
+            let options = options.join(" ");
+            // Options are there to be copied: what does not stand beside the words stands below them, whole.
+            if 2 + names + 2 + columns(&options) <= width {
+                lines.push(format!("  {}  {options}", left(&change.change, names)));
+            } else {
+                lines.push(format!("  {}", change.change));
+                lines.push(format!("      {options}"));
+            }
         }
     }
     let fits = matches!(answer.verdict, Verdict::Fits { .. } | Verdict::FitsWithOffload { .. });

@@ -1,17 +1,21 @@
 //! `plimsoll which-device` for people.
 
+use plimsoll::planner::mixed::MixedSet;
 use plimsoll::planner::size::{grouped, short};
 use plimsoll::planner::which_device::{Set, WhichDevice};
 
-use super::text::{BAD, BOLD, DIM, GOOD, columns, device_name, flow, headline, left, paint, right, width, wrap};
+use super::text::{BAD, BOLD, DIM, GOOD, MAYBE, columns, device_name, flow, headline, left, paint, right, width, wrap};
 use super::{digits, notes, page};
+
+/// Cents in the unit that prices have.
+fn amount(cents: u64) -> String {
+    if cents.is_multiple_of(100) { grouped(cents / 100) } else { format!("{}.{:02}", grouped(cents / 100), cents % 100) }
+}
 
 /// A price with its day.
 fn price(set: &Set) -> (String, String) {
     let Some(cents) = set.cents else { return ("-".to_owned(), String::new()) };
-    let text =
-        if cents.is_multiple_of(100) { grouped(cents / 100) } else { format!("{}.{:02}", grouped(cents / 100), cents % 100) };
-    (text, set.price.as_ref().map_or_else(String::new, |price| price.date.clone()))
+    (amount(cents), set.price.as_ref().map_or_else(String::new, |price| price.date.clone()))
 }
 
 fn name(set: &Set) -> String {
@@ -41,6 +45,28 @@ fn table(title: &str, sets: &[Set], show: usize, width: usize) -> Vec<String> {
     lines
 }
 
+/// Sets of two kinds, with names on lines of their own where they are long.
+fn mixed(sets: &[MixedSet], show: usize, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    for set in sets.iter().take(show) {
+        let names: Vec<String> = set
+            .parts
+            .iter()
+            .map(|part| if part.count == 1 { part.device.clone() } else { format!("{}x {}", part.count, part.device) })
+            .collect();
+        let rate = set.decode_tokens_per_s.map_or_else(String::new, |rate| format!(", decode {}", digits(rate.expected.get())));
+        let cost = set.cents.map_or_else(String::new, |cents| format!(", at {}", amount(cents)));
+        let text = format!(
+            "{}: {} usable, {} free on the fullest{rate}{cost}",
+            names.join(" + "),
+            short(set.usable.get()),
+            short(set.headroom.get())
+        );
+        lines.extend(wrap(&text, width, "  "));
+    }
+    lines
+}
+
 /// The answer of `which-device`.
 pub(crate) fn which_device(answer: &WhichDevice, show: usize) -> String {
     let width = width();
@@ -51,6 +77,9 @@ pub(crate) fn which_device(answer: &WhichDevice, show: usize) -> String {
                 .map(|set| format!("; the cheapest with a known price is {} at {}", name(set), price(set).0))
                 .unwrap_or_default();
             headline(GOOD, &name(smallest), &format!(" is the smallest that is enough for {asked}{cheap}"), width)
+        }
+        (None, _) if !answer.mixed.is_empty() => {
+            headline(MAYBE, "No device is enough alone", &format!(" for {asked}: two kinds together are"), width)
         }
         (None, _) => headline(BAD, "No device is enough", &format!(" for {asked}"), width),
     };
@@ -68,6 +97,10 @@ pub(crate) fn which_device(answer: &WhichDevice, show: usize) -> String {
     if !answer.cheapest.is_empty() {
         lines.push(String::new());
         lines.extend(table("Cheapest", &answer.cheapest, show, width));
+    }
+    if !answer.mixed.is_empty() {
+        lines.extend([String::new(), paint(BOLD, "Of two kinds")]);
+        lines.extend(mixed(&answer.mixed, show, width));
     }
     lines.push(String::new());
     let left_out = &answer.left_out;

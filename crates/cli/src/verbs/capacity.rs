@@ -33,7 +33,8 @@ fn read(path: &Path) -> Result<Trace, PlanError> {
     let file = File::open(path).map_err(unavailable)?;
     // A pipe has no length: what is read is counted then, and that is all.
     let length = file.metadata().map_or(0, |facts| facts.len());
-    let template = if length == 0 { "{spinner} {bytes} of the trace read" } else { "{bar:30} {percent} % of the trace, {eta} left" };
+    let template =
+        if length == 0 { "{spinner} {bytes} of the trace read" } else { "{bar:30} {percent} % of the trace, {eta} left" };
     let bar = Bar::new(length, template, true);
     let mut lines = BufReader::with_capacity(1 << 20, file);
     let mut trace = Trace::default();

@@ -14,6 +14,7 @@ use crate::engine::llama_cpp::loader_facts::LoaderFacts;
 use crate::engine::llama_cpp::memory::{Memory, PlacedMemory, memory_of};
 use crate::engine::llama_cpp::resolve::Resolved;
 use crate::engine::llama_cpp::weights::{WeightBuffer, weight_buffers};
+use crate::engine::terms::exact;
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::ModelSpec;
@@ -126,18 +127,6 @@ pub fn cache_bytes_per_token(memory: &Memory, deployment: &Deployment) -> Result
     Ok(parts / 128)
 }
 
-fn leaf(component: TermKind, label: &str, bytes: u64, formula: String, source: &str) -> Result<Term, MathError> {
-    Ok(Term {
-        component,
-        label: label.to_string(),
-        bytes: Bytes::new(bytes)?,
-        certainty: Certainty::Exact,
-        formula,
-        source: source.to_string(),
-        children: Vec::new(),
-    })
-}
-
 /// A term that is the sum of its children; one child stands for itself.
 fn sum_of(component: TermKind, label: &str, children: Vec<Term>, source: &str) -> Result<Option<Term>, MathError> {
     let bytes = Bytes::sum(children.iter().map(|child| child.bytes))?;
@@ -214,22 +203,22 @@ fn kv_cache_term(
         let cells = cells_text(plan, bytes, resolved, deployment.swa_full);
         let mut parts = Vec::new();
         let k = format!("{} x {} x {cells}", groups_text(plan, true), format_text(deployment.kv_type_k));
-        parts.push(leaf(kind, "keys", bytes.k, k, &source)?);
+        parts.push(exact(kind, "keys", bytes.k, k, &source)?);
         if bytes.v > 0 {
             let v = format!("{} x {} x {cells}", groups_text(plan, false), format_text(deployment.kv_type_v));
-            parts.push(leaf(kind, "values", bytes.v, v, &source)?);
+            parts.push(exact(kind, "values", bytes.v, v, &source)?);
         }
         if bytes.rotation > 0 {
             let formula =
                 format!("{} layers x 4 B x ({}^2 for keys + {}^2 for values)", bytes.layers, plan.k_rotation, plan.v_rotation);
             let source = format!("{build}: llama-kv-cache.cpp:init_rotation");
-            parts.push(leaf(kind, "rotation matrices", bytes.rotation, formula, &source)?);
+            parts.push(exact(kind, "rotation matrices", bytes.rotation, formula, &source)?);
         }
         if bytes.padding > 0 {
             let rules = BufferRules::of(backend);
             let formula = format!("rows of quantised tensors to {} elements, tensors to {} B", rules.row_pad, rules.alignment);
             let source = format!("{build}: ggml-cuda.cu:ggml_backend_cuda_buffer_type_get_alloc_size");
-            parts.push(leaf(kind, "device padding", bytes.padding, formula, &source)?);
+            parts.push(exact(kind, "device padding", bytes.padding, formula, &source)?);
         }
         children.extend(sum_of(kind, plan.label, parts, &source)?);
     }
@@ -250,17 +239,17 @@ fn state_term(memory: &PlacedMemory, resolved: &Resolved, build: Build) -> Resul
             format!("({}) x 4 B (f32) x {} rows", parts.join(" + "), bytes.rows)
         };
         if bytes.r > 0 {
-            children.push(leaf(kind, "convolution state", bytes.r, text(&|group| group.n_r), &source)?);
+            children.push(exact(kind, "convolution state", bytes.r, text(&|group| group.n_r), &source)?);
         }
         if bytes.s > 0 {
-            children.push(leaf(kind, "recurrent state", bytes.s, text(&|group| group.n_s), &source)?);
+            children.push(exact(kind, "recurrent state", bytes.s, text(&|group| group.n_s), &source)?);
         }
         if bytes.p > 0 {
-            children.push(leaf(kind, "history of hash embeddings", bytes.p, text(&|group| group.n_p), &source)?);
+            children.push(exact(kind, "history of hash embeddings", bytes.p, text(&|group| group.n_p), &source)?);
         }
         let padding = bytes.allocated.saturating_sub(add(add(bytes.r, bytes.s)?, bytes.p)?);
         if padding > 0 {
-            children.push(leaf(kind, "device padding", padding, "tensors to the buffer's alignment".to_string(), &source)?);
+            children.push(exact(kind, "device padding", padding, "tensors to the buffer's alignment".to_string(), &source)?);
         }
     }
     for (plan, bytes) in memory.plan.compressors.iter().zip(&memory.compressors) {
@@ -274,14 +263,14 @@ fn state_term(memory: &PlacedMemory, resolved: &Resolved, build: Build) -> Resul
             );
             let source = format!("{build}: llama-kv-cache-dsv4.cpp:llama_dsv4_comp_state");
             let label = format!("compressor {}", plan.tag.trim_end_matches("_state"));
-            children.push(leaf(kind, &label, *bytes, formula, &source)?);
+            children.push(exact(kind, &label, *bytes, formula, &source)?);
         }
     }
     sum_of(kind, "recurrent state", children, &source)
 }
 
 fn output_term(memory: &Memory, build: Build) -> Result<Term, MathError> {
-    leaf(
+    exact(
         TermKind::Output,
         "output buffer",
         memory.output,

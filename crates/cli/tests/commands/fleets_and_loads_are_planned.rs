@@ -1,18 +1,8 @@
 //! `fleet` and `capacity`: files in, placements and replicas out; what is wrong with a file is named, and exit codes say what happened.
-#![allow(
-    clippy::allow_attributes,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test may fail loudly"
-)]
-
-mod run;
 
 use std::io::Write;
 
-use run::{json, plimsoll};
+use crate::run::{json, plimsoll};
 
 #[test]
 fn a_fleet_is_placed() {
@@ -32,7 +22,7 @@ fn a_fleet_is_placed() {
 fn what_does_not_fit_is_an_exit_code_and_a_fix() {
     let folder = std::env::temp_dir().join(format!("plimsoll-fleet-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let config = run::fixture("models/llama-3.1-8b");
+    let config = crate::run::fixture("models/llama-3.1-8b");
     let path = folder.join("fleet.toml");
     let write = |text: &str| std::fs::write(&path, text.replace("MODEL", &config.display().to_string())).unwrap();
     let wrong = |code: i32, names: &str| {

@@ -1,25 +1,12 @@
 //! A placement never exceeds a device, keeps replicas apart that must be, and where it is said to be the best, none is better.
-#![allow(
-    clippy::allow_attributes,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test may fail loudly"
-)]
 
 use std::collections::BTreeMap;
 
-use plimsoll_ingest::hf;
+use plimsoll_planner::Model;
 use plimsoll_planner::fleet::{Bin, Candidate, Fleet, FleetRequest, Method, Problem, Wanted, arrange, fleet};
-use plimsoll_planner::{Basis, Model};
 use proptest::prelude::*;
 
-fn model(name: &str) -> Model {
-    let path = format!("{}/../../fixtures/models/{name}/config.json", env!("CARGO_MANIFEST_DIR"));
-    let config = std::fs::read(&path).expect(&path);
-    Model::new(Some(name), hf::ingest(&config, &hf::Options::default()).unwrap(), Basis::Config)
-}
+use crate::models::model;
 
 fn ask(request: serde_json::Value) -> Fleet {
     let request: FleetRequest = serde_json::from_value(request).unwrap();

@@ -1,38 +1,16 @@
 //! Reverse questions: the value fits, the next one does not, and the compiled path searches what the explained one
 //! reports.
-#![allow(
-    clippy::allow_attributes,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test may fail loudly"
-)]
 
-use std::path::Path;
-use std::sync::LazyLock;
-
-use plimsoll_ingest::hf;
 use plimsoll_math::deployment::{ContextRequest, FlashAttention};
 use plimsoll_math::error::MathError;
 use plimsoll_planner::engine::Question;
 use plimsoll_planner::fit::Used;
 use plimsoll_planner::limits::{max_context, max_sequences};
 use plimsoll_planner::response::LimitedBy;
-use plimsoll_planner::{Basis, Model, Options, PlanError};
+use plimsoll_planner::{Options, PlanError};
 use proptest::prelude::*;
 
-/// Dense, experts, windows, a parallel hybrid, a state space: every kind of growth with context and sequences.
-const MODELS: &[&str] = &["llama-3.1-8b", "qwen3-30b-a3b", "gemma-3-27b", "falcon-h1-7b", "mamba-codestral-7b"];
-
-static LOADED: LazyLock<Vec<Model>> = LazyLock::new(|| {
-    let load = |name: &&str| {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name).join("config.json");
-        let ingested = hf::ingest(&std::fs::read(path).unwrap(), &hf::Options::default()).unwrap();
-        Model::new(Some(name), ingested, Basis::Config)
-    };
-    MODELS.iter().map(load).collect()
-});
+use crate::models::{LOADED, MODELS};
 
 fn options() -> impl Strategy<Value = (usize, Options)> {
     let kv = prop_oneof![Just("f16"), Just("q8_0"), Just("f32")];

@@ -1,16 +1,6 @@
 //! The verbs that ask more than one question at a time, run as a person would.
-#![allow(
-    clippy::allow_attributes,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test may fail loudly"
-)]
 
-mod run;
-
-use run::{json, plimsoll};
+use crate::run::{json, plimsoll};
 use serde_json::Value;
 
 const MODEL: &str = "@models/llama-3.1-8b";
@@ -57,7 +47,7 @@ fn compare_sets_two_deployments_side_by_side() {
 
 #[test]
 fn compare_sets_two_engines_and_two_models_side_by_side() {
-    let path = run::fixture("models/llama-3.1-8b").display().to_string();
+    let path = crate::run::fixture("models/llama-3.1-8b").display().to_string();
     let first = format!("{path} --quant Q4_K_M");
     check_compare(
         &[&first, "--with", "--engine vllm --device h200", "--device", "4090", "--context", "8k"],

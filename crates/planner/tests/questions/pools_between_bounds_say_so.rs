@@ -1,6 +1,5 @@
 //! A pool gets what stands beside it leaves. Where that is only known between two bounds, and the cache is large enough at
 //! one end alone, the answer is neither a yes nor a no.
-#![allow(clippy::allow_attributes, clippy::panic, clippy::unwrap_used, reason = "a test may fail loudly")]
 
 use std::path::Path;
 

@@ -1,22 +1,12 @@
 //! `sweep --format parquet`, read back with the library of its format: the rows of the CSV, in their order, with types and gaps.
 #![cfg(feature = "parquet")]
-#![allow(
-    clippy::allow_attributes,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test may fail loudly"
-)]
-
-mod run;
 
 use std::fs::File;
 
+use crate::run::plimsoll;
 use parquet::basic::Type;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
-use run::plimsoll;
 
 /// A cell as the CSV writes it.
 fn text(field: &Field) -> String {
@@ -37,8 +27,20 @@ fn rows_are_those_of_the_csv() {
     let file = file.to_str().unwrap();
     // One device's rows have gaps: the engine refuses them there.
     let question = [
-        "sweep", "@models/gemma-3-27b", "--contexts", "1k..64k*2", "--sequences", "1,3", "--kv-types", "f16,q8_0", "--quants", "Q4_K_M",
-        "--flash-attention", "off", "--devices", "RTX 4090,RTX 3060 12GB",
+        "sweep",
+        "@models/gemma-3-27b",
+        "--contexts",
+        "1k..64k*2",
+        "--sequences",
+        "1,3",
+        "--kv-types",
+        "f16,q8_0",
+        "--quants",
+        "Q4_K_M",
+        "--flash-attention",
+        "off",
+        "--devices",
+        "RTX 4090,RTX 3060 12GB",
     ];
     let ran = plimsoll(&[question.as_slice(), &["--format", "parquet", "--output", file]].concat());
     assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (0, "", ""));
@@ -75,6 +77,17 @@ fn rows_are_those_of_the_csv() {
 
 #[test]
 fn standard_output_is_no_file() {
-    let ran = plimsoll(&["sweep", "@models/llama-3.1-8b", "--quant", "Q4_K_M", "--contexts", "4k", "--format", "parquet"]);
+    let ran = plimsoll(&[
+        "sweep",
+        "@models/llama-3.1-8b",
+        "--quant",
+        "Q4_K_M",
+        "--contexts",
+        "4k",
+        "--device",
+        "4090",
+        "--format",
+        "parquet",
+    ]);
     assert!(ran.code == 64 && ran.out.is_empty() && ran.err.contains("--output FILE"), "{}", ran.err);
 }

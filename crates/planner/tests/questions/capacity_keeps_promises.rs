@@ -1,22 +1,10 @@
 //! The replicas that a load needs keep the promises, one fewer breaks one, and the same seed gives the same answer.
-#![allow(
-    clippy::allow_attributes,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test may fail loudly"
-)]
 
-use plimsoll_ingest::hf;
+use plimsoll_planner::Options;
 use plimsoll_planner::capacity::lengths::{Lengths, arrivals};
 use plimsoll_planner::capacity::{Asked, Binding, Capacity, Promises, capacity};
-use plimsoll_planner::{Basis, Model, Options};
 
-fn llama() -> Model {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama-3.1-8b/config.json");
-    Model::new(Some("llama"), hf::ingest(&std::fs::read(path).unwrap(), &hf::Options::default()).unwrap(), Basis::Config)
-}
+use crate::models::model;
 
 fn options(sequences: u64) -> Options {
     Options {
@@ -39,7 +27,7 @@ fn ask(rate: f64, ttft: f64, tpot: Option<f64>, places: &[&str], sequences: u64)
         most: None,
         notes: Vec::new(),
     };
-    capacity(&llama(), &options(sequences), &asked).unwrap()
+    capacity(&model("llama-3.1-8b"), &options(sequences), &asked).unwrap()
 }
 
 #[test]
@@ -83,7 +71,7 @@ fn what_no_number_of_replicas_keeps_is_said() {
         most: None,
         notes: Vec::new(),
     };
-    let long = capacity(&llama(), &options(1), &asked).unwrap();
+    let long = capacity(&model("llama-3.1-8b"), &options(1), &asked).unwrap();
     assert_eq!(long.choices[0].binding, Binding::Context, "{}", long.choices[0].why);
 }
 
@@ -106,6 +94,6 @@ fn promises_that_are_none_are_refused() {
             most: None,
             notes: Vec::new(),
         };
-        assert!(capacity(&llama(), &options(1), &asked).is_err(), "{ttft} {tpot:?}");
+        assert!(capacity(&model("llama-3.1-8b"), &options(1), &asked).is_err(), "{ttft} {tpot:?}");
     }
 }

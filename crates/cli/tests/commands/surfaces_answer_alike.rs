@@ -1,18 +1,8 @@
 //! What the command line prints with `--json` is what the wire functions answer to the same request, with the keys that
 //! programs rely on; and a checkpoint on disk answers with the bytes of its own tensors where the engine reads them.
-#![allow(
-    clippy::allow_attributes,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test may fail loudly"
-)]
 
-mod run;
-
+use crate::run::{fixture, json};
 use plimsoll::planner::wire;
-use run::{fixture, json};
 use serde_json::{Value, json};
 
 const MODELS: [&str; 5] = ["llama-3.1-8b", "qwen3-30b-a3b", "falcon-h1-7b", "gemma-3-27b", "bge-large-en-v1.5"];

@@ -1,14 +1,4 @@
 //! The real binary, run as a person would.
-#![allow(
-    clippy::allow_attributes,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    dead_code,
-    unreachable_pub,
-    reason = "a test may fail loudly, and not every test file uses everything here"
-)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

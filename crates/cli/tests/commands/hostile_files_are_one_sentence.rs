@@ -1,19 +1,9 @@
 //! Every file among the attacks, and a few made here: exit 65 (or 69 where something is missing), one sentence, at once.
-#![allow(
-    clippy::allow_attributes,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test may fail loudly"
-)]
-
-mod run;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use run::{fixture, plimsoll};
+use crate::run::{fixture, plimsoll};
 
 #[track_caller]
 fn check(path: &Path) {

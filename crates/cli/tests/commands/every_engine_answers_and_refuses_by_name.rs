@@ -1,16 +1,6 @@
 //! Every engine answers every question about a model that it serves, and refuses options of others by name.
-#![allow(
-    clippy::allow_attributes,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test may fail loudly"
-)]
 
-mod run;
-
-use run::{json, plimsoll};
+use crate::run::{json, plimsoll};
 
 const ENGINES: [(&str, &str); 7] = [
     ("vllm", "h200"),

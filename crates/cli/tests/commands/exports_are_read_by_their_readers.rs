@@ -1,16 +1,6 @@
 //! What `export` writes is read back by a YAML library, has the fields that its reader requires, and carries the planned arguments.
-#![allow(
-    clippy::allow_attributes,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test may fail loudly"
-)]
 
-mod run;
-
-use run::{json, plimsoll};
+use crate::run::{json, plimsoll};
 use serde_json::Value;
 
 const LLAMA: [&str; 8] = ["export", "@models/llama-3.1-8b", "--quant", "Q4_K_M", "--context", "8k", "--device", "4090x2"];
@@ -130,4 +120,45 @@ fn what_a_form_cannot_say_is_refused() {
     }
     let mac = plimsoll(&["export", "@models/llama-3.1-8b", "--quant", "Q4_K_M", "--device", "m3-max-40c", "--as", "kubernetes"]);
     assert!(mac.code == 64 && mac.err.contains("Metal"), "{}", mac.err);
+}
+
+/// Every option that is written is one of the engine's own list, in that version.
+#[test]
+fn every_option_is_one_that_the_engine_knows() {
+    let known = |path: &str| -> Vec<String> {
+        std::fs::read_to_string(crate::run::fixture(path)).unwrap().lines().map(str::to_owned).collect()
+    };
+    let check = |list: &[String], arguments: &[&str]| {
+        let answer = json(&[arguments, &["--json"]].concat());
+        let words = words(&answer["command"]);
+        let is_option =
+            |word: &&str| word.starts_with('-') && word[1..].starts_with(|next: char| next.is_ascii_alphabetic() || next == '-');
+        // What stands before the program is the interpreter's.
+        let program = if words.first() == Some(&"python") { 3 } else { 1 };
+        let options: Vec<&str> = words.into_iter().skip(program).filter(is_option).collect();
+        assert!(options.len() > 3, "{arguments:?}: {options:?}");
+        for option in options {
+            assert!(list.iter().any(|there| there == option), "{option}: {arguments:?}");
+        }
+    };
+    // llama.cpp b12032: common/arg.cpp.
+    let server = known("truth/llama.cpp/options-b12032.txt");
+    for rest in [
+        &["--kv-type-k", "q8_0", "--kv-type-v", "q4_0", "--flash-attention", "on", "--kv-unified", "--sequences", "3"][..],
+        &["--tensor-split", "3,1", "--gpu-layers", "20", "--no-kv-offload", "--no-op-offload", "--no-mmap", "--no-repack"],
+        &["--override-tensor", "blk\\.1\\.ffn_up=CPU", "--split-mode", "none", "--main-gpu", "1"],
+        &["--cache-ram", "1GiB", "--context-checkpoints", "4", "--threads", "8", "--swa-full", "--flash-attention", "off"],
+        &["--draft-model", "@models/llama-3.1-8b", "--draft-quant", "Q8_0", "--draft-gpu-layers", "2"],
+    ] {
+        check(&server, &[LLAMA.as_slice(), rest].concat());
+    }
+    let experts = ["export", "@models/qwen3-30b-a3b", "--quant", "Q4_K_M", "--context", "8k", "--device", "4090"];
+    check(&server, &[experts.as_slice(), &["--cpu-moe"]].concat());
+    check(&server, &[experts.as_slice(), &["--n-cpu-moe", "7"]].concat());
+    // SGLang 0.5.23: the fields of ServerArgs and their aliases.
+    let sglang = known("truth/sglang/options-0.5.23.txt");
+    let base = ["export", "@models/qwen3-30b-a3b", "--engine", "sglang", "--context", "8k", "--device", "h200"];
+    check(&sglang, &base);
+    check(&sglang, &[base.as_slice(), &["--tensor-parallel", "2", "--expert-parallel", "--kv-type", "fp8_e4m3"]].concat());
+    check(&sglang, &[base.as_slice(), &["--kv-memory", "20GiB", "--max-sequences", "64", "--no-prefix-caching"]].concat());
 }

@@ -1,18 +1,6 @@
 //! Laws that every answer of the planner keeps: more never takes less, more devices never fit less, a placement that is
 //! offered verifies, a limit of vLLM is the last value that fits, and more sequences never decode less together.
-#![allow(
-    clippy::allow_attributes,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test may fail loudly"
-)]
 
-use std::path::Path;
-use std::sync::LazyLock;
-
-use plimsoll_ingest::hf;
 use plimsoll_math::error::MathError;
 use plimsoll_math::units::Bytes;
 use plimsoll_planner::change::{is_refusal, room_of};
@@ -23,20 +11,10 @@ use plimsoll_planner::pace::Pace;
 use plimsoll_planner::point::Point;
 use plimsoll_planner::response::LimitedBy;
 use plimsoll_planner::sweep::{Axes, Sweep};
-use plimsoll_planner::{Basis, Model, Options, PlanError};
+use plimsoll_planner::{Options, PlanError};
 use proptest::prelude::*;
 
-/// Dense, experts, windows, a parallel hybrid, a state space.
-const MODELS: &[&str] = &["llama-3.1-8b", "qwen3-30b-a3b", "gemma-3-27b", "falcon-h1-7b", "mamba-codestral-7b"];
-
-static LOADED: LazyLock<Vec<Model>> = LazyLock::new(|| {
-    let load = |name: &&str| {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name).join("config.json");
-        let ingested = hf::ingest(&std::fs::read(path).unwrap(), &hf::Options::default()).unwrap();
-        Model::new(Some(name), ingested, Basis::Config)
-    };
-    MODELS.iter().map(load).collect()
-});
+use crate::models::{LOADED, MODELS};
 
 fn question(model: usize, options: &Options) -> Question<'static> {
     Question::new(&LOADED[model], options).unwrap_or_else(|error| panic!("{error}: {options:?}"))

@@ -1,18 +1,8 @@
 //! Every option that `--help` names is tried and changes what it says it changes; nothing else is listed.
-#![allow(
-    clippy::allow_attributes,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test may fail loudly"
-)]
-
-mod run;
 
 use std::collections::BTreeSet;
 
-use run::{json, plimsoll};
+use crate::run::{json, plimsoll};
 use serde_json::{Value, json as value};
 
 /// An option, how it is tried on Llama 3.1 8B, and the JSON pointer and value that show its effect.

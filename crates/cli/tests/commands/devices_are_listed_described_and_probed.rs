@@ -1,16 +1,6 @@
 //! `devices`: the catalogue, what a file describes, and this machine's own, in each form; what is wrong with a description is named.
-#![allow(
-    clippy::allow_attributes,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test may fail loudly"
-)]
 
-mod run;
-
-use run::{json, plimsoll};
+use crate::run::{json, plimsoll};
 
 #[test]
 fn this_machine_answers_in_every_form() {

@@ -1,16 +1,6 @@
 //! 0 fits, 3 does not fit, 64 wrong usage, 65 bad data, 69 source unavailable; an error is a sentence and a hint.
-#![allow(
-    clippy::allow_attributes,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test may fail loudly"
-)]
 
-mod run;
-
-use run::plimsoll;
+use crate::run::plimsoll;
 
 #[track_caller]
 fn check(arguments: &[&str], code: i32, says: &str) {

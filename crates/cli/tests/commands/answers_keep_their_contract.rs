@@ -1,16 +1,6 @@
 //! The JSON of `fit` and `inspect`: the fields that programs rely on, with their types, and figures that add up.
-#![allow(
-    clippy::allow_attributes,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test may fail loudly"
-)]
 
-mod run;
-
-use run::{command, json, plimsoll};
+use crate::run::{command, json, plimsoll};
 use serde_json::Value;
 
 /// Every path of `shape` is in `found` with the same kind of value; `null` in the shape stands for any kind.
@@ -157,14 +147,14 @@ fn of_inspect() {
 #[test]
 fn of_text_that_is_piped() {
     let arguments = ["fit", "--device", "4090", "--context", "8k", "--quant", "Q4_K_M"];
-    let model = run::fixture(run::LLAMA).display().to_string();
+    let model = crate::run::fixture(crate::run::LLAMA).display().to_string();
     let run_with = |variables: &[(&str, &str)]| {
         let mut command = command(&arguments);
         command.arg(&model);
         for (name, text) in variables {
             command.env(name, text);
         }
-        run::ran(command.output().unwrap()).out
+        crate::run::ran(command.output().unwrap()).out
     };
     assert!(!run_with(&[]).contains('\x1b'), "no colour codes in a pipe");
     assert!(run_with(&[("CLICOLOR_FORCE", "1")]).contains('\x1b'), "unless they are asked for");
