@@ -28,6 +28,7 @@ impl<'a> Question<'a> {
         let mut changed = self.clone();
         changed.effective = options.effective()?;
         changed.options = options;
+        changed.check_served()?;
         Ok(changed)
     }
 

@@ -196,7 +196,7 @@ impl<'a> Question<'a> {
     }
 
     /// Whether the question is something for the engine.
-    fn check_served(&self) -> Result<(), PlanError> {
+    pub(crate) fn check_served(&self) -> Result<(), PlanError> {
         match self.effective.engine {
             Engine::Sglang => crate::sglang::check(self),
             Engine::Mlx => crate::mlx::check(self),
