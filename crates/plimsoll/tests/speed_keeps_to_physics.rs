@@ -60,6 +60,30 @@ fn every_device_has_a_speed_within_its_bounds() {
     }
 }
 
+/// Kernels of one token as counted in the engine's graphs (`n_kernels` in `fixtures/bench/models.csv`), within a sixth.
+#[test]
+fn kernels_are_counted_as_in_the_engines_graphs() {
+    #[track_caller]
+    fn check(name: &str, counted: f64) {
+        let model = model(name);
+        let work = Work::new(&model.spec, &model.tensors, StorageFormat::F16, StorageFormat::F16).unwrap();
+        let ratio = work.kernels / counted;
+        assert!((0.84..1.17).contains(&ratio), "{name}: {} kernels, the engine {counted}", work.kernels);
+    }
+    check("gemma-3-27b-it", 1123.0);
+    check("gpt-oss-20b", 556.0);
+    check("qwen3.5-27b", 1876.0);
+    check("qwen3.5-35b-a3b", 1494.0);
+    check("lfm2-1.2b", 271.0);
+    check("nemotron-h-56b-base-8k", 1768.0);
+    check("falcon-h1-7b-base", 1632.0);
+    check("ai21-jamba-mini-1.5", 1012.0);
+    check("dolphin-2.5-mixtral-8x7b", 549.0);
+    check("llama-4-scout-17b-16e-instruct", 1121.0);
+    check("glm-4.5", 2287.0);
+    check("minimax-m1-80k", 3705.0);
+}
+
 /// A model with routed experts reads those it needs and no more.
 #[test]
 fn experts_are_read_as_they_are_reached() {

@@ -82,9 +82,10 @@ fn family(quant: &str) -> Family {
 /// Bytes of a weight in blocks of 8 bits with a scale (q8_0).
 const PRECISE: f64 = 8.5 / 8.0;
 
-/// Files of mixtures whose name speaks of the experts alone: gpt-oss as it was published (4-bit experts, everything else wider), and the
-/// dynamic quantizations below 4 bits, which keep attention, shared experts and the head at 8 bits. From 4 bits up they do not: Llama 4
-/// Scout would read more than the memory delivers.
+/// Files of mixtures whose name speaks of the experts alone. MXFP4: `llama-quantize` stores the rest as Q8_0 for that type
+/// (`LLAMA_FTYPE_MOSTLY_MXFP4_MOE`), and gpt-oss was published with everything else wider. Dynamic quantizations below 4 bits: their maker
+/// says that layers which cannot bear that few bits are kept in 8 or 16 (news.ycombinator.com/item?id=47795301; the choice is made per model,
+/// docs.unsloth.ai/basics/unsloth-dynamic-v2.0-ggufs). What file says of which tensor is in its header only: this stands in for it.
 fn keeps_the_rest_precise(quant: &str, bits: f64) -> bool {
     quant == "mxfp4" || (quant.starts_with("ud-") && bits < 4.0)
 }
@@ -92,9 +93,21 @@ fn keeps_the_rest_precise(quant: &str, bits: f64) -> bool {
 /// Threads of rows that say they used a few.
 const FEW_THREADS: f64 = 4.0;
 
-/// Cores of the processors that such rows were measured on; 16 where nothing is known.
-fn cores(name: &str) -> f64 {
-    if name.contains("8P+4E") { 12.0 } else { 16.0 }
+/// Cores of processors whose name does not say them, with the source.
+const CORES: &[(&str, f64)] = &[
+    // techpowerup.com/review/amd-ryzen-9-7950x
+    ("Ryzen 9 7950X", 16.0),
+];
+
+/// Cores of a processor: fast and slow ones as its name counts them (8P+4E), or as [`CORES`] lists them.
+fn cores(name: &str) -> Option<f64> {
+    let counted = || {
+        let (fast, slow) = name.split_once("P+")?;
+        let fast = fast.rsplit(|character: char| !character.is_ascii_digit()).next()?.parse::<f64>().ok()?;
+        Some(fast + slow.split_once('E')?.0.parse::<f64>().ok()?)
+    };
+    let listed = || CORES.iter().find(|(there, _)| name.contains(there)).map(|(_, cores)| *cores);
+    counted().or_else(listed)
 }
 
 /// One measurement and its prediction.
@@ -164,6 +177,7 @@ fn facts(record: &Record) -> Result<Facts, String> {
         active_params: get("params_active_b")? * 1e9,
         input_embedding: get("input_embedding_b_if_untied")? * 1e9,
         layers: get("n_layers")?,
+        kernels: get("n_kernels")?,
         full_layers: get("n_full_attn_layers")?,
         window_layers: get("n_swa_layers")?,
         window: get("swa_window")?,
@@ -310,7 +324,10 @@ fn row(
     });
     if metric == Metric::Decode && text(record, "note").contains("only 2-4 threads") {
         // A few cores have their share of the processor's units, however much memory delivers.
-        let share = FEW_THREADS / cores(&setup.device.name);
+        let Some(cores) = cores(&setup.device.name) else {
+            return Ok(Err("a few threads of a processor with nobody knows how many cores"));
+        };
+        let share = FEW_THREADS / cores;
         setup.device.half *= share;
         setup.device.brain *= share;
         setup.device.int8 *= share;

@@ -12,6 +12,7 @@ pub(crate) struct Problem {
     /// Keys by column.
     pub(crate) keys: Vec<u32>,
     penalties: Vec<f64>,
+    robust: f64,
     rows: Vec<Compiled>,
 }
 
@@ -38,8 +39,14 @@ fn penalty(metric: Metric, level: &str) -> f64 {
     }
 }
 
-/// The residual beyond which a row pulls no harder.
-const ROBUST: f64 = 0.15;
+/// The residual beyond which a row pulls no harder, chosen by cross-validation: rates of one sequence scatter less than prompts.
+const fn robust(metric: Metric) -> f64 {
+    match metric {
+        Metric::Decode => 0.08,
+        Metric::Prefill => 0.3,
+        Metric::TimePerOutputToken => 0.15,
+    }
+}
 
 impl Problem {
     /// Columns for the rows of one metric.
@@ -77,7 +84,7 @@ impl Problem {
                 Compiled { terms, target: row.measured_seconds.ln(), weight: if row.reported { 1.0 } else { 0.2 } / group.sqrt() }
             })
             .collect();
-        Self { keys, penalties, rows: compiled }
+        Self { keys, penalties, robust: robust(metric), rows: compiled }
     }
 
     fn at(theta: &[f64], column: usize) -> f64 {
@@ -126,7 +133,7 @@ impl Problem {
             for row in chosen.iter().filter_map(|index| self.rows.get(*index)) {
                 let mut derivatives = Vec::new();
                 let residual = row.target - Self::predict(row, &theta, Some(&mut derivatives));
-                let weight = row.weight / (residual.abs() / ROBUST).max(1.0);
+                let weight = row.weight / (residual.abs() / self.robust).max(1.0);
                 merge(&mut derivatives);
                 for (column, share) in &derivatives {
                     if let (Some(slope), Some(curve)) = (gradient.get_mut(*column), diagonal.get_mut(*column)) {

@@ -11,6 +11,7 @@
 
 mod calibration;
 mod coefficients;
+mod kernels;
 pub mod setup;
 pub mod simulate;
 mod single;

@@ -57,6 +57,9 @@ fn shares(setup: &Setup) -> (f64, f64) {
     setup.on_host.as_ref().map_or((0.0, 0.0), |there| (there.experts.clamp(0.0, 1.0), there.rest.clamp(0.0, 1.0)))
 }
 
+/// What a kernel takes beside the bytes it moves, before calibration.
+const KERNEL: f64 = 4e-6;
+
 /// What a host reads and moves in a second where nothing is known of it: two channels of DDR5, and a PCIe link's share.
 const HOST_READS: f64 = 50e9;
 const HOST_MOVES: f64 = 20e9;
@@ -98,19 +101,30 @@ pub fn decode<'a>(work: &Work, setup: &Setup, sequences: f64, depth: f64, record
     );
     let flash = if setup.without_flash { "off" } else { "on" };
     let cache_on_host = setup.on_host.as_ref().map_or(0.0, |there| there.cache.clamp(0.0, 1.0));
-    built.add(
-        Group::Added,
-        "decode-attention",
-        work.cache_bytes(depth) * (1.0 - cache_on_host) * sequences / bandwidth,
-        &[
-            &["backend", names.driver],
-            &["arch", names.driver, names.arch],
-            &["engine", names.runtime],
-            &["mechanism", names.mechanism],
-            &["mechanism", names.mechanism, names.driver],
-            &["flash", flash],
-        ],
-    );
+    if setup.driver == Driver::Cpu {
+        // Each head of queries goes through its keys and values for itself (ggml-cpu/ops.cpp `flash_attn_ext_f16_one_chunk`): operations
+        // count, not bytes.
+        built.add(
+            Group::Added,
+            "decode-attention-cpu",
+            work.token_attention_operations(depth) * sequences / setup.device.local_peak(setup.driver, super::Family::Half),
+            &[&["engine", names.runtime], &["flash", flash]],
+        );
+    } else {
+        built.add(
+            Group::Added,
+            "decode-attention",
+            work.cache_bytes(depth) * (1.0 - cache_on_host) * sequences / bandwidth,
+            &[
+                &["backend", names.driver],
+                &["arch", names.driver, names.arch],
+                &["engine", names.runtime],
+                &["mechanism", names.mechanism],
+                &["mechanism", names.mechanism, names.driver],
+                &["flash", flash],
+            ],
+        );
+    }
     if let Some(there) = &setup.on_host {
         built.add(
             Group::Added,
@@ -131,7 +145,7 @@ pub fn decode<'a>(work: &Work, setup: &Setup, sequences: f64, depth: f64, record
     built.add(
         Group::Added,
         "decode-launch",
-        work.layers * 60e-6,
+        work.kernels * KERNEL,
         &[
             &["backend", names.driver],
             &["engine", names.runtime, names.driver],
@@ -161,20 +175,22 @@ pub fn prefill<'a>(
     let names = Names::of(work, setup);
     let (on_host, rest_on_host) = shares(setup);
     let batches = libm::ceil(tokens / ubatch.max(1.0)).max(1.0);
-    let reached = work.expert_bytes * work.coverage(tokens.min(ubatch));
+    let at_once = tokens.min(ubatch).max(1.0);
+    let reached = work.expert_bytes * work.coverage(at_once);
     let peak = setup.device.local_peak(setup.driver, work.family);
     let moe = if work.is_moe() { "experts" } else { "dense" };
 
     built.add(
         Group::Overlapped,
         "prefill-linear",
-        2.0 * (work.dense_params * (1.0 - rest_on_host) + work.active_expert_params() * (1.0 - on_host)) * tokens / peak,
+        2.0 * work.multiplied(at_once, 1.0 - rest_on_host, 1.0 - on_host) * (tokens / at_once) / peak,
         &[
             &["backend", names.driver],
             &["engine", names.runtime, names.driver],
             &["arch", names.driver, names.arch],
             &["quant", names.driver, names.family],
             &["quant", names.driver, names.arch, names.family],
+            &["quant", names.runtime, names.driver, names.family],
             &["device", names.driver, names.device],
             &["kind", moe],
             &["kind", moe, names.driver],

@@ -114,6 +114,10 @@ impl CacheWork {
     }
 }
 
+/// Rows that a product with an expert's matrix handles at once, at least: the narrower tiles of the kernels for chosen matrices
+/// (ggml-cuda/mmq.cuh `mul_mat_q`, the small tiles of ggml-vulkan's `mul_mat_id`, kernel_mul_mm_id in ggml-metal.metal).
+const TILE: f64 = 32.0;
+
 /// What a model asks of a device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Work {
@@ -133,6 +137,8 @@ pub struct Work {
     pub experts_per_token: f64,
     /// Layers.
     pub layers: f64,
+    /// Kernels that one token's graph starts.
+    pub kernels: f64,
     /// Attention heads.
     pub heads: f64,
     /// Heads of keys and values: how far a cache can be divided.
@@ -155,6 +161,7 @@ pub struct Facts {
     pub active_params: f64,
     pub input_embedding: f64,
     pub layers: f64,
+    pub kernels: f64,
     pub full_layers: f64,
     pub window_layers: f64,
     pub window: f64,
@@ -207,6 +214,7 @@ impl Facts {
             experts: self.experts,
             experts_per_token: self.experts_per_token,
             layers: self.layers,
+            kernels: self.kernels,
             heads: self.heads,
             kv_heads: self.kv_heads.max(1.0),
             width: self.heads * self.head_dim,
@@ -308,6 +316,7 @@ impl Work {
             experts: float(experts),
             experts_per_token: float(chosen),
             layers: float(u64::try_from(spec.layers.len()).unwrap_or(0)),
+            kernels: super::kernels::of(spec),
             heads,
             kv_heads: kv_heads.max(1.0),
             width: float(spec.d_model),
@@ -334,6 +343,21 @@ impl Work {
 
     pub(super) fn active_expert_params(&self) -> f64 {
         if self.experts > 0.0 { self.expert_params * self.experts_per_token / self.experts } else { 0.0 }
+    }
+
+    /// Weights times rows that matrices multiply for `tokens` tokens at once, of shares of the rest and of the experts: each expert that is reached
+    /// multiplies the rows of its own tokens, in tiles of [`TILE`] that are half empty on average. With many small experts that is most of
+    /// the work.
+    #[must_use]
+    pub fn multiplied(&self, tokens: f64, dense: f64, experts: f64) -> f64 {
+        let padding = self.expert_params * self.coverage(tokens) * TILE / 2.0;
+        self.dense_params * dense * tokens + (self.active_expert_params() * tokens + padding) * experts
+    }
+
+    /// Operations of attention for one new token after `depth`.
+    #[must_use]
+    pub fn token_attention_operations(&self, depth: f64) -> f64 {
+        self.caches.iter().map(|cache| cache.operations * cache.seen(depth)).sum()
     }
 
     /// Bytes of all weights.
