@@ -325,7 +325,7 @@ fn row(
     if metric == Metric::Decode && text(record, "note").contains("only 2-4 threads") {
         // A few cores have their share of the processor's units, however much memory delivers.
         let Some(cores) = cores(&setup.device.name) else {
-            return Ok(Err("a few threads of a processor with nobody knows how many cores"));
+            return Ok(Err("a few threads of a processor whose number of cores is not known"));
         };
         let share = FEW_THREADS / cores;
         setup.device.half *= share;
