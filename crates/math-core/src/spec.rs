@@ -305,6 +305,9 @@ pub enum Pooling {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 pub struct Operations {
+    /// Prediction layers that a file's metadata count and that have no tensors: llama.cpp divides them among devices like any
+    /// other.
+    pub n_missing_layers: u32,
     /// Whether a position has parts for time, height and width; `None` where the architecture decides.
     pub sectioned_positions: Option<bool>,
     /// Whether queries are scaled by how far into the text they are; `None` where the architecture decides.

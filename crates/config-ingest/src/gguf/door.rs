@@ -10,7 +10,7 @@ use plimsoll_math::engine::vllm::facts::Checkpoint;
 use plimsoll_math::format::StorageFormat;
 use plimsoll_math::spec::{
     Attention, Embedding, Encoder, FeedForward, Head, KvSource, Layer, LayerOperations, LmHead, Mixer, ModelSpec, MtpLayer, Norm,
-    Weight,
+    Operations, Weight,
 };
 use plimsoll_math::synth;
 use plimsoll_math::tensor::{Component, Counts, Place, Shape, Tensor, TensorTable};
@@ -154,7 +154,7 @@ fn assemble(
     let told = operations::of_layers(keys, hparams)?;
     let mut layers = Vec::new();
     let mut mtp = Vec::new();
-    let mut without_tensors = 0_u64;
+    let (mut without_tensors, mut n_missing_layers) = (0_u64, 0_u32);
     let mut first_with: BTreeMap<usize, u32> = BTreeMap::new();
     for (il, index) in (0..hparams.n_layers).zip(0_u32..) {
         let physical = hparams.physical(keys, arch, il)?;
@@ -174,6 +174,7 @@ fn assemble(
         } else if tensors.is_some() {
             mtp.push(MtpLayer { layer, extra: Vec::new() });
         } else {
+            n_missing_layers = n_missing_layers.saturating_add(1);
             notes.push(format!("the prediction layer {il} that the metadata count has no tensors"));
         }
     }
@@ -232,7 +233,7 @@ fn assemble(
         mtp,
         mtp_is_left_out: false,
         causal: hparams.causal,
-        operations: operations::of_model(builder)?,
+        operations: Operations { n_missing_layers, ..operations::of_model(builder)? },
     })
 }
 

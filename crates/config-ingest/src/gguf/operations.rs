@@ -91,6 +91,7 @@ pub(super) fn of_model(builder: &Builder<'_>) -> Result<Operations, IngestError>
     let sections = keys.per_layer("rope.dimension_sections", 2)?;
     let sectioned = |sections: Vec<u64>| sections.iter().all(|section| *section > 0);
     Ok(Operations {
+        n_missing_layers: 0,
         sectioned_positions: sections.map(sectioned),
         scales_by_position: keys.is_set("attention.temperature_scale"),
         // A file of a Granite model that does not say so does not (`llama-graph.cpp:build_inp_embd`).

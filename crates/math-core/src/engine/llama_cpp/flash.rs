@@ -25,9 +25,17 @@ pub(super) struct Heads {
     pub(super) shared: u64,
 }
 
+/// Whether attention adds relative positions to its scores, which no fused kernel does (`models/t5.cpp`): only what reads an
+/// encoder's output is fused then.
+const fn scores_are_biased(spec: &ModelSpec) -> bool {
+    spec.encoder.is_some()
+}
+
 /// Whether every attention layer of the model runs fused on the one device, or on the processor.
 pub(crate) fn runs_fused(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment) -> Result<bool, MathError> {
-    spec.layers.iter().try_fold(true, |all, layer| Ok(all && layer_runs_fused(layer, facts, deployment, deployment.backend())?))
+    spec.layers
+        .iter()
+        .try_fold(true, |all, layer| Ok(all && layer_runs_fused(spec, layer, facts, deployment, deployment.backend())?))
 }
 
 /// Whether the scheduler puts every layer's fused attention where the layer is: otherwise `auto` means off for all of them.
@@ -38,7 +46,7 @@ pub(crate) fn stays_with_its_layers(
     layout: &Layout,
 ) -> Result<bool, MathError> {
     for (index, layer) in (0_u32..).zip(&spec.layers) {
-        if matches!(layer.mixer.attends(), Attends::Never) {
+        if matches!(layer.mixer.attends(), Attends::Never) || (scores_are_biased(spec) && layer.cross_attention.is_none()) {
             continue;
         }
         // Keys and values of an encoder's output are many rows, which a device takes over from the host.
@@ -48,7 +56,7 @@ pub(crate) fn stays_with_its_layers(
         }
         let place = fused_place(spec, facts, layout, index);
         let backend = layout.backend(place);
-        let supported = layer_runs_fused(layer, facts, deployment, backend)?;
+        let supported = layer_runs_fused(spec, layer, facts, deployment, backend)?;
         let lands = if supported { place } else { Location::Host };
         if lands != layout.layer(index) {
             return Ok(false);
@@ -104,11 +112,18 @@ pub(super) fn cached_heads(mixer: &Mixer) -> Result<Option<Heads>, MathError> {
 }
 
 /// Whether a layer's attention runs fused on a backend; true without attention.
-fn layer_runs_fused(layer: &Layer, facts: Facts<'_>, deployment: &Deployment, backend: Backend) -> Result<bool, MathError> {
+fn layer_runs_fused(
+    spec: &ModelSpec,
+    layer: &Layer,
+    facts: Facts<'_>,
+    deployment: &Deployment,
+    backend: Backend,
+) -> Result<bool, MathError> {
     let formats = (deployment.kv_type_k, deployment.kv_type_v);
     let Some(heads) = cached_heads(&layer.mixer)?.filter(|heads| heads.shared > 0) else { return Ok(true) };
-    // Models without a cache attend to fresh keys and values, which are cast to F16.
-    let formats = if facts.has_memory() { formats } else { (StorageFormat::F16, StorageFormat::F16) };
+    // Models without a cache attend to fresh keys and values, which are cast to F16; so does all fused attention of a T5.
+    let fresh = !facts.has_memory() || scores_are_biased(spec);
+    let formats = if fresh { (StorageFormat::F16, StorageFormat::F16) } else { formats };
     Ok(has_kernel(backend, heads, formats, facts.has_memory() && !facts.has_alibi()))
 }
 

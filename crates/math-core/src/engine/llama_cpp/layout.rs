@@ -144,6 +144,7 @@ impl Layout {
         // Encoder-decoder files number their blocks by the encoder (`block_count`).
         let trunk = spec.encoder.as_ref().map_or(spec.layers.len(), |encoder| encoder.layers.len());
         let layers = u32::try_from(trunk.saturating_add(spec.mtp.len())).ok();
+        let layers = layers.and_then(|layers| layers.checked_add(spec.operations.n_missing_layers));
         Self::new(layers.ok_or(MathError::Overflow { quantity: "layers" })?, deployment)
     }
 

@@ -63,7 +63,10 @@ impl LoaderFacts {
         // Encoder-decoder files number their blocks by the encoder (`block_count`).
         let trunk = spec.encoder.as_ref().map_or(&spec.layers, |encoder| &encoder.layers);
         let n_layers = count(trunk.len())?;
-        let n_layers_all = n_layers.checked_add(count(spec.mtp.len())?).ok_or(MathError::Overflow { quantity: "layers" })?;
+        let n_layers_all = n_layers
+            .checked_add(count(spec.mtp.len())?)
+            .and_then(|layers| layers.checked_add(spec.operations.n_missing_layers))
+            .ok_or(MathError::Overflow { quantity: "layers" })?;
         let (n_heads, n_kv_heads) = heads(&arch, trunk);
         let n_experts = spec
             .layers
@@ -109,12 +112,19 @@ impl LoaderFacts {
     }
 }
 
-/// Gemma 4 rotates by the file's table in its full-attention layers only (`models/gemma4.cpp`), the others in all layers.
+/// Gemma 4 and LFM 3 rotate by the file's table in their full-attention layers only (`models/gemma4.cpp`, `models/lfm3.cpp`),
+/// the others in all layers that have weights of their own. Empty for all layers.
 fn takes_rope_factors(arch: &str, layers: &[Layer]) -> Vec<bool> {
-    if !matches!(arch, "gemma4" | "gemma4-assistant") {
-        return Vec::new();
-    }
-    layers.iter().map(|layer| layer.mixer.attention().is_none_or(|attention| attention.window.tokens().is_none())).collect()
+    let sees_everything = |layer: &Layer| layer.mixer.attention().map(|attention| attention.window.tokens().is_none());
+    let takes = |layer: &Layer| {
+        layer.weights_of.is_none()
+            && match arch {
+                "gemma4" | "gemma4-assistant" => sees_everything(layer).unwrap_or(true),
+                "lfm3" => sees_everything(layer).unwrap_or(false),
+                _ => true,
+            }
+    };
+    if layers.iter().all(takes) { Vec::new() } else { layers.iter().map(takes).collect() }
 }
 
 /// gpt-oss is published with its experts in MXFP4, which the converter copies block by block

@@ -182,7 +182,7 @@ impl AltUp {
     /// Keeps what stands out of a row by a number of standard deviations.
     fn outliers(parts: &mut Parts, x: Node) -> Result<Node, MathError> {
         let [_, b, c, d] = parts.graph.dims(x)?;
-        let mean = parts.graph.result(Op::Other, Parts::F32, [1, b, c, d], &[x])?;
+        let mean = parts.graph.result(Op::Mean, Parts::F32, [1, b, c, d], &[x])?;
         let centred = parts.graph.apply(Op::Sub, x, &[mean])?;
         let squares = parts.graph.apply(Op::Square, centred, &[])?;
         let sums = parts.graph.sum_rows(squares)?;

@@ -119,8 +119,7 @@ pub(super) fn build(
     }
     let mut current = embedded;
     let (full, sliding) = attended(parts, spec, caches, window)?;
-    let factors = spec.embedding.extra.iter().find(|weight| weight.name.starts_with("rope_f"));
-    let factors = factors.map(|weight| weight.shape.row()).or(parts.rope_factors()).filter(|_| parts.places.reads_rope_factors);
+    let factors = rope_factors(parts, spec);
     let blocks = if row.attends_blocks { parts.block_inputs(spec, &full)? } else { None };
     let sparse = match caches.selector {
         Some(cache) => Some(Sparse { inputs: parts.selector_inputs(cache)?, chosen: None }),
@@ -202,9 +201,11 @@ pub(super) fn build(
         }
     }
     let norm_bias = spec.head.norm.as_ref().is_some_and(|norm| norm.bias);
+    // Encoders may name their last norm so (NeoBERT).
+    let has_norm = spec.head.norm.is_some() || spec.head.extra.iter().any(|weight| weight.name == "enc.output_norm.weight");
     if row.bare_norms && !row.two_stacks {
         current = parts.bare_norm(current, row.norm)?;
-    } else if spec.head.norm.is_some() {
+    } else if has_norm {
         current = parts.norm(current, row.norm, norm_bias, false)?;
     }
     if row.projects_embedding {
@@ -217,7 +218,7 @@ pub(super) fn build(
         current = parts.graph.get_rows(current, rows)?;
     }
     let embedded = current;
-    if spec.head.lm_head == LmHead::None || row.embeds_batches || row.projects_embedding {
+    if spec.head.lm_head == LmHead::None || row.embeds_batches || row.projects_embedding || row.leaves_logits {
         parts.finish(&spec.head, embedded, None)?;
         return Ok(true);
     }
@@ -228,7 +229,8 @@ pub(super) fn build(
     current = if row.reads_table {
         parts.graph.mul_mat(parts.table, current)?
     } else {
-        parts.linear_bias(current, outputs, spec.head.lm_head == LmHead::Own { bias: true })?
+        let bias = spec.head.lm_head == LmHead::Own { bias: true } && !parts.setting.unread.output;
+        parts.linear_bias(current, outputs, bias)?
     };
     if row.scales_logits {
         current = parts.scale(current)?;
@@ -280,6 +282,12 @@ pub(super) fn embed(parts: &mut Parts, spec: &ModelSpec, row: &Row, positions: N
         current = parts.norm(current, row.norm, bias, true)?;
     }
     Ok(current)
+}
+
+/// How many factors the rotary embedding has, where the graph reads them (`llama-model.cpp:get_rope_factors`).
+pub(super) fn rope_factors(parts: &Parts, spec: &ModelSpec) -> Option<u64> {
+    let listed = spec.embedding.extra.iter().find(|weight| weight.name.starts_with("rope_f"));
+    listed.map(|weight| weight.shape.row()).or(parts.rope_factors()).filter(|_| parts.places.reads_rope_factors)
 }
 
 fn look_up(parts: &mut Parts, width: u64, learned: u64, positions: Node) -> Result<Node, MathError> {
@@ -351,7 +359,11 @@ pub(super) fn has_weight(layer: &Layer, name: &str) -> bool {
         Mixer::KimiDelta(delta) => delta.extra.as_slice(),
         _ => &[],
     };
-    layer.extra.iter().chain(of_mixer).any(|weight| weight.name == name)
+    let of_feed_forward = match &layer.feed_forward {
+        FeedForward::Dense(dense) => dense.extra.as_slice(),
+        FeedForward::Moe(_) | FeedForward::ChannelMix { .. } | FeedForward::None => &[],
+    };
+    layer.extra.iter().chain(of_mixer).chain(of_feed_forward).any(|weight| weight.name == name)
 }
 
 /// The row of a state space's weight that a header lists as the layer's own.

@@ -5,6 +5,7 @@ use super::op::Op;
 use super::ops::Node;
 use super::parts::{NormKind, Parts};
 use super::recurrent::{State, StateInputs};
+use super::scales::Matrix;
 use crate::error::MathError;
 use crate::spec::{GatedDeltaNet, KimiDelta};
 use crate::units::{add, mul};
@@ -207,8 +208,8 @@ impl Parts {
         let [mixed, z] = if one_matrix {
             self.split_by_key_head(delta, x)?
         } else {
-            let mixed = self.linear(x, channels)?;
-            [self.graph.reshape(mixed, [channels, tokens, sequences, 1])?, self.linear(x, values)?]
+            let mixed = self.project(x, channels, Matrix::QueryKeyValue, false)?;
+            [self.graph.reshape(mixed, [channels, tokens, sequences, 1])?, self.project(x, values, Matrix::AttentionGate, false)?]
         };
         let [beta, decay] = self.beta_and_decay(delta, x)?;
 
@@ -239,10 +240,10 @@ impl Parts {
         let gated = self.graph.product(normed, gate)?;
         if self.setting.flat_projections {
             let flat = self.graph.reshape(gated, [values, all_tokens, 1, 1])?;
-            return self.linear(flat, d_model);
+            return self.project(flat, d_model, Matrix::StateOutput, false);
         }
         let flat = self.graph.reshape(gated, [values, tokens, sequences, 1])?;
-        let out = self.linear(flat, d_model)?;
+        let out = self.project(flat, d_model, Matrix::StateOutput, false)?;
         self.graph.reshape(out, [d_model, all_tokens, 1, 1])
     }
 
@@ -289,10 +290,10 @@ impl Parts {
             let alpha = self.graph.cont(alpha, [heads, tokens, sequences, 1])?;
             (self.graph.reshape(beta, one)?, alpha)
         } else {
-            let beta = self.linear(x, heads)?;
+            let beta = self.project(x, heads, Matrix::StateBeta, false)?;
             let beta = self.graph.reshape(beta, one)?;
             let beta = self.unary(beta)?;
-            let alpha = self.linear(x, heads)?;
+            let alpha = self.project(x, heads, Matrix::StateAlpha, false)?;
             (beta, self.graph.reshape(alpha, [heads, tokens, sequences, 1])?)
         };
         let biased = self.bias(alpha)?;

@@ -107,7 +107,11 @@ impl Parts {
         [gate_matrix, up_matrix, down_matrix]: [Matrix; 3],
     ) -> Result<Node, MathError> {
         let hidden = self.hidden(x, dense, activation, [gate_matrix, up_matrix])?;
-        self.project_biased(hidden, d_model, down_matrix, dense.down_bias)
+        self.project_biased(hidden, d_model, down_matrix, self.reads_bias(dense.down_bias))
+    }
+    /// Whether the graph reads a bias that a feed-forward has.
+    pub(super) const fn reads_bias(&self, has: bool) -> bool {
+        has && !self.setting.unread.feed_forward
     }
     /// What a feed-forward hands to its last projection.
     pub(super) fn hidden(
@@ -117,14 +121,15 @@ impl Parts {
         activation: Activation,
         [gate_matrix, up_matrix]: [Matrix; 2],
     ) -> Result<Node, MathError> {
+        let bias = self.reads_bias(dense.up_bias);
         if dense.gated && dense.fused_gate_up {
-            let both = self.project_biased(x, mul(2, dense.d_ff)?, up_matrix, dense.up_bias)?;
+            let both = self.project_biased(x, mul(2, dense.d_ff)?, up_matrix, bias)?;
             self.graph.glu_halves(both)
         } else {
-            let up = self.project_biased(x, dense.d_ff, up_matrix, dense.up_bias)?;
+            let up = self.project_biased(x, dense.d_ff, up_matrix, bias)?;
             if dense.gated {
                 // Files may have a bias of the up projection alone (Jina's second BERT).
-                let bias = dense.up_bias && (self.places.is_single() || self.n_weights(&[dense.d_ff]) > 1);
+                let bias = bias && (self.places.is_single() || self.n_weights(&[dense.d_ff]) > 1);
                 let gate = self.project_biased(x, dense.d_ff, gate_matrix, bias)?;
                 self.gate(gate, up, activation)
             } else {

@@ -31,7 +31,8 @@ impl Trunk<'_> {
                     let scales = parts.weight(&[dense.d_ff])?;
                     hidden = parts.graph.apply(Op::Div, hidden, &[scales])?;
                 }
-                parts.project_biased(hidden, d_model, Matrix::Down, dense.down_bias)
+                let bias = parts.reads_bias(dense.down_bias);
+                parts.project_biased(hidden, d_model, Matrix::Down, bias)
             }
             FeedForward::Moe(moe) => {
                 let routing = routing(self.row, moe, self.operations);

@@ -1,7 +1,7 @@
 //! Graphs of recurrent models and of hybrids with attention (`src/models/*.cpp`), one row of facts per architecture for
 //! what the model's mechanisms do not say.
 
-use super::decoder::{Caches, HasWindow, Trunk, attended, extras_are_known, has_norm, has_weight, ssm_shape};
+use super::decoder::{Caches, HasWindow, Trunk, attended, extras_are_known, has_norm, has_weight, rope_factors, ssm_shape};
 use super::delta::{KimiDecay, KimiForm};
 use super::experts::{Activation, Asks, Routing};
 use super::latent;
@@ -87,7 +87,7 @@ const ROWS: &[HybridRow] = &[
     },
     HybridRow { row: Row { archs: &["plamo2"], ..PLAIN }, ..ROTATED },
     HybridRow {
-        row: Row { archs: &["lfm2", "lfm2moe"], routing: Routing { asks: Asks::Scale, ..SOFTMAX }, ..PLAIN },
+        row: Row { archs: &["lfm2", "lfm2moe"], leaves_logits: true, routing: Routing { asks: Asks::Scale, ..SOFTMAX }, ..PLAIN },
         residual_first: true,
         ..ROTATED
     },
@@ -214,8 +214,7 @@ pub(super) fn build(
         return Ok(false);
     }
     let row = &hybrid.row.told(spec.operations);
-    let listed = spec.embedding.extra.iter().find(|weight| weight.name.starts_with("rope_f"));
-    let factors = listed.map(|weight| weight.shape.row()).or(parts.rope_factors()).filter(|_| row.factors_on_full_layers);
+    let factors = rope_factors(parts, spec);
     let mut current = parts.embed(spec.d_model, spec.embedding.n_vocab)?;
     if row.scales_embedding && spec.operations.scales_embedding != Some(false) {
         current = parts.scale_embedded(current)?;
@@ -286,6 +285,10 @@ pub(super) fn build(
         current = parts.graph.get_rows(current, rows)?;
     }
     let embedded = current;
+    if row.leaves_logits && parts.setting.pooling.is_some() {
+        parts.finish(&spec.head, embedded, None)?;
+        return Ok(true);
+    }
     let outputs = spec.head.n_outputs.unwrap_or(spec.embedding.n_vocab);
     current = parts.linear_bias(current, outputs, spec.head.lm_head == LmHead::Own { bias: true })?;
     if row.scales_logits {

@@ -22,20 +22,17 @@ const AHEAD: usize = 64;
 /// Experts of a fused router.
 const MOST_EXPERTS: u64 = 1024;
 
-/// Sequences of operations that have a kernel, views included; longer ones are preferred.
-const PATTERNS: &[&[Op]] = &[
+/// Experts whose results one kernel adds up at most (`ggml-metal-fusion.cpp`).
+const MOST_ADDED: usize = 8;
+
+/// Sequences of operations that have a kernel, views included, those of sums and of experts apart; longer ones are preferred.
+const SHORT_PATTERNS: &[&[Op]] = &[
     &[Op::Norm, Op::Mul],
     &[Op::Norm, Op::Mul, Op::Add],
     &[Op::Norm, Op::Scale],
     &[Op::RmsNorm, Op::Mul],
     &[Op::RmsNorm, Op::Mul, Op::Add],
     &[Op::RmsNorm, Op::Scale],
-    &[Op::Add; 2],
-    &[Op::Add; 3],
-    &[Op::Add; 4],
-    &[Op::Add; 5],
-    &[Op::Add; 6],
-    &[Op::Add; 7],
     &[Op::GatedDeltaNet, Op::Copy],
     &[Op::SoftMax, Op::Reshape, Op::ArgSort, Op::View, Op::GetRows],
     &[Op::SoftMax, Op::Reshape, Op::ArgSort, Op::View, Op::GetRows, Op::Scale],
@@ -53,47 +50,23 @@ const PATTERNS: &[&[Op]] = &[
         Op::Reshape,
         Op::Scale,
     ],
-    &[Op::Mul, Op::View, Op::View, Op::Add],
-    &[Op::Mul, Op::View, Op::View, Op::View, Op::Add, Op::Add],
-    &[Op::Mul, Op::View, Op::View, Op::View, Op::View, Op::Add, Op::Add, Op::Add],
-    &[Op::Mul, Op::View, Op::View, Op::View, Op::View, Op::View, Op::Add, Op::Add, Op::Add, Op::Add],
-    &[Op::Mul, Op::View, Op::View, Op::View, Op::View, Op::View, Op::View, Op::Add, Op::Add, Op::Add, Op::Add, Op::Add],
-    &[
-        Op::Mul,
-        Op::View,
-        Op::View,
-        Op::View,
-        Op::View,
-        Op::View,
-        Op::View,
-        Op::View,
-        Op::Add,
-        Op::Add,
-        Op::Add,
-        Op::Add,
-        Op::Add,
-        Op::Add,
-    ],
-    &[
-        Op::Mul,
-        Op::View,
-        Op::View,
-        Op::View,
-        Op::View,
-        Op::View,
-        Op::View,
-        Op::View,
-        Op::View,
-        Op::Add,
-        Op::Add,
-        Op::Add,
-        Op::Add,
-        Op::Add,
-        Op::Add,
-        Op::Add,
-    ],
     &[Op::SsmConv, Op::Unary],
 ];
+
+/// All sequences: those above, sums of up to seven terms, and the weighted results of up to eight experts, a view of each, added
+/// up.
+fn patterns() -> Vec<Vec<Op>> {
+    let mut out: Vec<Vec<Op>> = SHORT_PATTERNS.iter().map(|pattern| pattern.to_vec()).collect();
+    for count in 2..=MOST_ADDED {
+        let sums = count.saturating_sub(1);
+        let views = core::iter::repeat_n(Op::View, count);
+        out.push(core::iter::once(Op::Mul).chain(views).chain(core::iter::repeat_n(Op::Add, sums)).collect());
+        if sums > 1 {
+            out.push(vec![Op::Add; sums]);
+        }
+    }
+    out
+}
 
 /// A run of nodes on the device, in the order in which they are computed.
 pub(super) struct Ordered {
@@ -105,7 +78,7 @@ pub(super) struct Ordered {
 /// The engine's order of `nodes`. `uses`: how often the whole graph reads each tensor; `addresses`: whether weights have
 /// their own.
 pub(super) fn order(graph: &Graph, built: &[Built], uses: &[u32], nodes: &[u32], addresses: bool) -> Ordered {
-    let run = Run { graph, built, uses, nodes, ranges: ranges(graph, built, addresses) };
+    let run = Run { graph, built, uses, nodes, ranges: ranges(graph, built, addresses), patterns: patterns() };
     let mut kept = run.kept();
     kept.sort_unstable_by_key(|(until, _)| *until);
     let groups = run.groups();
@@ -168,6 +141,7 @@ struct Run<'a> {
     uses: &'a [u32],
     nodes: &'a [u32],
     ranges: Vec<u32>,
+    patterns: Vec<Vec<Op>>,
 }
 
 impl<'a> Run<'a> {
@@ -232,7 +206,7 @@ impl<'a> Run<'a> {
                     && pattern.iter().enumerate().all(|(nth, op)| self.op(position.saturating_add(nth)) == *op)
             };
             let mut longest = 0;
-            for pattern in PATTERNS {
+            for pattern in &self.patterns {
                 if pattern.len() > longest && matches(pattern) {
                     longest = pattern.len();
                 }
@@ -293,7 +267,7 @@ impl<'a> Run<'a> {
     /// How many of these operations the longest fused kernel takes (`ggml_metal_fusion_next`).
     fn longest(&self, computed: &[usize]) -> usize {
         let mut best = 1;
-        for pattern in PATTERNS {
+        for pattern in &self.patterns {
             let ops = || pattern.iter().filter(|op| !op.is_empty());
             let count = ops().count();
             if count <= best || count > computed.len() {
@@ -303,7 +277,7 @@ impl<'a> Run<'a> {
             if !ops().zip(positions).all(|(op, position)| self.op(*position) == *op) {
                 continue;
             }
-            let takes = match pattern {
+            let takes = match pattern.as_slice() {
                 [Op::GatedDeltaNet, ..] => self.stores_state(positions),
                 [Op::SoftMax, ..] => self.routes(positions, pattern),
                 [Op::Mul, ..] => self.sums_experts(positions, pattern),

@@ -10,7 +10,7 @@ use super::parts::{NormKind, Parts};
 use super::rows::{Gate, QkNorming, Scaled};
 use super::scales::Matrix;
 use crate::error::MathError;
-use crate::spec::{Attention, FeedForward, KvSource, Layer, OutputGate, QkvLayout};
+use crate::spec::{Attention, AttentionBias, FeedForward, KvSource, Layer, OutputGate, QkvLayout};
 use crate::units::mul;
 
 /// Whether queries and keys are normed over all heads together, before they are split.
@@ -43,14 +43,15 @@ impl Trunk<'_> {
             OutputGate::None | OutputGate::Own { .. } => (full, None),
         };
         let [q_norm, _] = attention.qk_norm.q;
+        let norm_bias = attention.qk_norm.bias && !parts.setting.unread.query_key_norms;
         // Heads are normed each as a whole.
         let kind = if matches!(row.norm, NormKind::Groups(_)) { NormKind::Rms } else { row.norm };
         if row.qk_norm == QkNorming::Halves {
             q = self.rotate_halves(parts, q)?;
             k = k.map(|k| self.rotate_halves(parts, k)).transpose()?;
         } else if q_norm > 0 && !normed_flat(attention) && !matches!(row.qk_norm, QkNorming::QueryLast | QkNorming::Last) {
-            q = parts.norm(q, kind, attention.qk_norm.bias, true)?;
-            k = k.map(|k| parts.norm(k, kind, attention.qk_norm.bias, true)).transpose()?;
+            q = parts.norm(q, kind, norm_bias, true)?;
+            k = k.map(|k| parts.norm(k, kind, norm_bias, true)).transpose()?;
         }
         if row.norms_values {
             v = v.map(|v| parts.bare_norm(v, row.norm)).transpose()?;
@@ -70,8 +71,8 @@ impl Trunk<'_> {
             q = parts.graph.rope(q, self.positions, factors)?;
             k = k.map(|k| parts.graph.rope(k, self.positions, factors)).transpose()?;
             if row.qk_norm == QkNorming::Last && q_norm > 0 {
-                q = parts.norm(q, kind, attention.qk_norm.bias, true)?;
-                k = k.map(|k| parts.norm(k, kind, attention.qk_norm.bias, true)).transpose()?;
+                q = parts.norm(q, kind, norm_bias, true)?;
+                k = k.map(|k| parts.norm(k, kind, norm_bias, true)).transpose()?;
             }
             if row.qk_norm == QkNorming::BareLast {
                 q = parts.bare_norm(q, NormKind::Rms)?;
@@ -147,7 +148,8 @@ impl Trunk<'_> {
         if has_weight(layer, "attn_sub_norm.weight") {
             attended = parts.norm(attended, row.norm, false, true)?;
         }
-        let projected = parts.project(attended, d_model, Matrix::AttentionOutput, attention.bias.o)?;
+        let bias = attention.bias.o && !parts.setting.unread.output_projection;
+        let projected = parts.project(attended, d_model, Matrix::AttentionOutput, bias)?;
         if self.operations.scales_attention { parts.scale(projected) } else { Ok(projected) }
     }
 
@@ -175,10 +177,11 @@ impl Trunk<'_> {
         tokens: u64,
     ) -> Result<(Node, Option<Node>, Option<Node>), MathError> {
         let q_head = if attention.gate == OutputGate::InQuery { mul(2, attention.k_head_dim)? } else { attention.k_head_dim };
+        let bias = if parts.setting.unread.queries_keys_values { AttentionBias::NONE } else { attention.bias };
         let shapes = [
-            (q_head, attention.n_heads, attention.bias.q, Matrix::Query),
-            (attention.k_head_dim, attention.n_kv_heads, attention.bias.k, Matrix::Key),
-            (attention.v_head_dim, attention.n_kv_heads, attention.bias.v, Matrix::Value),
+            (q_head, attention.n_heads, bias.q, Matrix::Query),
+            (attention.k_head_dim, attention.n_kv_heads, bias.k, Matrix::Key),
+            (attention.v_head_dim, attention.n_kv_heads, bias.v, Matrix::Value),
         ];
         let own = !matches!(attention.kv_source, KvSource::Layer { .. });
         let mut out: Vec<Node> = Vec::new();
@@ -191,7 +194,7 @@ impl Trunk<'_> {
                 // CogVLM's matrix has keys and values of as many heads as queries, whatever the file says.
                 width = mul(3, mul(attention.k_head_dim, attention.n_heads)?)?;
             }
-            let mut fused = parts.project(x, width, Matrix::QueryKeyValue, attention.bias.q)?;
+            let mut fused = parts.project(x, width, Matrix::QueryKeyValue, bias.q)?;
             if self.operations.limits_projections {
                 fused = parts.graph.apply(Op::Clamp, fused, &[])?;
             }

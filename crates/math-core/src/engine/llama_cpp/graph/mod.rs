@@ -44,6 +44,7 @@ mod selector;
 mod stacks;
 pub mod tensors;
 pub(in crate::engine::llama_cpp) mod towers;
+mod unread;
 mod unroll;
 mod versions;
 pub(super) mod work;
@@ -214,9 +215,7 @@ impl<'a> Recipe<'a> {
     fn new(spec: &'a ModelSpec, deployment: &'a Deployment, facts: Facts<'a>, places: Places) -> Result<Option<Self>, MathError> {
         let (row, hybrid) = (rows::row(facts.arch), hybrid::row(facts.arch));
         let known = row.is_some() || hybrid.is_some() || facts.compresses_tokens();
-        // What is pooled on several places is not known.
-        let pools = places.is_single() && spec.operations.pooling.is_some();
-        let served = !deployment.embeddings || pools;
+        let served = !deployment.embeddings || spec.operations.pooling.is_some();
         let on_cuda = places.backends.iter().any(|backend| matches!(backend, Backend::Cuda { .. }));
         // What is fetched to the processor is as large as it is stored.
         let moves = on_cuda && facts.build.multiplies_expert_inputs_in_full(facts.arch) && places.is_single();
@@ -349,6 +348,7 @@ impl<'a> Recipe<'a> {
             fused: self.fused,
             shares_selector_mask: facts.build.masks_chosen_cells_at_once(),
             scales: scales::Reads::of(facts),
+            unread: unread::Unread::of(facts.arch),
             pooling: spec.operations.pooling.filter(|_| deployment.embeddings),
             pools_before_logits: facts.build.pools_before_logits(),
             ranks_by_softmax: matches!(facts.arch, "qwen3" | "qwen3vl"),

@@ -75,6 +75,8 @@ pub enum Op {
     Pad,
     /// Sums of rows.
     SumRows,
+    /// Means of rows.
+    Mean,
     /// Running sums.
     CumSum,
     /// Order of each row.

@@ -10,6 +10,7 @@ use super::op::Op;
 use super::ops::{Builder, Node};
 use super::places::Places;
 use super::scales::{Reads, Scales};
+use super::unread::Unread;
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::{Layer, Pooling};
@@ -87,6 +88,8 @@ pub(super) struct Setting {
     pub(super) ranks_by_softmax: bool,
     /// Which scales of matrices the graph reads.
     pub(super) scales: Reads,
+    /// Which biases the graph leaves.
+    pub(super) unread: Unread,
     /// The build rotates by sections where the file has them.
     pub(super) sections: bool,
 }

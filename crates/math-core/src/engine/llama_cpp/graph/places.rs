@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use super::depth::kinds;
 use super::reading;
+use super::unread::Unread;
 use crate::deployment::{Backend, Deployment, Location};
 use crate::engine::llama_cpp::facts::Facts;
 use crate::engine::llama_cpp::layout::Layout;
@@ -37,7 +38,7 @@ pub(super) struct LayerPlace {
 }
 
 /// Architectures that load factors of the rotary embedding and rotate without them (`models/*.cpp`, `ggml_rope_ext`).
-const WITHOUT_ROPE_FACTORS: &[&str] = &["cogvlm", "llada", "pangu-embedded"];
+const WITHOUT_ROPE_FACTORS: &[&str] = &["cogvlm", "falcon-h1", "llada", "pangu-embedded"];
 
 /// The position of a weight that is read at some time or other.
 const UNKNOWN: usize = usize::MAX;
@@ -162,6 +163,7 @@ impl Places {
         let loader = LoaderFacts::of(spec, build)?;
         let mut order_of_others = Vec::new();
         let (stack, other_stack) = stacks(spec);
+        let unread = Unread::of(facts.arch);
         for (tensor, place) in weight_homes(build, &loader, table, deployment)? {
             if tensor.name.starts_with("rope_f") {
                 rope_factors = Some(tensor.shape.row());
@@ -187,11 +189,22 @@ impl Places {
                 Some(layer) => (weights.get_mut(layer), order.get_mut(layer)),
                 None => (Some(&mut others), Some(&mut order_of_others)),
             };
+            if unread.leaves(base) {
+                continue;
+            }
             if let (Some(list), Some(ranks)) = (list, ranks) {
                 let rank = reading::position(base).unwrap_or(UNKNOWN);
                 let place = ranks.partition_point(|known| *known <= rank);
                 ranks.insert(place, rank);
                 list.insert(place, stored);
+            }
+        }
+        // Layers that come again read the weights of the first time (Nanbeige).
+        for (index, layer) in spec.layers.iter().enumerate() {
+            let Some(first) = layer.weights_of.and_then(|first| usize::try_from(first).ok()) else { continue };
+            let found = (weights.get(first).cloned(), order.get(first).cloned());
+            if let ((Some(from), Some(ranks)), Some(to), Some(slot)) = (found, weights.get_mut(index), order.get_mut(index)) {
+                (*to, *slot) = (from, ranks);
             }
         }
         let known = |((weights, ranks), place): ((&Vec<StoredWeight>, &Vec<usize>), &LayerPlace)| {

@@ -164,8 +164,14 @@ const ORDER: &[&str] = &[
     "output_hc_fn",
     "output_hc_scale",
     "output_hc_base",
+    "enc.output_norm",
     "output_norm",
     "output",
+    "cls",
+    "cls.norm",
+    "cls.output",
+    "dense_2",
+    "dense_3",
 ];
 
 /// The position of a weight among those that a graph reads; `None` where it is not known.

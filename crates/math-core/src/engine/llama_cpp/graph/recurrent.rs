@@ -4,6 +4,8 @@
 use super::op::Op;
 use super::ops::Node;
 use super::parts::{NormKind, Parts};
+use super::scales::Matrix;
+use crate::deployment::Backend;
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::{Mamba1, Mamba2, ShortConv};
@@ -94,6 +96,10 @@ impl Parts {
     /// Puts `x`, `[channels, tokens, sequences]`, behind the last tokens of each sequence and keeps the new last ones:
     /// `[taps - 1 + tokens, channels, sequences]`.
     pub(super) fn window(&mut self, inputs: &StateInputs, taps: u64, x: Node) -> Result<Node, MathError> {
+        self.window_kept(inputs, taps, x, false)
+    }
+    /// A [`Self::window`] whose last tokens are kept as one vector of all sequences, or as a row of each.
+    fn window_kept(&mut self, inputs: &StateInputs, taps: u64, x: Node, as_vector: bool) -> Result<Node, MathError> {
         let [channels, _, sequences, _] = self.graph.dims(x)?;
         let kept = taps.saturating_sub(1);
         let state = self.state(mul(kept, channels)?)?;
@@ -104,7 +110,11 @@ impl Parts {
         let [_, s1, s2, _] = self.graph.strides(joined)?;
         for _ in 0..self.setting.snapshots {
             let last = self.graph.view_3d(joined, [kept, channels, sequences], s1, s2)?;
-            let target = self.graph.view_2d(state.cache, state.width, sequences, mul(4, state.width)?)?;
+            let target = if as_vector {
+                self.graph.view_1d(state.cache, mul(state.width, sequences)?)?
+            } else {
+                self.graph.view_2d(state.cache, state.width, sequences, mul(4, state.width)?)?
+            };
             let stored = self.graph.copy(last, target)?;
             self.graph.expand(stored)?;
         }
@@ -127,7 +137,7 @@ impl Parts {
     pub(super) fn kernel(&mut self, channels: u64, taps: u64) -> Result<Node, MathError> {
         // CUDA's kernel works on 128 channels at a time; without it the loader keeps the weights on the host, and the
         // operation follows them (`ggml-cuda.cu:ggml_backend_cuda_device_supports_op`).
-        let backend = if channels.is_multiple_of(128) { self.setting.device } else { self.setting.host };
+        let backend = self.kernel_backend(channels.is_multiple_of(128));
         self.stored_weight([taps, channels, 1, 1], backend)
     }
 
@@ -138,11 +148,11 @@ impl Parts {
         let [d_model, ..] = self.graph.dims(x)?;
         let state = self.state(mul(d_state, d_inner)?)?;
         let input = self.graph.reshape(x, [d_model, tokens, sequences, 1])?;
-        let both = self.linear(input, mul(2, d_inner)?)?;
+        let both = self.project(input, mul(2, d_inner)?, Matrix::StateInput, false)?;
         let [_, s1, s2, _] = self.graph.strides(both)?;
         let half = self.graph.view_3d(both, [d_inner, tokens, sequences], s1, s2)?;
         let z = self.graph.view_3d(both, [d_inner, tokens, sequences], s1, s2)?;
-        let joined = self.window(inputs, d_conv, half)?;
+        let joined = self.window_kept(inputs, d_conv, half, true)?;
         let convolved = self.convolve(joined, d_conv)?;
         let biased = self.bias(convolved)?;
         let channels = self.unary(biased)?;
@@ -184,13 +194,15 @@ impl Parts {
         let y = self.graph.sum(y, skip)?;
         let z = self.graph.cont(z, [d_inner, tokens, sequences, 1])?;
         let gated = self.graph.glu(z, y)?;
-        let out = self.linear(gated, d_model)?;
+        let out = self.project(gated, d_model, Matrix::StateOutput, false)?;
         self.graph.reshape(out, [d_model, mul(tokens, sequences)?, 1, 1])
     }
 
-    /// The device, or the processor for a kernel that the device does not have.
-    const fn kernel_backend(&self, supported: bool) -> usize {
-        if supported { self.setting.device } else { self.setting.host }
+    /// The device, or the processor for a kernel that CUDA does not have; Metal has all of them
+    /// (`ggml-metal-device.m:ggml_metal_device_supports_op`).
+    fn kernel_backend(&self, has_cuda_kernel: bool) -> usize {
+        let on_cuda = matches!(self.places.backends.get(self.setting.device), Some(Backend::Cuda { .. }));
+        if has_cuda_kernel || !on_cuda { self.setting.device } else { self.setting.host }
     }
 
     /// The scan of Mamba: its output and the new states in one row (`ggml.c:ggml_ssm_scan`).
@@ -220,7 +232,7 @@ impl Parts {
         let head_dim = d_inner / n_heads.max(1);
         let width = add(d_inner, mul(2, mul(n_groups, d_state)?)?)?;
         let all = add(add(d_inner, width)?, n_heads)?;
-        let projected = self.linear(x, all)?;
+        let projected = self.project(x, all, Matrix::StateInput, false)?;
         let projected = self.graph.reshape(projected, [all, tokens, sequences, 1])?;
         let [_, s1, s2, _] = self.graph.strides(projected)?;
         let head_row = mul(4, head_dim)?;
@@ -264,7 +276,7 @@ impl Parts {
             y = self.graph.product(normed, weights)?;
         }
         let flat = self.graph.reshape(y, [d_inner, all_tokens, 1, 1])?;
-        self.linear(flat, d_model)
+        self.project(flat, d_model, Matrix::StateOutput, false)
     }
 
     /// Mamba 2 whose steps, B and C come from a projection of low rank, each with a norm (`plamo2.cpp`), of `x`,
@@ -282,14 +294,14 @@ impl Parts {
         let head_dim = d_inner / n_heads.max(1);
         let by_head = [head_dim, n_heads, tokens, sequences];
         let input = self.graph.reshape(x, [d_model, tokens, sequences, 1])?;
-        let both = self.linear(input, mul(2, d_inner)?)?;
+        let both = self.project(input, mul(2, d_inner)?, Matrix::StateInput, false)?;
         let both = self.graph.permute(both, [0, 2, 1, 3])?;
         let both = self.graph.cont(both, [mul(2, head_dim)?, n_heads, tokens, sequences])?;
         let [_, s1, s2, s3] = self.graph.strides(both)?;
         let mixed = self.graph.view(both, by_head, [s1, s2, s3])?;
         let mixed = self.graph.cont(mixed, [d_inner, tokens, sequences, 1])?;
         let z = self.graph.view(both, by_head, [s1, s2, s3])?;
-        let joined = self.window(inputs, d_conv, mixed)?;
+        let joined = self.window_kept(inputs, d_conv, mixed, true)?;
         let convolved = self.convolve(joined, d_conv)?;
         let channels = self.unary(convolved)?;
 
@@ -303,9 +315,9 @@ impl Parts {
         let [b, c, dt] = parts;
         let steps = self.linear(dt, n_heads)?;
         let steps = self.bias(steps)?;
-        // The loader takes the vector for Mamba 1's matrix, for which no device has a kernel, and keeps it on the host
+        // The loader takes the vector for Mamba 1's matrix, for which CUDA has no kernel, and keeps it on the host
         // (`llama-model-loader.cpp:weight_buft_supported`).
-        let decay = self.stored_weight([n_heads, 1, 1, 1], self.setting.host)?;
+        let decay = self.stored_weight([n_heads, 1, 1, 1], self.kernel_backend(false))?;
         let decay = self.graph.reshape(decay, [1, n_heads, 1, 1])?;
         let (head, row) = (mul(4, head_dim)?, mul(4, d_inner)?);
         let heads = self.graph.view(channels, by_head, [head, row, mul(row, tokens)?])?;
@@ -333,7 +345,7 @@ impl Parts {
         let y = self.graph.glu(z, y)?;
         let [_, _, s2, s3] = self.graph.strides(y)?;
         let y = self.graph.view_3d(y, [d_inner, tokens, sequences], s2, s3)?;
-        let out = self.linear(y, d_model)?;
+        let out = self.project(y, d_model, Matrix::StateOutput, false)?;
         self.graph.reshape(out, [d_model, all_tokens, 1, 1])
     }
 

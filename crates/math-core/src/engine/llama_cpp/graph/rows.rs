@@ -90,6 +90,9 @@ pub(super) struct Row {
     pub(super) reads_table: bool,
     /// The last matrix makes embeddings, not logits.
     pub(super) projects_embedding: bool,
+    /// No logits are made, though there may be a matrix for them; of a model with recurrent layers, none in a context for
+    /// embeddings.
+    pub(super) leaves_logits: bool,
     /// Latents are expanded before they are cached (MiniCPM3, PLM).
     pub(super) expands_latents: bool,
     /// The rope part of a latent's key is normed (dots3.note).
@@ -205,6 +208,7 @@ pub(super) const PLAIN: Row = Row {
     gate: Gate::Sigmoid,
     reads_table: false,
     projects_embedding: false,
+    leaves_logits: false,
     expands_latents: false,
     norms_rope_key: false,
     scales_before_logits: false,
@@ -233,7 +237,6 @@ const ROWS: &[Row] = &[
             "ernie4_5",
             "seed_oss",
             "pangu-embedded",
-            "maincoder",
             "qwen",
             "chatglm",
             "nanbeige",
@@ -244,7 +247,7 @@ const ROWS: &[Row] = &[
         ..PLAIN
     },
     Row { archs: &["ernie4_5-moe", "minimax-m2", "mimo2"], routing: Routing { asks: Asks::NeverScales, ..SOFTMAX }, ..PLAIN },
-    Row { archs: &["hunyuan-moe", "hunyuan-dense"], qk_norm: QkNorming::Last, ..PLAIN },
+    Row { archs: &["hunyuan-moe", "hunyuan-dense", "maincoder"], qk_norm: QkNorming::Last, ..PLAIN },
     Row { archs: &["gpt2", "starcoder", "bloom", "jais"], norm: NormKind::Layer, no_rope_every: 1, ..PLAIN },
     Row {
         archs: &["mpt"],
@@ -273,7 +276,7 @@ const ROWS: &[Row] = &[
     },
     Row { archs: &["modern-bert"], norm: NormKind::Layer, ..PLAIN },
     Row { archs: &["neo-bert", "eurobert", "dream", "llada"], ..PLAIN },
-    Row { archs: &["gemma-embedding"], scales_embedding: true, scales_queries: true, ..PLAIN },
+    Row { archs: &["gemma-embedding"], leaves_logits: true, scales_embedding: true, scales_queries: true, ..PLAIN },
     Row { archs: &["mistral3"], scales_by_position: Scaled::WhereTold, ..PLAIN },
     Row { archs: &["glm4"], sections_allowed: true, ..PLAIN },
     Row { archs: &["t5", "t5encoder"], built_by: BuiltBy::EncoderDecoder, ..PLAIN },
@@ -364,9 +367,10 @@ const ROWS: &[Row] = &[
     Row { archs: &["hy_v4"], built_by: BuiltBy::Versions, routing: TOLD, extras: VERSIONS, ..PLAIN },
     Row { archs: &["minimax-m3"], attends_blocks: true, routing: TOLD, ..PLAIN },
     Row { archs: &["olmo2", "exaone4"], norms_after: true, ..PLAIN },
-    Row { archs: &["qwen2vl", "qwen3tts", "hunyuan_vl", "paddleocr"], positions_per_token: 4, ..PLAIN },
+    Row { archs: &["qwen2vl", "qwen3tts", "paddleocr"], positions_per_token: 4, ..PLAIN },
     Row { archs: &["deepseek"], routing: Routing { normed: false, asks: Asks::Scale, ..SOFTMAX }, ..PLAIN },
     Row { archs: &["olmoe"], routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
+    Row { archs: &["hunyuan_vl"], positions_per_token: 4, qk_norm: QkNorming::Last, ..PLAIN },
     Row { archs: &["qwen2moe"], divides_gate: true, routing: Routing { normed: false, ..SOFTMAX }, ..PLAIN },
     Row { archs: &["arcee"], activation: Activation::Squared, ..PLAIN },
     Row { archs: &["gemma"], scales_embedding: true, scales_queries: true, ..PLAIN },

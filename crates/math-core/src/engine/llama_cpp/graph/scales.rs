@@ -82,10 +82,14 @@ const READS_SHARED: &[&str] = &[
 /// Architectures whose graphs multiply queries, keys and values by their matrices alone.
 const LEAVES_QUERIES: &[&str] = &["mimo2"];
 
+/// Architectures whose recurrent mixers multiply by their matrices alone.
+const LEAVES_STATES: &[&str] = &["plamo2", "qwen3next"];
+
 /// Which scales an architecture's graph reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Reads {
     queries: bool,
+    states: bool,
     experts: bool,
     dense: bool,
     shared: bool,
@@ -98,6 +102,7 @@ impl Reads {
         let reads = |list: &[&str]| newly || list.contains(&facts.arch);
         Self {
             queries: !LEAVES_QUERIES.contains(&facts.arch),
+            states: !LEAVES_STATES.contains(&facts.arch),
             experts: reads(READS_EXPERTS),
             dense: reads(READS_DENSE),
             shared: reads(READS_SHARED),
@@ -108,13 +113,12 @@ impl Reads {
             Matrix::ExpertGate | Matrix::ExpertUp | Matrix::ExpertDown => self.experts,
             Matrix::Gate | Matrix::Up | Matrix::Down => self.dense,
             Matrix::SharedGate | Matrix::SharedUp | Matrix::SharedDown => self.shared,
-            Matrix::Query | Matrix::Key | Matrix::Value | Matrix::QueryKeyValue => self.queries,
-            Matrix::AttentionGate
-            | Matrix::AttentionOutput
-            | Matrix::StateInput
-            | Matrix::StateOutput
-            | Matrix::StateAlpha
-            | Matrix::StateBeta => true,
+            Matrix::Query | Matrix::Key | Matrix::Value => self.queries,
+            Matrix::QueryKeyValue => self.queries && self.states,
+            Matrix::AttentionGate | Matrix::StateInput | Matrix::StateOutput | Matrix::StateAlpha | Matrix::StateBeta => {
+                self.states
+            }
+            Matrix::AttentionOutput => true,
         }
     }
 }
