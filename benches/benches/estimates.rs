@@ -55,7 +55,8 @@ fn estimates(criterion: &mut Criterion) {
     for name in MODELS {
         let (spec, table) = model(name);
         let asked = deployment();
-        let estimator = Estimator::new(&spec, &table, BUILD, &asked).expect("a deployment the engine starts");
+        let compiled = || Estimator::new(&spec, &table, BUILD, black_box(&asked)).expect("a deployment the engine starts");
+        let estimator = compiled().for_many_contexts().expect("ranges");
         let at = |context| estimator.bytes(ContextRequest::PerSequence(context), 1).expect("an answer").device;
         group.bench_function(BenchmarkId::new("replay", name), |bencher| {
             bencher.iter(|| memory_of(&spec, &table, black_box(&asked), BUILD).expect("an answer"));
@@ -68,7 +69,10 @@ fn estimates(criterion: &mut Criterion) {
             bencher.iter(|| estimator.explain(black_box(context), 1).expect("an answer"));
         });
         group.bench_function(BenchmarkId::new("compiling", name), |bencher| {
-            bencher.iter(|| Estimator::new(&spec, &table, BUILD, black_box(&asked)).expect("a deployment the engine starts"));
+            bencher.iter(compiled);
+        });
+        group.bench_function(BenchmarkId::new("compiling for many", name), |bencher| {
+            bencher.iter(|| compiled().for_many_contexts().expect("ranges"));
         });
         group.bench_function(BenchmarkId::new("compiled", name), |bencher| {
             bencher.iter(|| at(black_box(CONTEXT)));

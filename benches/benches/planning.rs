@@ -1,4 +1,5 @@
-//! The planner's questions: one point of a sweep, 10,000 and 1,000,000 of them, the search for a placement; beside a peer's
+//! The planner's questions: one point of a sweep, 10,000 and 1,000,000 of them, the search for a placement, a
+//! fleet; beside a peer's
 //! closed formula asked as often.
 #![allow(missing_docs, reason = "criterion's macros generate public items")]
 
@@ -7,6 +8,7 @@ use std::hint::black_box;
 use criterion::{Criterion, criterion_group, criterion_main};
 use plimsoll_ingest::hf;
 use plimsoll_planner::engine::Question;
+use plimsoll_planner::fleet::{FleetHost, FleetModel, FleetRequest, fleet};
 use plimsoll_planner::offload::best_placement;
 use plimsoll_planner::sweep::{Axes, Line, Sweep};
 use plimsoll_planner::which_device::{Target, which_device};
@@ -144,5 +146,52 @@ fn peer(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, sweeps, searches, peer);
+/// 50 models, 12 different ones, onto 20 hosts of five kinds.
+fn fleets(criterion: &mut Criterion) {
+    const CONFIGS: [&str; 4] = ["Llama-3.1-8B", "Qwen3-8B", "Qwen3-30B-A3B", "gpt-oss-20b"];
+    const QUANTS: [&str; 3] = ["Q4_K_M", "Q6_K", "Q8_0"];
+    let read = |name: &str| {
+        let path = format!("{}/../fixtures/truth/llama.cpp/configs/{name}.config.json", env!("CARGO_MANIFEST_DIR"));
+        model(name, &std::fs::read(path).expect("a config among the fixtures"))
+    };
+    let facts: Vec<Model> = CONFIGS.iter().map(|name| read(name)).collect();
+    let host = |name: &str, devices: &str| FleetHost {
+        name: name.into(),
+        count: Some(4),
+        devices: vec![devices.into()],
+        ..FleetHost::default()
+    };
+    let wanted = |index: usize| FleetModel {
+        name: format!("model {index}"),
+        replicas: Some(1 + (index as u64) % 2),
+        options: Options {
+            quant: Some(QUANTS[index / 4 % 3].into()),
+            context: Some(8192 * (1 + (index as u64) % 3)),
+            ..Options::default()
+        },
+        ..FleetModel::default()
+    };
+    let request = FleetRequest {
+        host: vec![
+            host("small", "RTX 4060 x2"),
+            host("desk", "RTX 3090"),
+            host("pair", "RTX 4090 x2"),
+            host("server", "L40S x2"),
+            host("large", "A100 80GB SXM x4"),
+        ],
+        model: (0..50).map(wanted).collect(),
+        ..FleetRequest::default()
+    };
+    let models: Vec<Model> = (0..50).map(|index| facts[index % facts.len()].clone()).collect();
+    let answer = fleet(&request, &models).expect("a placement");
+    assert!(answer.placed_replicas > 0);
+    let mut group = criterion.benchmark_group("search");
+    group.sample_size(10);
+    group.bench_function("fleet, 50 models on 20 hosts", |bencher| {
+        bencher.iter(|| fleet(black_box(&request), &models).expect("a placement").placed_replicas);
+    });
+    group.finish();
+}
+
+criterion_group!(benches, sweeps, searches, fleets, peer);
 criterion_main!(benches);

@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: criterion's benches, the engine's own simulation on the same models and setting beside them, and
-//! the page `docs/benches.md`.
+//! the page `docs/benches.md`. Criterion's quick mode, which stops as soon as a figure stands still, unless `--full` is asked for.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,22 +17,55 @@ const PAGE: &str = "docs/benches.md";
 const CONTEXT: u64 = 32_768;
 
 /// What is measured for every model, with what it should stay below.
-const COLUMNS: [(&str, &str); 6] = [
+const COLUMNS: [(&str, &str); 7] = [
     ("replay", "200 µs"),
     ("from scratch", "-"),
     ("compiling", "-"),
+    ("compiling for many", "-"),
     ("explained", "20 µs"),
     ("compiled", "50 ns"),
     ("sweep of 10,000", "1 ms"),
+];
+
+/// The planner's questions: criterion's group, its title on the page, and what some of them should stay below.
+const QUESTIONS: [(&str, &str, &[(&str, &str)]); 2] = [
+    (
+        "sweep Llama-3.1-8B",
+        "Many points of one model",
+        &[
+            ("admission: one compiled point", "50 ns"),
+            ("10,000 points, compiled line", "1 ms"),
+            ("1,000,000 points, 16 lines, memory", "seconds"),
+        ],
+    ),
+    (
+        "search",
+        "Searches",
+        &[
+            ("offload, dense on one device", "5 ms"),
+            ("offload, experts on one device", "5 ms"),
+            ("offload, experts on two devices", "5 ms"),
+            ("fleet, 50 models on 20 hosts", "2 s"),
+        ],
+    ),
 ];
 
 /// Nanoseconds of an iteration, by what was measured and the model.
 type Times = BTreeMap<String, BTreeMap<String, f64>>;
 
 /// Measures everything and writes the page.
-pub(crate) fn run() -> Result<(), String> {
+pub(crate) fn run(options: &[&str]) -> Result<(), String> {
+    let full = match options {
+        [] => false,
+        ["--full"] => true,
+        other => return Err(format!("bench: unknown option {}", other.join(" "))),
+    };
     let manifest = root().join("benches/Cargo.toml").to_string_lossy().into_owned();
-    step("benches", &mut cargo(&["bench", "--quiet", "--manifest-path", &manifest]))?;
+    let mut benches = cargo(&["bench", "--quiet", "--manifest-path", &manifest]);
+    if !full {
+        benches.args(["--", "--quick"]);
+    }
+    step("benches", &mut benches)?;
     let folder = root().join("benches/target/criterion");
     let estimates = measured(&folder.join("estimate"))?;
     let models: Vec<&str> = estimates.get("explained").into_iter().flat_map(BTreeMap::keys).map(String::as_str).collect();
@@ -44,7 +77,14 @@ pub(crate) fn run() -> Result<(), String> {
             BTreeMap::new()
         }
     };
-    let mut page = page(&estimates, &engine);
+    let mut page = page(&estimates, &engine, full);
+    for (group, title, aims) in QUESTIONS {
+        let _ = writeln!(page, "\n## {title}\n\n| question | time | aim |\n|---|--:|--:|");
+        for (question, nanoseconds) in single(&folder.join(group))? {
+            let aim = aims.iter().find(|(name, _)| *name == question).map_or("", |(_, aim)| *aim);
+            let _ = writeln!(page, "| {question} | {} | {aim} |", shown(nanoseconds));
+        }
+    }
     for (name, title) in [("gguf_header_152k_tokens", "GGUF header with 151,936 tokens"), ("config_json", "config.json")] {
         let _ = writeln!(page, "\n## {title}\n\n| who | time |\n|---|--:|");
         for (who, nanoseconds) in single(&folder.join(name))? {
@@ -105,19 +145,21 @@ fn processor() -> String {
     named.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
-fn page(estimates: &Times, engine: &BTreeMap<String, Duration>) -> String {
+fn page(estimates: &Times, engine: &BTreeMap<String, Duration>, full: bool) -> String {
     let compiler = output(std::process::Command::new("rustc").arg("--version")).unwrap_or_default();
     let mut out = format!(
-        "# Benches\n\nWritten by `cargo xtask bench` on one core of {} ({}), in one run: medians of one call. The figures of this page belong \
+        "# Benches\n\nWritten by `cargo xtask bench` on one core of {} ({}), in one run{}: medians of one call. The figures of this page belong \
          to that machine and whatever else it did; the ratios hold elsewhere.\n\n\
          ## One estimate\n\n\
          Q4_K_M on a CUDA device of compute capability 8.9, {CONTEXT} tokens, flash attention, build v0.5.0. *Engine*: llama.cpp's own \
          simulation of the context without allocating (`node-llama-cpp`'s libllama, the file loaded already). *Replay*: caches, states \
          and the compute buffers of all reserved graphs. *From scratch*: every term with its formula and source, the weights placed one by \
          one. *Explained*: the same terms from an estimator made once for model, device and options (*compiling*). *Compiled*: only the \
-         bytes, from the same estimator.\n\n",
+         bytes, from the same estimator. *Sweep*: 10,000 contexts in steps of 13 tokens, from an estimator made for many, contexts shorter \
+         than a micro-batch too.\n\n",
         processor(),
-        compiler.trim()
+        compiler.trim(),
+        if full { "" } else { " of criterion's quick mode" }
     );
     let _ = write!(out, "| model | engine |");
     for (column, _) in COLUMNS {

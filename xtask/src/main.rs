@@ -42,6 +42,7 @@ Usage: cargo xtask TASK
   calibrate        fit the throughput model to fixtures/bench and write its table
   compare          rewrite docs/compare.md: the peers from the registries beside us [--python PATH]
   bench            criterion benches beside the engine's own simulation and the registry's peers; rewrites docs/benches.md
+                   [--full] for more than criterion's quick mode
   fuzz [SECONDS]   run every fuzz target for SECONDS (default 60)
   deny             licences, sources and duplicate versions of all dependencies
 ";
@@ -67,7 +68,7 @@ fn main() -> ExitCode {
         ["compare", options @ ..] => compare::run(options),
         ["builds"] => builds::run(false),
         ["builds", "--check"] => builds::run(true),
-        ["bench"] => bench::run(),
+        ["bench", options @ ..] => bench::run(options),
         ["fuzz"] => steps::fuzz("60"),
         ["fuzz", seconds] => steps::fuzz(seconds),
         ["deny"] => steps::deny(),

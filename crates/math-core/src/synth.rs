@@ -29,6 +29,9 @@ struct Builder {
 }
 
 impl Builder {
+    const fn new(format: StorageFormat, place: Place) -> Self {
+        Self { tensors: Vec::new(), format, prefix: String::new(), place, counts: None, component: None }
+    }
     fn push(&mut self, name: &str, component: Component, shape: Shape, counts: Counts) {
         self.tensors.push(Tensor {
             name: format!("{}{}", self.prefix, name),
@@ -74,14 +77,19 @@ impl Builder {
 /// # Errors
 /// [`MathError::Overflow`] when a shape leaves the exact range.
 pub fn tensor_table(spec: &ModelSpec) -> Result<TensorTable, MathError> {
-    let mut out = Builder {
-        tensors: Vec::new(),
-        format: spec.weight_dtype,
-        prefix: String::new(),
-        place: Place::Input,
-        counts: None,
-        component: None,
-    };
+    table_with_layers(spec, &spec.layers)
+}
+
+/// The weights of one layer of `spec`'s trunk.
+pub(crate) fn tensors_of_layer(spec: &ModelSpec, layer: &Layer) -> Result<Vec<Tensor>, MathError> {
+    let mut out = Builder::new(spec.weight_dtype, Place::Layer(0));
+    layer_tensors(&mut out, layer, spec.d_model)?;
+    Ok(out.tensors)
+}
+
+/// The table of `spec` if its trunk had these layers.
+pub(crate) fn table_with_layers(spec: &ModelSpec, layers: &[Layer]) -> Result<TensorTable, MathError> {
+    let mut out = Builder::new(spec.weight_dtype, Place::Input);
     let embedding = &spec.embedding;
     let d_embedding = embedding.d_embedding.unwrap_or(spec.d_model);
     if embedding.n_vocab > 0 {
@@ -113,7 +121,7 @@ pub fn tensor_table(spec: &ModelSpec) -> Result<TensorTable, MathError> {
 
     let trunk = if spec.encoder.is_some() { "dec.blk" } else { "blk" };
     let mut next: u32 = 0;
-    for layer in &spec.layers {
+    for layer in layers {
         out.at(format!("{trunk}.{next}."), Place::Layer(next));
         layer_tensors(&mut out, layer, spec.d_model)?;
         next = next.saturating_add(1);

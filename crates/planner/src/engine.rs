@@ -401,6 +401,18 @@ pub enum Compiled<'a> {
 }
 
 impl Compiled<'_> {
+    /// The same, compiled further for many contexts.
+    ///
+    /// # Errors
+    /// [`PlanError::Math`].
+    pub fn for_many_contexts(self) -> Result<Self, PlanError> {
+        Ok(match self {
+            Self::LlamaCpp { estimator, question } => {
+                Self::LlamaCpp { estimator: Box::new(estimator.for_many_contexts()?), question }
+            }
+            explained @ Self::Explained(_) => explained,
+        })
+    }
     /// What is used with this context and this many sequences: as [`Used::of`] the plan.
     ///
     /// # Errors

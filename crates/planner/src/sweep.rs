@@ -30,6 +30,9 @@ pub const SWEEP_SCHEMA: &str = "plimsoll.sweep/1";
 /// More points than these are refused: nobody reads them.
 pub const MOST_POINTS: u64 = 1_000_000_000;
 
+/// From so many contexts on it pays to compile a line for all of them.
+const MANY_CONTEXTS: usize = 500;
+
 /// What is varied; an empty axis stays as the options have it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -350,6 +353,10 @@ impl<'a> Sweep<'a> {
             sequences,
             usable: Bytes::sum(devices.iter().map(|device| device.usable.bytes))?,
         };
+        let mut compiled = question.compile()?;
+        if self.axes.contexts.len() >= MANY_CONTEXTS {
+            compiled = compiled.for_many_contexts()?;
+        }
         Ok(Line {
             label,
             sequences,
@@ -357,7 +364,7 @@ impl<'a> Sweep<'a> {
                 prefill: pace.as_ref().map(|pace| pace.prefill(prompt, 0.0).expected),
                 pace: pace.map(alloc::boxed::Box::new),
                 offloads: question.offloads()?,
-                compiled: alloc::boxed::Box::new(question.compile()?),
+                compiled: alloc::boxed::Box::new(compiled),
             },
         })
     }

@@ -282,3 +282,33 @@ fn compute_buffers_shrink_with_a_second_sequence_as_the_engines_do() {
     assert_eq!(at(1), [107_247_104, 17_789_696]);
     assert_eq!(at(2), [100_731_776, 17_789_696]);
 }
+
+/// Every model of the fixtures: the graph of a few layers needs what the graph of all layers needs.
+#[test]
+fn few_layers_stand_for_all_in_every_model() {
+    let mut compared = 0;
+    let mut specs: Vec<(String, ModelSpec)> = Vec::new();
+    for row in support::rows("truth/llama.cpp/layers.jsonl.gz") {
+        specs.push((row["model"].as_str().unwrap_or_default().to_owned(), support::specs::of(&row)));
+    }
+    for (name, spec) in &specs {
+        for backend in [Backend::Cpu, Backend::Cuda { compute_capability: 890 }, Backend::Metal] {
+            for flash_attention in [FlashAttention::On, FlashAttention::Off] {
+                let deployment =
+                    Deployment { sequences: 2, flash_attention, ..Deployment::new(ContextRequest::PerSequence(3000), backend) };
+                let Some(few) = exact(spec, &deployment, Build::V0_5_0) else { continue };
+                let Some(graphs) = reserved(spec, None, &deployment, Build::V0_5_0).unwrap() else { continue };
+                let kinds = kinds(backend);
+                let mut all = vec![0; kinds.len()];
+                for graph in &graphs {
+                    for (most, bytes) in all.iter_mut().zip(buffer_bytes(graph, &kinds).unwrap()) {
+                        *most = bytes.max(*most);
+                    }
+                }
+                assert_eq!(few[few.len() - kinds.len()..], all, "{name} on {backend:?}, {flash_attention:?}");
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared >= 100, "{compared} settings compared");
+}

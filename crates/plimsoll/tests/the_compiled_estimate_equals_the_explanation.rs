@@ -48,6 +48,7 @@ fn deployments() -> impl Strategy<Value = Deployment> {
     let flash = prop_oneof![Just(FlashAttention::Auto), Just(FlashAttention::On), Just(FlashAttention::Off)];
     let context = prop_oneof![
         (1_u64..600_000).prop_map(ContextRequest::Total),
+        (1_u64..2_500).prop_map(ContextRequest::Total),
         (1_u64..70_000).prop_map(ContextRequest::PerSequence),
         Just(ContextRequest::ModelMaximum),
     ];
@@ -98,6 +99,7 @@ fn check(spec: &ModelSpec, table: &TensorTable, build: Build, deployment: &Deplo
         // The same terms, word for word.
         assert_eq!(*explained, estimator.explain(deployment.context, deployment.sequences).unwrap());
     }
+    let estimator = estimator.and_then(Estimator::for_many_contexts);
     let compiled = estimator.and_then(|estimator| estimator.bytes(deployment.context, deployment.sequences));
     let (explained, compiled) = match (explained, compiled) {
         (Ok(explained), Ok(compiled)) => (explained, compiled),

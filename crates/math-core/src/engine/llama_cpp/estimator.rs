@@ -12,7 +12,7 @@ use crate::engine::llama_cpp::build::Build;
 use crate::engine::llama_cpp::cache::{BufferRules, CachePlan};
 use crate::engine::llama_cpp::compute::{Bounds, ComputeBounds, ComputeBuffers, ComputeShape};
 use crate::engine::llama_cpp::facts::Facts;
-use crate::engine::llama_cpp::graph::{self, regimes::Regimes};
+use crate::engine::llama_cpp::graph::{self, regimes};
 use crate::engine::llama_cpp::layout::Layout;
 use crate::engine::llama_cpp::loader_facts::LoaderFacts;
 use crate::engine::llama_cpp::memory::{Memory, MemoryPlan};
@@ -61,7 +61,7 @@ pub struct Estimator {
     weights: Vec<WeightBuffer>,
     compute: ComputeShape,
     /// Ranges of contexts for the deployment's number of sequences, where the graph is known.
-    regimes: Option<Regimes>,
+    regimes: Option<regimes::Regimes>,
     /// What a replay for another number of sequences and an explanation need.
     spec: ModelSpec,
 }
@@ -126,7 +126,8 @@ impl Estimator {
             }
         }
         let caches = plan.caches.iter().map(|cache| FoldedCache::new(cache, deployment, rules)).collect::<Result<Vec<_>, _>>()?;
-        let regimes = Regimes::new(spec, deployment, facts, &resolve_facts, &plan.caches)?;
+        let asked = regimes::Asked { spec, deployment, facts, resolve: &resolve_facts, plans: &plan.caches };
+        let regimes = regimes::Regimes::new(&asked, regimes::FEW_CONTEXTS)?;
         Ok(Self {
             regimes,
             spec: spec.clone(),
@@ -142,6 +143,22 @@ impl Estimator {
             weights,
             compute: ComputeShape::new(spec, facts, deployment)?,
         })
+    }
+
+    /// The same estimator for many contexts: the ranges of long ones as far as they can be told, and those of contexts shorter
+    /// than a micro-batch, each of which is a graph of its own size. Takes some milliseconds.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`].
+    pub fn for_many_contexts(mut self) -> Result<Self, MathError> {
+        if let Some(regimes) = &mut self.regimes {
+            let facts = Facts::new(&self.spec, self.facts.build)?;
+            let (spec, deployment) = (&self.spec, &self.deployment);
+            let asked = regimes::Asked { spec, deployment, facts, resolve: &self.facts, plans: &self.plan.caches };
+            regimes.add_long(&asked, regimes::MANY_CONTEXTS)?;
+            regimes.add_short(&asked, regimes::MANY_CONTEXTS)?;
+        }
+        Ok(self)
     }
 
     /// What `sequences` sequences in the asked context take.

@@ -9,9 +9,9 @@ use crate::engine::llama_cpp::cache::rotation_counts;
 use crate::engine::llama_cpp::facts::Facts;
 use crate::engine::llama_cpp::resolve::Resolved;
 use crate::error::MathError;
-use crate::spec::{Attention, FeedForward, Mixer, ModelSpec, QkvLayout};
+use crate::spec::{Attention, FeedForward, Layer, Mixer, ModelSpec, QkvLayout};
 use crate::synth;
-use crate::tensor::{Counts, Place};
+use crate::tensor::{Counts, Place, Tensor};
 use crate::units::{add, mul};
 
 /// The primes of `ggml.c:ggml_hash_size` from the smallest budget on.
@@ -43,11 +43,7 @@ pub(crate) fn node_budget(
     if !COUNTED.contains(&facts.arch) {
         return Ok(None);
     }
-    let table = synth::tensor_table(spec)?;
-    let weights = table.tensors.iter().filter(|tensor| {
-        tensor.place != Place::Tower && matches!(tensor.counts, Counts::Parameter | Counts::Buffer | Counts::Derived)
-    });
-    let weights = weights.fold(0_u64, |count, _| count.saturating_add(1));
+    let weights = n_weights(spec)?;
     let granite = matches!(facts.arch, "granite" | "granitemoe");
     let (k_rotations, v_rotations) = rotation_counts(spec, facts, deployment)?;
     // Each rotation reshapes, multiplies and reshapes back for what is stored and for what is compared with it.
@@ -81,6 +77,27 @@ pub(crate) fn node_budget(
     let wanted = mul(8, weights)?.max(1024);
     let slots = PRIMES.iter().copied().find(|prime| *prime >= wanted).unwrap_or(wanted | 1);
     Ok(Some(NodeBudget { needed, slots }))
+}
+
+/// Weight tensors of the model that the loader makes. Layers follow each other alike: one is counted for all.
+fn n_weights(spec: &ModelSpec) -> Result<u64, MathError> {
+    let count = |tensors: &[Tensor]| {
+        let loaded = tensors.iter().filter(|tensor| {
+            tensor.place != Place::Tower && matches!(tensor.counts, Counts::Parameter | Counts::Buffer | Counts::Derived)
+        });
+        loaded.fold(0_u64, |count, _| count.saturating_add(1))
+    };
+    let mut sum = count(&synth::table_with_layers(spec, &[])?.tensors);
+    let mut before: Option<(&Layer, u64)> = None;
+    for layer in &spec.layers {
+        let own = match before {
+            Some((known, own)) if known == layer => own,
+            _ => count(&synth::tensors_of_layer(spec, layer)?),
+        };
+        before = Some((layer, own));
+        sum = add(sum, own)?;
+    }
+    Ok(sum)
 }
 
 /// Nodes of norms, projections, rope, cache writes and reads, attention itself and both residuals of one layer.

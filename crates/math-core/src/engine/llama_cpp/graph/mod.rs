@@ -75,6 +75,7 @@ use rows::{BuiltBy, Row};
 use schedule::{Kernels, Machine, schedule};
 use selector::SelectorCache;
 use tensors::Graph;
+use unroll::Unrolled;
 
 /// Bytes of the compute buffers where one place does all the work: on the device (0 when the processor does everything)
 /// and on the host.
@@ -241,12 +242,13 @@ impl<'a> Recipe<'a> {
         let mut out = alloc::vec![0; kinds.len()];
         // A projection adds up the first graph alone (`llama-context.cpp:sched_reserve`).
         let graphs = if self.places.forgets_pins { 1 } else { usize::MAX };
+        // What one graph takes to be understood, the next takes too.
+        let mut depth = Depth::Few;
         for reserve in Reserve::all(resolved, self.facts).into_iter().take(graphs) {
-            let mut depth = Depth::Few;
             let bytes = loop {
                 let Some(graph) = self.graph(resolved, plans, reserve, depth)? else { return Ok(None) };
-                match replay::<u64, Graph>(&graph, &kinds, &mut ())? {
-                    Some(bytes) => break bytes,
+                match Unrolled::new(&graph) {
+                    Some(unrolled) => break replay::<u64, Graph>(&graph, &unrolled, &kinds, &mut ())?,
                     None if depth == Depth::All => return Ok(None),
                     None => depth = depth.next(),
                 }

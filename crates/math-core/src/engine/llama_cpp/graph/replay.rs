@@ -222,10 +222,11 @@ impl Sizes<u64> for Graph {
     }
 }
 
-/// A graph whose sizes are straight lines over the context.
+/// A graph whose sizes are straight lines along a stretch of settings.
 #[derive(Debug, Clone)]
 pub(super) struct Growing {
     pub(super) graph: Graph,
+    pub(super) unrolled: Unrolled,
     /// For each tensor its elements' bytes and what one kind of buffer adds.
     pub(super) lengths: Vec<[Length; 2]>,
 }
@@ -259,21 +260,22 @@ struct Replay<'a, A: Amount, S> {
 /// # Errors
 /// [`MathError::Invalid`] when the graph names a tensor or buffer that it does not have, [`MathError::Overflow`].
 pub fn buffer_bytes(graph: &Graph, kinds: &[BufferKind]) -> Result<Vec<u64>, MathError> {
-    replay::<u64, Graph>(graph, kinds, &mut ())?.ok_or_else(|| no_such("tensor"))
+    let unrolled = Unrolled::new(graph).ok_or_else(|| no_such("tensor"))?;
+    replay::<u64, Graph>(graph, &unrolled, kinds, &mut ())
 }
 
-/// As [`buffer_bytes`] for sizes of any kind; `None` where the graph has to show all layers.
+/// As [`buffer_bytes`] for sizes of any kind.
 pub(super) fn replay<A: Amount, S: Sizes<A>>(
     sizes: &S,
+    unrolled: &Unrolled,
     kinds: &[BufferKind],
     steps: &mut A::Steps,
-) -> Result<Option<Vec<A>>, MathError> {
+) -> Result<Vec<A>, MathError> {
     let graph = sizes.graph();
-    let Some(unrolled) = Unrolled::new(graph) else { return Ok(None) };
     let mut replay = Replay {
         sizes,
         graph,
-        unrolled: &unrolled,
+        unrolled,
         steps,
         pools: kinds.iter().map(|kind| Pool::new(*kind)).collect(),
         // Readers are counted first, so that nothing is given back too early.
@@ -298,7 +300,7 @@ pub(super) fn replay<A: Amount, S: Sizes<A>>(
     }
     replay.compute(0..unrolled.before)?;
     replay.compute_layers()?;
-    replay.pools.iter().map(Pool::high).collect::<Result<_, _>>().map(Some)
+    replay.pools.iter().map(Pool::high).collect()
 }
 
 /// The allocator's state between two layers: what decides everything that follows, but for tensors that stay until the end.

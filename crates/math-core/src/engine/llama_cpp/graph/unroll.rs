@@ -46,6 +46,8 @@ pub(super) struct Interval {
     pub(super) times: u32,
     /// Tensors of its layer.
     pub(super) tensors: usize,
+    /// How many of them the model made; the scheduler added the others.
+    built: usize,
     /// How it uses the tensors of the layers around, from the first that it reaches to the last.
     pub(super) around: Vec<Vec<Uses>>,
     /// Tensors of no layer that it reads, or reads views of.
@@ -237,6 +239,9 @@ impl Unrolled {
             {
                 slot.rank = count(owner.tensors);
                 owner.tensors = owner.tensors.saturating_add(1);
+                if at(tensor) < graph.n_built {
+                    owner.built = owner.tensors;
+                }
             }
         }
         let sizes: Vec<usize> = self.intervals.iter().map(|interval| interval.tensors).collect();
@@ -301,12 +306,23 @@ impl Unrolled {
         Some(())
     }
 
-    /// Whether every layer has as many tensors as its neighbours use.
+    /// Whether every layer has the tensors that its neighbours use. Those shown beside it stand for others of their kinds: what
+    /// the model made has the same numbers in all of them, what the scheduler added only where all have as much of it.
     fn layers_match(&self) -> Option<()> {
-        for layer in 0..self.layers.len() {
-            for (place, used) in (0_usize..).zip(&self.interval_of(layer)?.around) {
-                let other = layer.saturating_add(place).checked_sub(self.reach).and_then(|other| self.interval_of(other));
-                if other.map_or(0, |interval| interval.tensors) != used.len() {
+        let interval = |layer: usize| self.interval_of(layer);
+        for (layer, number) in self.layers.iter().enumerate() {
+            for (place, used) in (0_usize..).zip(&interval(layer)?.around) {
+                let shown = at(*number).saturating_add(place).checked_sub(self.reach).and_then(|shown| self.intervals.get(shown));
+                let real = layer.saturating_add(place).checked_sub(self.reach).and_then(interval);
+                let counts = |interval: Option<&Interval>| interval.map_or((0, 0), |interval| (interval.built, interval.tensors));
+                let ((built, tensors), (real_built, real_tensors)) = (counts(shown), counts(real));
+                let last_used = used.iter().rposition(|uses| *uses != Uses::default());
+                let matches = match last_used {
+                    None => true,
+                    Some(rank) if rank < built => built == real_built,
+                    Some(_) => built == real_built && tensors == real_tensors,
+                };
+                if !matches {
                     return None;
                 }
             }
