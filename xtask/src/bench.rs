@@ -27,8 +27,11 @@ const COLUMNS: [(&str, &str); 7] = [
     ("sweep of 10,000", "1 ms"),
 ];
 
+/// Questions with what they should stay below.
+type Aims = &'static [(&'static str, &'static str)];
+
 /// The planner's questions: criterion's group, its title on the page, and what some of them should stay below.
-const QUESTIONS: [(&str, &str, &[(&str, &str)]); 2] = [
+const QUESTIONS: [(&str, &str, Aims); 2] = [
     (
         "sweep Llama-3.1-8B",
         "Many points of one model",
