@@ -17,7 +17,7 @@ use alloc::vec::Vec;
 
 use super::op::Op;
 use super::ops::{Builder, Node};
-use super::replay::{BufferKind, replay};
+use super::replay::{BufferKind, buffer_bytes};
 use super::schedule::{Kernels, Machine, schedule};
 use super::tensors::Graph;
 use crate::deployment::Backend;
@@ -89,7 +89,7 @@ fn reserve(subject: Subject<'_>, tensors: &BTreeMap<&str, &Tensor>, flash: bool)
     let backends = backends(subject.backend);
     let kind = |backend: &Backend| BufferKind { alignment: BufferRules::of(*backend).alignment, largest: u64::MAX };
     let kinds: Vec<BufferKind> = backends.iter().map(kind).collect();
-    let Some(bytes) = replay::<u64, Graph>(&graph, &kinds, &mut ())? else { return Ok(None) };
+    let bytes = buffer_bytes(&graph, &kinds)?;
     let bytes = match bytes.as_slice() {
         [own] => [*own, 0],
         [own, host, ..] => [*own, *host],
