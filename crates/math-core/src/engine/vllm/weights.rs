@@ -248,7 +248,7 @@ const METHODS: &[&str] = &[
 /// [`MathError::Refused`] for a method that the engine does not have either
 /// (`vllm/config/model.py:_verify_quantization`), [`MathError::Unsupported`].
 pub fn check_scheme(checkpoint: &Checkpoint) -> Result<(), MathError> {
-    if checkpoint.class.attention_first && checkpoint.scheme.is_some() {
+    if checkpoint.class.attention_first && checkpoint.scheme.is_some_and(|scheme| scheme != WeightScheme::Unknown) {
         return Err(MathError::Unsupported {
             engine: VERSION.to_string(),
             mechanism: "quantized weights of attention that several layers share".to_string(),

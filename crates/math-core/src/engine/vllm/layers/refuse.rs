@@ -30,12 +30,15 @@ pub(super) fn check_model(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Kno
         }
     }
     // The Transformers library's states do not go through an interface that the engine could answer.
+    let unanswered = |layer: &Layer| has_state(layer) || matches!(layer.mixer, Mixer::Rglru(_));
     if class.library
-        && let Some(index) = spec.layers.iter().position(has_state)
+        && let Some((index, layer)) = (0_u64..).zip(&spec.layers).find(|(_, layer)| unanswered(layer))
     {
+        // Configs without a list of layers have no names for them.
+        let kind = if has_state(layer) { " (linear_attention)" } else { "" };
         return Err(refused(format!(
-            "Layer {index} (linear_attention) does not dispatch through the Transformers attention interface and vLLM has no other \
-             way to handle it."
+            "Layer {index}{kind} does not dispatch through the Transformers attention interface and vLLM has no other way to \
+             handle it."
         )));
     }
     if experts(spec) && knobs.online_quantization.as_deref() == Some("nvfp4_per_token") && knobs.gpu.major() < 10 {
