@@ -26,7 +26,7 @@ use crate::units::mul;
 use blocks::{heterogeneous_block, hybrid_block, preferred_block};
 use find::{Part, effective_dtype, find, has_state, head_counts, heads_of, sees_ahead, turbo_skips};
 pub use find::{draft_layers, stages};
-use refuse::{check_model, check_parallelism};
+use refuse::{check_layers, check_model, check_parallelism};
 use specs::{Blocks, caches_of};
 
 /// vLLM's own default (`vllm/config/cache.py:CacheConfig.DEFAULT_BLOCK_SIZE`).
@@ -70,6 +70,7 @@ pub fn cache_plan(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs) -> R
     let heads = head_counts(spec);
     check_model(spec, checkpoint, knobs)?;
     check_parallelism(spec, checkpoint, knobs, heads)?;
+    check_layers(spec, checkpoint)?;
     let cache = cache_dtype(spec, checkpoint, knobs)?;
     let dtype = checkpoint.dtype;
     let encoder_decoder = spec.encoder.is_some();

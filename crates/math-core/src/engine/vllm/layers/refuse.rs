@@ -29,9 +29,21 @@ pub(super) fn check_model(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Kno
             return Err(refused(format!("Model architectures ['{}'] are not supported for now.", spec.architecture)));
         }
     }
+    if experts(spec) && knobs.online_quantization.as_deref() == Some("nvfp4_per_token") && knobs.gpu.major() < 10 {
+        return Err(refused("nvfp4_per_token online quantization requires a Blackwell (SM100) GPU.".to_string()));
+    }
+    Ok(())
+}
+
+fn experts(spec: &ModelSpec) -> bool {
+    spec.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForward::Moe(_)))
+}
+
+/// Layers that the Transformers library's modules leave to the engine, and that it has no way to handle.
+pub(super) fn check_layers(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<(), MathError> {
     // The Transformers library's states do not go through an interface that the engine could answer.
     let unanswered = |layer: &Layer| has_state(layer) || matches!(layer.mixer, Mixer::Rglru(_));
-    if class.library
+    if checkpoint.class.library
         && let Some((index, layer)) = (0_u64..).zip(&spec.layers).find(|(_, layer)| unanswered(layer))
     {
         // Configs without a list of layers have no names for them.
@@ -41,14 +53,7 @@ pub(super) fn check_model(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Kno
              handle it."
         )));
     }
-    if experts(spec) && knobs.online_quantization.as_deref() == Some("nvfp4_per_token") && knobs.gpu.major() < 10 {
-        return Err(refused("nvfp4_per_token online quantization requires a Blackwell (SM100) GPU.".to_string()));
-    }
     Ok(())
-}
-
-fn experts(spec: &ModelSpec) -> bool {
-    spec.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForward::Moe(_)))
 }
 
 /// Ranks that a model cannot be divided over.
