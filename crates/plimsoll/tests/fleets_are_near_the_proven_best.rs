@@ -40,7 +40,12 @@ fn problem(row: &Value) -> Problem {
     Problem {
         bins: list(&row["bins"])
             .iter()
-            .map(|bytes| Bin { name: String::new(), capacity: bytes.as_u64().unwrap(), counts: true })
+            .zip(list(&row["counts"]))
+            .map(|(bytes, counts)| Bin {
+                name: String::new(),
+                capacity: bytes.as_u64().unwrap(),
+                counts: counts.as_bool().unwrap(),
+            })
             .collect(),
         candidates: candidates.collect(),
         wanted: wanted.collect(),
