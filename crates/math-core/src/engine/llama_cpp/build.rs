@@ -407,6 +407,15 @@ impl Build {
         }
     }
 
+    /// v0.5.0 norms GLM-4V's patches whether or not the file has weights for it (`tools/mtmd/models/glm4v.cpp`).
+    #[must_use]
+    pub const fn norms_patches_always(self) -> bool {
+        match self {
+            Self::V0_5_0 => true,
+            Self::C0c1e57098 | Self::B12032 => false,
+        }
+    }
+
     /// InternVL's class comes before the patches since b12032, before after them (`tools/mtmd/models/internvl.cpp`).
     #[must_use]
     pub const fn puts_class_before_patches(self) -> bool {

@@ -210,6 +210,18 @@ const SINCE_B12032: &[&str] = &[
     "sensenova_u1",
 ];
 
+/// Kinds that v0.5.0 does not know.
+const SINCE_0C1E57098: &[&str] = &["ling3vl", "glm5v"];
+
+/// Whether a build knows a kind.
+fn knows(build: Build, name: &str) -> bool {
+    match build {
+        Build::V0_5_0 => !SINCE_B12032.contains(&name) && !SINCE_0C1E57098.contains(&name),
+        Build::C0c1e57098 => !SINCE_B12032.contains(&name),
+        Build::B12032 => true,
+    }
+}
+
 /// A kind of projector that a build knows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kind {
@@ -227,7 +239,7 @@ impl Kind {
             ("qwen2.5o", _) => "qwen2a",
             (name, _) => name,
         };
-        if build < Build::B12032 && SINCE_B12032.contains(&name) {
+        if !knows(build, name) {
             return None;
         }
         KINDS.iter().find_map(|(names, own)| {
@@ -238,8 +250,7 @@ impl Kind {
 
     /// Kinds that are followed in a build.
     pub(super) fn all(build: Build) -> impl Iterator<Item = &'static str> {
-        let known = move |name: &&str| build >= Build::B12032 || !SINCE_B12032.contains(name);
-        KINDS.iter().flat_map(|(names, _)| names.iter().copied()).filter(known)
+        KINDS.iter().flat_map(|(names, _)| names.iter().copied()).filter(move |name| knows(build, name))
     }
 
     /// Whether the loader takes the tensor of this name for the tower.

@@ -83,7 +83,7 @@ impl Tower<'_> {
         let frames = self.graph.sum(first, second)?;
         let fours = self.by_fours(frames)?;
         let mut input = self.biased("v.patch_embd", fours)?;
-        if self.has("v.norm_embd.weight") {
+        if self.has("v.norm_embd.weight") || self.subject.build.norms_patches_always() {
             input = self.norm("v.norm_embd", input, norm)?;
         }
         let learned = if self.has("v.position_embd.weight") {
