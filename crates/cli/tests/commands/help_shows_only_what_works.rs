@@ -46,7 +46,12 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
         ("--tensor-parallel", vllm(&["--tensor-parallel", "2"]), "/totals/weights", value!(16_061_054_976_u64)),
         ("--pipeline-parallel", vllm(&["--pipeline-parallel", "2"]), "/deployment/vllm/pipeline_parallel", value!(2)),
         ("--data-parallel", vllm(&["--data-parallel", "2"]), "/devices/1/name", value!("NVIDIA H200 SXM")),
-        ("--expert-parallel", vllm(&["--expert-parallel"]), "/deployment/vllm/expert_parallel", value!(true)),
+        (
+            "--expert-parallel",
+            vec!["fit", "@models/qwen3-30b-a3b", "--engine", "vllm", "--device", "h200", "--context", "8k", "--expert-parallel"],
+            "/deployment/vllm/expert_parallel",
+            value!(true),
+        ),
         (
             "--context-parallel",
             vllm(&["--tensor-parallel", "16", "--context-parallel", "2"]),

@@ -235,12 +235,7 @@ fn device_reads(backend: Backend, facts: &LoaderFacts, reader: Reader, shape: Sh
                 || (format.is_quantized() && !matches!(format, F::Tq1_0 | F::Tq2_0 | F::Q8_1))
         }
         Reader::MulMat | Reader::MulMatId => !matches!(format, F::Nvfp4 | F::Tq1_0),
-        Reader::GetRows if cuda => match format {
-            F::F32 | F::F16 | F::Bf16 | F::I32 => true,
-            F::Iq4Nl | F::Mxfp4 => row.is_multiple_of(256),
-            F::Nvfp4 | F::Tq1_0 | F::Tq2_0 | F::Q8_1 | F::Q8K => false,
-            other => other.is_quantized(),
-        },
+        Reader::GetRows if cuda => cuda_gathers(format, row),
         Reader::GetRows => !matches!(format, F::Nvfp4 | F::Tq1_0),
         Reader::Elementwise if cuda => matches!(format, F::F32 | F::F16),
         Reader::AddId if cuda => true,
@@ -250,6 +245,17 @@ fn device_reads(backend: Backend, facts: &LoaderFacts, reader: Reader, shape: Sh
         Reader::SsmConv if cuda => rows.is_multiple_of(128),
         Reader::SsmScan if cuda => cuda_scans(facts, shape),
         Reader::Rope | Reader::SsmConv | Reader::SsmScan | Reader::Wkv6 | Reader::Im2col | Reader::Unused => true,
+    }
+}
+
+/// Whether CUDA gathers rows of `row` elements (`ggml-cuda.cu:ggml_backend_cuda_device_supports_op`).
+pub(super) const fn cuda_gathers(format: StorageFormat, row: u64) -> bool {
+    use StorageFormat as F;
+    match format {
+        F::F32 | F::F16 | F::Bf16 | F::I32 => true,
+        F::Iq4Nl | F::Mxfp4 => row.is_multiple_of(256),
+        F::Nvfp4 | F::Tq1_0 | F::Tq2_0 | F::Q8_1 | F::Q8K => false,
+        other => other.is_quantized(),
     }
 }
 

@@ -6,6 +6,7 @@ use super::tensors::{Graph, GraphTensor};
 use crate::deployment::Backend;
 use crate::engine::llama_cpp::cache::BufferRules;
 use crate::engine::llama_cpp::flash::{CudaAttention, Heads, has_kernel};
+use crate::engine::llama_cpp::placement::cuda_gathers;
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::units::{add, mul, round_up};
@@ -97,6 +98,7 @@ fn on_cuda(graph: &Graph, built: &[Built], index: usize, kernels: Kernels) -> bo
         }
         Op::Add | Op::Sub | Op::Mul | Op::Div => adds_formats(graph, built, tensor, node.format),
         Op::Rope => contiguous_from(2),
+        Op::GetRows => first.is_none_or(|(index, rows)| cuda_gathers(format(built, index), rows.layout.dims[0])),
         Op::MulMatId if node.repacked => false,
         Op::MulMat | Op::MulMatId => first.is_none_or(|(index, _)| {
             let format = format(built, index);
