@@ -272,7 +272,8 @@ fn tables(data: &Data, held: &[HeldOut]) -> String {
     let mut out = format!(
         "\n## Speed\n\nMeasurements of quality A and B in `fixtures/bench/measured.csv.gz` beside predictions, calibration `{VERSION}`. Each row is \
          predicted by a fit that has not seen its (device, model) group: {FOLDS} folds. Errors are of the rate (time, under load) in percent \
-         of the measured figure.\n\n\
+         of the measured figure. Forms of the model and the cut-offs of the robust fit were chosen by these same folds, so figures for \
+         devices and models that are not in the file may be somewhat worse.\n\n\
          | what | rows | error, median | 90th percentile | inside the 80 % interval |\n|---|--:|--:|--:|--:|\n"
     );
     let title = |metric: Metric| match metric {
