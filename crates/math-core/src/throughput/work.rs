@@ -346,7 +346,7 @@ impl Work {
     }
 
     /// Weights times rows that matrices multiply for `tokens` tokens at once, of shares of the rest and of the experts: each expert that is reached
-    /// multiplies the rows of its own tokens, in tiles of [`TILE`] that are half empty on average. With many small experts that is most of
+    /// multiplies the rows of its own tokens, in tiles of `TILE` that are half empty on average. With many small experts that is most of
     /// the work.
     #[must_use]
     pub fn multiplied(&self, tokens: f64, dense: f64, experts: f64) -> f64 {
