@@ -216,12 +216,16 @@ def main():
         print(json.dumps({"question": question, "answer": answer(question)}), file=out)
     commands = [json.loads(line) for line in sys.stdin]
     if commands:
-        import vllm.platforms
+        from vllm import platforms
 
-        if not vllm.platforms.current_platform.device_type:
+        # The parser's defaults ask for a device; where there is none, any answers will do to read arguments.
+        if not platforms.current_platform.device_type:
             from vllm.platforms.cpu import CpuPlatform
 
-            vllm.platforms._current_platform = CpuPlatform()
+            platforms._current_platform = CpuPlatform()
+            for name, module in list(sys.modules.items()):
+                if name.startswith("vllm") and "current_platform" in vars(module):
+                    module.current_platform = platforms._current_platform
         from vllm.entrypoints.common.cli_args import make_arg_parser
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 

@@ -118,13 +118,14 @@ pub(crate) fn run(plan: &Plan) -> Result<(), String> {
     }
     let input = File::open(&asked).map_err(|error| format!("{}: {error}", asked.display()))?;
     let seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_secs()).to_string();
+    let log = folder.join("vllm.log");
     let mut child = Command::new(&python)
         .arg(root().join("xtask/vllm/planner.py"))
         .arg(&questions)
         .args([DRAWN, &seed])
         .stdin(input)
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?)
         .spawn()
         .map_err(|error| format!("{}: {error}", python.display()))?;
     let (mut version, mut rows, mut wrong, mut parsed) = (String::new(), 0_u64, Vec::new(), 0_u64);
@@ -141,7 +142,7 @@ pub(crate) fn run(plan: &Plan) -> Result<(), String> {
                 wrong.push(format!("{}: {}", row.get("question").unwrap_or(&Value::Null), found.join("; ")));
             }
         } else if let Some(reason) = row.get("unparsed").and_then(Value::as_str) {
-            println!("   its parser cannot be built here: {reason}");
+            wrong.push(format!("its parser cannot be built: {reason}"));
         } else {
             parsed += 1;
             if row.get("refused").is_some_and(|refused| !refused.is_null()) {
@@ -156,7 +157,12 @@ pub(crate) fn run(plan: &Plan) -> Result<(), String> {
         start.elapsed().as_secs_f64()
     );
     if !status.success() {
-        return Err(format!("vLLM's functions stopped after {rows} questions ({status})"));
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().to_owned();
+        return Err(format!("vLLM's functions stopped after {rows} questions ({status}): {last} ({})", log.display()));
+    }
+    if rows == 0 || parsed == 0 {
+        return Err(format!("{rows} questions and {parsed} command lines were answered; see {}", log.display()));
     }
     match wrong.first() {
         None => Ok(()),

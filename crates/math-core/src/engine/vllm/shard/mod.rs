@@ -4,23 +4,26 @@
 //! outputs, those out of them by their inputs, key and value heads are repeated when there are fewer than ranks, and
 //! norms, routers, compressing projections and selectors are on every rank.
 
+mod matrix;
+mod split;
+
 use alloc::format;
 use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 
 use super::VERSION;
-use super::class::{ModelClass, SplitNorms};
+use super::class::ModelClass;
 use super::facts::Checkpoint;
 use super::modules::Names;
 use super::options::Knobs;
-use super::quantization::{Matrix, WeightScheme};
+use super::quantization::WeightScheme;
 use super::weights::is_created;
 use crate::error::MathError;
-use crate::format::StorageFormat;
-use crate::spec::{Attention, FeedForward, Layer, Mamba2, Mixer, ModelSpec, QkvLayout};
-use crate::tensor::{Component, Counts, Place, Tensor};
+use crate::spec::{Attention, Layer, Mamba2, Mixer, ModelSpec, QkvLayout};
+use crate::tensor::{Counts, Place, Tensor};
 use crate::units::{add, mul, round_up};
+pub(super) use split::{Split, role};
 
 /// A rank's part of a matrix, or of a stack of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,34 +61,6 @@ pub struct Rules<'a> {
     rounding: (u64, u64),
     rounds_experts: bool,
     single_routers: bool,
-}
-
-/// How a tensor is split.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Split {
-    /// On every rank.
-    Whole,
-    /// Outputs are divided.
-    Outputs,
-    /// Inputs are divided.
-    Inputs,
-    /// Outputs are key-value heads.
-    KvHeads,
-    /// A stack of experts, divided by their hidden outputs.
-    ExpertOutputs,
-    /// A stack of experts, divided by their hidden inputs.
-    ExpertInputs,
-    /// Biases of experts, on the hidden side or on the model's.
-    ExpertBias {
-        /// Whether they belong to hidden outputs.
-        outputs: bool,
-    },
-    /// Queries, keys and values in one matrix.
-    Fused,
-    /// Mamba 2's input projection.
-    Mamba2In,
-    /// Mamba 2's convolution.
-    Mamba2Conv,
 }
 
 fn refused(count: u64, ranks: u64, what: &str) -> MathError {
@@ -197,122 +172,6 @@ impl<'a> Rules<'a> {
             "output.weight" => ends.head,
             _ => false,
         }
-    }
-
-    /// The matrix that stands for a tensor's part under a scheme.
-    #[must_use]
-    pub fn matrix(&self, tensor: &Tensor, part: &Part, checkpoint: &Checkpoint) -> Option<Matrix> {
-        let name = role(&tensor.name).strip_suffix(".weight").unwrap_or_default();
-        let (mut n_in, mut n_out, mut stack) = (part.n_in, part.n_out, part.stack);
-        let name = if matches!(tensor.place, Place::Tower) { name.rsplit('.').next().unwrap_or(name) } else { name };
-        let expert = name.ends_with("_exps");
-        match name {
-            // One matrix from the latent to keys and values, which files hold in two.
-            "attn_k_b" => return None,
-            "attn_v_b" => {
-                let mla = match self.layer(tensor).map(|layer| &layer.mixer) {
-                    Some(Mixer::Mla(mla)) => mla,
-                    _ => return None,
-                };
-                n_in = mla.kv_lora_rank;
-                n_out = mla.n_heads / self.ranks * (mla.qk_nope_head_dim + mla.v_head_dim);
-                stack = 1;
-            }
-            _ => {}
-        }
-        let leads = !matches!(
-            name,
-            "attn_k" | "attn_v" | "ffn_up_shexp" | "ffn_up_exps" | "ffn_down_exps" | "attn_kv_a_mqa" | "attn_gate"
-        );
-        // An up projection is fused into the gate's where there is one of its own.
-        let behind_gate = name == "ffn_up"
-            && match self.layer(tensor).or_else(|| self.tower_layer(tensor)).map(|layer| &layer.feed_forward) {
-                Some(FeedForward::Dense(dense)) => dense.gated && !dense.fused_gate_up,
-                _ => true,
-            };
-        let leads = leads && !behind_gate;
-        let hidden = match self.layer(tensor).map(|layer| &layer.feed_forward) {
-            Some(FeedForward::Moe(moe)) if self.experts_whole => moe.d_ff_expert,
-            Some(FeedForward::Moe(moe)) => moe.d_ff_expert / self.ranks,
-            _ => 0,
-        };
-        let shards = self.shards(tensor, name);
-        Some(Matrix {
-            n_in,
-            n_out,
-            experts: expert.then_some(stack),
-            leads,
-            shards,
-            dtype: checkpoint.dtype,
-            reads_hidden: name == "ffn_down_exps",
-            expert_hidden: hidden,
-            rounding: self.rounding,
-            inputs_split: part.inputs_split,
-            outputs_split: part.outputs_split,
-            fused: shards > 1
-                || matches!(
-                    name,
-                    "attn_q"
-                        | "attn_k"
-                        | "attn_v"
-                        | "attn_gate"
-                        | "ffn_gate"
-                        | "ffn_up"
-                        | "ffn_gate_shexp"
-                        | "ffn_up_shexp"
-                        | "ssm_alpha"
-                        | "ssm_beta"
-                ),
-        })
-    }
-
-    /// Matrices of the checkpoint that a tensor's matrix is made of.
-    fn shards(&self, tensor: &Tensor, name: &str) -> u64 {
-        let layer = self.layer(tensor);
-        let delta = matches!(layer.map(|layer| &layer.mixer), Some(Mixer::GatedDeltaNet(_) | Mixer::KimiDelta(_)));
-        let fused_gate =
-            || matches!(layer.map(|layer| &layer.feed_forward), Some(FeedForward::Dense(dense)) if dense.fused_gate_up);
-        match name {
-            "ssm_in" if delta => 4,
-            "ssm_in" => match self.mamba2(tensor) {
-                Some(mamba) if mamba.n_groups.is_multiple_of(self.ranks) => 5,
-                Some(_) => 1,
-                None => 2,
-            },
-            "attn_qkv" | "shortconv.in_proj" => 3,
-            "ssm_ba" | "ffn_gate_up_exps" => 2,
-            "ffn_up" if fused_gate() => 2,
-            _ => 1,
-        }
-    }
-
-    fn compresses(&self, tensor: &Tensor) -> bool {
-        matches!(self.layer(tensor).map(|layer| &layer.mixer), Some(Mixer::CompressedAttention(_)))
-    }
-
-    /// The number type of an unquantized tensor.
-    #[must_use]
-    pub fn format(&self, tensor: &Tensor, checkpoint: &Checkpoint) -> StorageFormat {
-        let name = role(&tensor.name);
-        if name == "ffn_gate_tid2eid.weight" {
-            return StorageFormat::I32;
-        }
-        let single = match name {
-            // Decay rates.
-            "ssm_a" => !self.class.model_type_decay,
-            "exp_probs_b.bias" | "altup_correct_scale.weight" => true,
-            "ffn_gate_inp.weight" => self.single_routers,
-            "indexer.k_norm.weight" | "indexer.k_norm.bias" => true,
-            // Hyper-connections, and positions inside the groups that are compressed.
-            "attn_compressor_ape.weight" | "indexer_compressor_ape.weight" => true,
-            name if name.starts_with("hc_") || name.starts_with("output_hc_") => true,
-            "attn_sinks.weight" => self.compresses(tensor),
-            "ssm_conv1d_q.weight" | "ssm_conv1d_k.weight" | "ssm_conv1d_v.weight" | "ssm_dt.bias" => {
-                matches!(self.layer(tensor).map(|layer| &layer.mixer), Some(Mixer::KimiDelta(_)))
-            }
-            _ => false,
-        };
-        if single { StorageFormat::F32 } else { checkpoint.dtype }
     }
 
     /// The parts of a tensor on one rank.
@@ -475,129 +334,5 @@ impl<'a> Rules<'a> {
             }
             None => (whole, 0, 1),
         }
-    }
-
-    pub(super) fn split(&self, tensor: &Tensor) -> Split {
-        if matches!(tensor.place, Place::Tower) {
-            return self.split_tower(tensor);
-        }
-        let name = role(&tensor.name);
-        let stem = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias")).unwrap_or(name);
-        let is_bias = name.ends_with(".bias");
-        let mixer = self.layer(tensor).map(|layer| &layer.mixer);
-        let delta = matches!(mixer, Some(Mixer::GatedDeltaNet(_) | Mixer::KimiDelta(_)));
-        let mamba2 = self.mamba2(tensor).is_some();
-        match stem {
-            "attn_q"
-            | "attn_q_b"
-            | "attn_gate"
-            | "attn_k_b"
-            | "attn_v_b"
-            | "attn_kv_b"
-            | "attn_output_a"
-            | "ffn_up"
-            | "ffn_gate"
-            | "ffn_up_shexp"
-            | "ffn_gate_shexp"
-            | "cross_attn_q"
-            | "attn_sinks"
-            | "ffn_up_adapter_a"
-            | "ffn_up_adapter_b"
-            | "laurel_l"
-            | "per_layer_model_proj"
-            | "altup_proj"
-            | "altup_unembd_proj"
-            | "per_layer_token_embd"
-            | "token_embd.placeholders" => Split::Outputs,
-            "laurel_r" => Split::Inputs,
-            "attn_k" | "attn_v" if delta => Split::Outputs,
-            "attn_k" | "attn_v" | "cross_attn_k" | "cross_attn_v" => Split::KvHeads,
-            "attn_qkv" if delta => Split::Outputs,
-            "attn_qkv" => Split::Fused,
-            "attn_output" | "attn_o" | "cross_attn_o" | "ffn_down" | "ffn_down_shexp" if is_bias => Split::Whole,
-            "attn_output" | "attn_output_b" | "attn_o" | "cross_attn_o" | "ffn_down" | "ffn_down_shexp" => Split::Inputs,
-            "ffn_up_exps" | "ffn_gate_exps" | "ffn_gate_up_exps" if is_bias => Split::ExpertBias { outputs: true },
-            "ffn_down_exps" if is_bias => Split::ExpertBias { outputs: false },
-            "ffn_up_exps" | "ffn_gate_exps" | "ffn_gate_up_exps" => Split::ExpertOutputs,
-            "ffn_down_exps" if name.ends_with(".scale") => Split::Whole,
-            "ffn_down_exps" => Split::ExpertInputs,
-            // States.
-            "ssm_in" if mamba2 => Split::Mamba2In,
-            "ssm_conv1d" if mamba2 => Split::Mamba2Conv,
-            "ssm_in" | "ssm_conv1d" | "ssm_conv1d_q" | "ssm_conv1d_k" | "ssm_conv1d_v" | "ssm_dt" | "ssm_a" | "ssm_d"
-            | "ssm_alpha" | "ssm_beta" | "ssm_ba" | "ssm_f_b" | "ssm_g" | "ssm_g_b" | "shortconv.in_proj" | "shortconv.conv" => {
-                Split::Outputs
-            }
-            "ssm_norm" if mamba2 => Split::Outputs,
-            "ssm_out" | "ssm_x" | "shortconv.out_proj" if is_bias => Split::Whole,
-            "ssm_out" | "ssm_x" | "shortconv.out_proj" => Split::Inputs,
-            "attn_q_norm" | "attn_k_norm" if self.norms_split(tensor) => {
-                if stem == "attn_q_norm" {
-                    Split::Outputs
-                } else {
-                    Split::KvHeads
-                }
-            }
-            _ => Split::Whole,
-        }
-    }
-
-    /// Whether norms over all heads are divided with them.
-    fn norms_split(&self, tensor: &Tensor) -> bool {
-        match self.class.split_norms {
-            SplitNorms::None => false,
-            SplitNorms::Vectors => tensor.shape.n_dims() == 1,
-            SplitNorms::Matrices => tensor.shape.n_dims() == 2,
-        }
-    }
-
-    fn split_tower(&self, tensor: &Tensor) -> Split {
-        let class = self.class.tower;
-        let name = tensor.name.as_str();
-        let uneven = || {
-            let layer = self.spec.towers.first().and_then(|tower| tower.layers.first());
-            matches!(layer.map(|layer| &layer.mixer), Some(Mixer::Attention(attention)) if !attention.n_heads.is_multiple_of(self.ranks))
-        };
-        let whole = class.whole || (class.whole_projector && name.starts_with("v.mm.")) || (class.whole_if_uneven && uneven());
-        if tensor.component != Component::VisionAudio || whole {
-            return Split::Whole;
-        }
-        let is_bias = name.ends_with(".bias");
-        let stem = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias")).unwrap_or(name);
-        let last = stem.rsplit('.').next().unwrap_or(stem);
-        match last {
-            "attn_q" | "attn_k" | "attn_v" | "attn_qkv" | "ffn_up" | "ffn_gate" => Split::Outputs,
-            "attn_output" | "attn_out" | "ffn_down" if is_bias => Split::Whole,
-            "attn_output" | "attn_out" | "ffn_down" => Split::Inputs,
-            "patch_embd" | "mm" if class.split_patches => Split::Outputs,
-            "patch_merger" => Split::Whole,
-            _ if stem.contains("merger.0")
-                || stem.contains("adapter.0")
-                || stem == "v.mm.0"
-                || (stem.contains("deepstack") && stem.ends_with(".0")) =>
-            {
-                Split::Outputs
-            }
-            _ if ["merger.", "adapter.", "deepstack.", "v.mm."].iter().any(|part| stem.contains(part))
-                && !stem.contains("norm")
-                && !stem.contains(".ln") =>
-            {
-                if is_bias {
-                    Split::Whole
-                } else {
-                    Split::Inputs
-                }
-            }
-            _ => Split::Whole,
-        }
-    }
-}
-
-/// A tensor's name without its layer.
-pub(super) fn role(name: &str) -> &str {
-    let rest = name.strip_prefix("blk.").or_else(|| name.strip_prefix("dec.blk.")).or_else(|| name.strip_prefix("enc.blk."));
-    match rest.and_then(|rest| rest.split_once('.')) {
-        Some((_, role)) => role,
-        None => name,
     }
 }
