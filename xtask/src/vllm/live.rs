@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::run::{answers, root, step};
 use crate::truth::unzipped;
 
-#[path = "../../../crates/plimsoll/tests/support/vllm_planner.rs"]
+#[path = "../../../crates/plimsoll/tests/truth/support/vllm_planner.rs"]
 #[expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,

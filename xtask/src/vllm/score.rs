@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-#[path = "../../../crates/plimsoll/tests/support/vllm.rs"]
+#[path = "../../../crates/plimsoll/tests/truth/support/vllm.rs"]
 #[expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -13,7 +13,7 @@ use serde_json::Value;
     reason = "shared with the tests, whose fixtures are the repository's own"
 )]
 mod fixtures;
-#[path = "../../../crates/plimsoll/tests/support/vllm_rows.rs"]
+#[path = "../../../crates/plimsoll/tests/truth/support/vllm_rows.rs"]
 #[expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
