@@ -7,10 +7,9 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use plimsoll_math::allocation::{Allocation, PlaceAllocation, TermKind};
-use plimsoll_math::deployment::Backend;
 use plimsoll_math::engine::ranks::Stage;
 use plimsoll_math::engine::terms::between;
-use plimsoll_math::engine::vllm::options::{Gpu, Knobs};
+use plimsoll_math::engine::vllm::options::Knobs;
 use plimsoll_math::error::MathError;
 use plimsoll_math::units::{Bytes, add, mul, round_up};
 
@@ -64,14 +63,7 @@ pub(crate) struct Answered {
 /// # Errors
 /// [`PlanError`] for parallelism that is not followed.
 pub(crate) fn knobs(question: &Question<'_>, pipelines: bool) -> Result<Knobs, PlanError> {
-    let device = &question.effective.device;
-    let capability = match device.backend {
-        Backend::Cuda { compute_capability } => u64::from(compute_capability) / 10,
-        _ => 0,
-    };
-    let gpu = Gpu { capability, memory: device.total.bytes.get(), a100: device.name.contains("A100") };
-    let mut knobs = Knobs::new(gpu);
-    knobs.parallelism = crate::vllm::parallelism(&question.options)?;
+    let knobs = crate::vllm::ranks_on_gpu(question)?;
     let engine = question.effective.engine.name();
     let refused = [
         ("data_parallel", knobs.parallelism.data),
@@ -83,8 +75,6 @@ pub(crate) fn knobs(question: &Question<'_>, pipelines: bool) -> Result<Knobs, P
             return Err(PlanError::request(field, ranks, format!("1: more are not followed for {engine}")));
         }
     }
-    knobs.max_sequences = question.options.max_sequences;
-    knobs.max_batched_tokens = question.options.max_batched_tokens;
     Ok(knobs)
 }
 

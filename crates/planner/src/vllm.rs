@@ -154,8 +154,8 @@ pub fn check(model: &Model, options: &Options) -> Result<(), PlanError> {
     Ok(())
 }
 
-fn knobs(question: &Question<'_>) -> Result<Knobs, PlanError> {
-    let options = &question.options;
+/// The GPU and the ranks, and what a step takes; all else is vLLM's default.
+pub(crate) fn ranks_on_gpu(question: &Question<'_>) -> Result<Knobs, PlanError> {
     let device = &question.effective.device;
     let capability = match device.backend {
         Backend::Cuda { compute_capability } => u64::from(compute_capability) / 10,
@@ -163,13 +163,19 @@ fn knobs(question: &Question<'_>) -> Result<Knobs, PlanError> {
     };
     let gpu = Gpu { capability, memory: device.total.bytes.get(), a100: device.name.contains("A100") };
     let mut knobs = Knobs::new(gpu);
-    knobs.parallelism = parallelism(options)?;
+    knobs.parallelism = parallelism(&question.options)?;
+    knobs.max_batched_tokens = question.options.max_batched_tokens;
+    knobs.max_sequences = question.options.max_sequences;
+    Ok(knobs)
+}
+
+fn knobs(question: &Question<'_>) -> Result<Knobs, PlanError> {
+    let options = &question.options;
+    let mut knobs = ranks_on_gpu(question)?;
     knobs.max_length = match question.effective.deployment.context {
         ContextRequest::PerSequence(tokens) | ContextRequest::Total(tokens) => MaxLength::Tokens(tokens),
         ContextRequest::ModelMaximum => MaxLength::Model,
     };
-    knobs.max_batched_tokens = options.max_batched_tokens;
-    knobs.max_sequences = options.max_sequences;
     knobs.block_tokens = options.block_size;
     knobs.prefix_caching = options.prefix_caching;
     if let Some(text) = &options.kv_type {

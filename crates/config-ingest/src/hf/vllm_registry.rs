@@ -11,6 +11,11 @@ pub(super) fn built(architecture: &str) -> Built {
     }
 }
 
+/// Whether a class stands in the registry: what does not is built from the Transformers library's modules at best.
+pub(super) fn registered(architecture: &str) -> bool {
+    built(architecture) == Built::Yes && !BORROWED.contains(&architecture)
+}
+
 /// Whether a class can be divided into pipeline stages.
 pub(super) fn divides_into_stages(architecture: &str) -> bool {
     !WITHOUT_PIPELINE.contains(&architecture)
@@ -91,6 +96,83 @@ const NEVER: &[&str] = &[
     "XGLMForCausalLM",
     "YiForCausalLM",
     "YuanForCausalLM",
+];
+
+/// Classes that are not in the registry either, and that the engine builds from the Transformers library's modules.
+const BORROWED: &[&str] = &[
+    "GPTBigCodeForCausalLM",
+    "AXK2ForCausalLM",
+    "AyaVisionForConditionalGeneration",
+    "BailingHybridForCausalLM",
+    "BambaForCausalLM",
+    "BartForCausalLM",
+    "BartForConditionalGeneration",
+    "BioGptForCausalLM",
+    "BitNetForCausalLM",
+    "BlenderbotForCausalLM",
+    "BlenderbotForConditionalGeneration",
+    "BlenderbotModel",
+    "BlenderbotSmallForCausalLM",
+    "BlenderbotSmallForConditionalGeneration",
+    "BlenderbotSmallModel",
+    "DeepseekVLForConditionalGeneration",
+    "FuyuForCausalLM",
+    "Gemma4UnifiedForCausalLM",
+    "Glm46VForConditionalGeneration",
+    "HeliumForCausalLM",
+    "JetMoeForCausalLM",
+    "KimiLinearModel",
+    "Kimi_K25ForConditionalGeneration",
+    "LongT5EncoderModel",
+    "LongT5ForConditionalGeneration",
+    "LongT5Model",
+    "M2M100ForConditionalGeneration",
+    "M2M100Model",
+    "MBartForCausalLM",
+    "MBartForConditionalGeneration",
+    "MBartModel",
+    "MT5EncoderModel",
+    "MT5ForConditionalGeneration",
+    "MarianForCausalLM",
+    "MarianMTModel",
+    "MarianModel",
+    "MiniMaxForCausalLM",
+    "MinistralForCausalLM",
+    "Mistral4ForCausalLM",
+    "MllamaForCausalLM",
+    "MllamaForConditionalGeneration",
+    "ModernBertDecoderForCausalLM",
+    "MoonshineForConditionalGeneration",
+    "MoonshineModel",
+    "NanoChatForCausalLM",
+    "PLBartForCausalLM",
+    "PLBartForConditionalGeneration",
+    "PLBartModel",
+    "PegasusForCausalLM",
+    "PegasusForConditionalGeneration",
+    "PegasusModel",
+    "PersimmonForCausalLM",
+    "Phi4MultimodalForCausalLM",
+    "PhimoeForCausalLM",
+    "Qwen2_5OmniThinkerForConditionalGeneration",
+    "Qwen3Model",
+    "Qwen3OmniMoeThinkerForConditionalGeneration",
+    "RecurrentGemmaForCausalLM",
+    "SeamlessM4Tv2Model",
+    "SolarOpenForCausalLM",
+    "SwitchTransformersForConditionalGeneration",
+    "T5EncoderModel",
+    "T5ForConditionalGeneration",
+    "T5GemmaForConditionalGeneration",
+    "UMT5EncoderModel",
+    "UMT5ForConditionalGeneration",
+    "VipLlavaForConditionalGeneration",
+    "WhisperForAudioClassification",
+    "WhisperForCausalLM",
+    "WhisperModel",
+    "YoutuForCausalLM",
+    "ZambaForCausalLM",
+    "ZayaForCausalLM",
 ];
 
 /// Classes without `SupportsPP`.

@@ -2,13 +2,13 @@
 //! adapter of every token, and every product has its adapter's product of low rank added to it.
 
 use super::attention::Attend;
-use super::decoder::{Caches, attended};
 use super::op::Op;
 use super::ops::Node;
 use super::parts::Parts;
 use super::per_layer::extra;
 use super::rows::Row;
 use super::scales;
+use super::trunk::{Caches, attended};
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::{Attention, Dense, FeedForward, Layer, LmHead, Mixer, ModelSpec, QkvLayout};

@@ -1,12 +1,13 @@
 //! Alternating updates with learned augmented residuals (`src/models/gemma3n.cpp`): several versions of the hidden state, of
 //! which each layer computes one and corrects the others.
 
-use super::decoder::{Caches, HasWindow, Trunk, attended, embed, has_norm};
+use super::decoder::{embed, has_norm};
 use super::op::Op;
 use super::ops::Node;
 use super::parts::{NormKind, Parts};
 use super::per_layer::{self, PerLayer, extra};
 use super::rows::Row;
+use super::trunk::{Caches, HasWindow, Trunk, attended};
 use crate::error::MathError;
 use crate::spec::{FeedForward, Layer, Mixer, ModelSpec};
 use crate::units::mul;
@@ -47,25 +48,7 @@ pub(super) fn build(
     let mut current = altup.spread(parts, embedded)?;
 
     let rows = parts.output_rows()?;
-    let trunk = Trunk {
-        row,
-        positions,
-        factors: None,
-        attention_scale: None,
-        rows,
-        full,
-        sliding,
-        sparse: None,
-        blocks: None,
-        operations: spec.operations,
-        caches: *caches,
-        window,
-        per_layer: None,
-        axes: None,
-        skip: None,
-        deepstack: None,
-        n_layers: spec.layers.len(),
-    };
+    let trunk = Trunk::new(spec, row, caches, window, [positions, rows], (full, sliding));
     let steps = parts.layers(spec.layers.iter(), |index| index < SPARSE_LAYERS);
     for step in &steps {
         let Some(layer) = spec.layers.get(step.layer) else { continue };

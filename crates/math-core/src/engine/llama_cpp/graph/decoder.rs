@@ -1,38 +1,16 @@
 //! Graphs of models whose layers are attention and a feed-forward (`src/models/*.cpp`).
 
-use super::attention::CacheInputs;
-use super::blocks::BlockInputs;
-use super::latent::{self, Sparse, keys_only};
+use super::latent::{self, Sparse};
 use super::ops::Node;
 use super::parts::{NormKind, Parts};
-use super::per_layer::{self, PerLayer};
+use super::per_layer;
 use super::rows::{Beside, QkNorming, Row, Scaled, Together, routing};
 use super::scales;
-use super::selector::SelectorCache;
 use super::stacks;
+use super::trunk::{Caches, HasWindow, Trunk, attended};
 use crate::error::MathError;
-use crate::spec::{
-    Attention, Dense, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, Moe, Operations, OutputGate, QkvLayout,
-};
+use crate::spec::{Dense, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, Moe, OutputGate, QkvLayout};
 use crate::tensor::Component;
-
-/// The caches of a decoder: full-length, and for sliding-window layers.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Caches {
-    /// There are none: the batch attends to itself.
-    pub(super) batch_only: bool,
-    /// Cells of the window cache; `None` when there is one cache for all layers.
-    pub(super) window_cells: Option<u64>,
-    /// Widest row of values, of the full and of the window cache.
-    pub(super) v_widths: [u64; 2],
-    /// Sides of the matrices that rotate keys and values, of the full and of the window cache; 0 for none.
-    pub(super) rotations: [[u64; 2]; 2],
-    /// The keys of sparse attention's selectors.
-    pub(super) selector: Option<SelectorCache>,
-}
-
-/// Which layers have windows that the engine honours.
-pub(super) type HasWindow<'a> = &'a dyn Fn(&Attention) -> bool;
 
 /// Builds the whole graph; `false` when some layer is none of this file's.
 pub(super) fn build(
@@ -163,23 +141,15 @@ pub(super) fn build(
         (!row.rotates(index), index < n_deep, row.unrotated_first_of > 0 && index.is_multiple_of(4), apart)
     });
     let mut trunk = Trunk {
-        row,
-        positions,
         factors,
         attention_scale,
-        rows,
-        full,
-        sliding,
         sparse,
         blocks,
-        caches: *caches,
-        operations: spec.operations,
-        window,
         per_layer: own_embeddings,
         axes,
         skip: row.adds_embedding.then_some(embedded),
         deepstack: (spec.operations.n_deepstack_layers > 0).then_some(embedded),
-        n_layers: spec.layers.len(),
+        ..Trunk::new(spec, row, caches, window, [positions, rows], (full, sliding))
     };
     if row.two_stacks {
         let Some(state) = stacks::states(parts, spec, &steps, &mut trunk, current)? else { return Ok(false) };
@@ -301,31 +271,6 @@ fn look_up(parts: &mut Parts, width: u64, learned: u64, positions: Node) -> Resu
     Ok(rows)
 }
 
-/// What attention reads: a cache of all tokens and one of windows, or the batch itself.
-pub(super) fn attended(
-    parts: &mut Parts,
-    spec: &ModelSpec,
-    caches: &Caches,
-    window: HasWindow<'_>,
-) -> Result<(CacheInputs, Option<CacheInputs>), MathError> {
-    if caches.batch_only {
-        let windowed = |layer: &Layer| matches!(&layer.mixer, Mixer::Attention(attention) if window(attention));
-        let full = parts.batch_inputs()?;
-        let sliding = if spec.layers.iter().any(windowed) { Some(parts.batch_inputs()?) } else { None };
-        return Ok((full, sliding));
-    }
-    let [full_rotation, window_rotation] = caches.rotations;
-    let [full_width, window_width] = caches.v_widths;
-    // A cache of latents alone keeps no values.
-    let values = if keys_only(spec) { None } else { Some(full_width) };
-    let mut full = parts.cache_inputs(parts.setting.cells, values, full_rotation)?;
-    let Some(cells) = caches.window_cells else { return Ok((full, None)) };
-    let values = if keys_only(spec) { None } else { Some(window_width) };
-    let mut sliding = parts.cache_inputs(cells, values, window_rotation)?;
-    (full.keys_first, sliding.keys_first) = (true, true);
-    Ok((full, Some(sliding)))
-}
-
 /// Whether a layer has no weights but those of its mechanisms; a header lists a selector's as the layer's own.
 pub(super) fn extras_are_known(layer: &Layer, read: &[&str]) -> bool {
     layer.extra.iter().all(|weight| match &layer.mixer {
@@ -371,31 +316,6 @@ pub(super) fn has_weight(layer: &Layer, name: &str) -> bool {
 /// The row of a state space's weight that a header lists as the layer's own.
 pub(super) fn ssm_shape(layer: &Layer, name: &str) -> Option<u64> {
     layer.extra.iter().find(|weight| weight.name == name).map(|weight| weight.shape.row())
-}
-
-/// What all layers read.
-pub(super) struct Trunk<'a> {
-    pub(super) row: &'a Row,
-    pub(super) positions: Node,
-    /// How many factors the rotary embedding has.
-    pub(super) factors: Option<u64>,
-    pub(super) attention_scale: Option<Node>,
-    pub(super) rows: Node,
-    pub(super) full: CacheInputs,
-    pub(super) sliding: Option<CacheInputs>,
-    pub(super) sparse: Option<Sparse>,
-    pub(super) blocks: Option<BlockInputs>,
-    pub(super) caches: Caches,
-    pub(super) operations: Operations,
-    pub(super) window: HasWindow<'a>,
-    pub(super) per_layer: Option<PerLayer>,
-    /// Positions in time, height and width, apart.
-    pub(super) axes: Option<[Node; 3]>,
-    /// The normed embedding that every layer adds.
-    pub(super) skip: Option<Node>,
-    /// Embedded tokens with the features of an image encoder's deeper layers beside them.
-    pub(super) deepstack: Option<Node>,
-    pub(super) n_layers: usize,
 }
 
 pub(super) fn has_norm(layer: &Layer, name: &str) -> Option<bool> {

@@ -2,10 +2,11 @@
 //! relative position, which no flash attention has.
 
 use super::attention::{Attend, CacheInputs};
-use super::decoder::{Caches, attended, has_norm};
+use super::decoder::has_norm;
 use super::ops::Node;
 use super::parts::Parts;
 use super::rows::Row;
+use super::trunk::{Caches, attended};
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::{Attention, FeedForward, Layer, Mixer, ModelSpec};

@@ -1,12 +1,13 @@
 //! The second half of a decoder's layer: a feed-forward, experts, or both.
 
-use super::decoder::{Trunk, has_norm, has_weight};
+use super::decoder::{has_norm, has_weight};
 use super::op::Op;
 use super::ops::Node;
 use super::parts::Parts;
 use super::per_layer;
 use super::rows::routing;
 use super::scales::Matrix;
+use super::trunk::Trunk;
 use crate::error::MathError;
 use crate::spec::{FeedForward, Layer, Moe};
 

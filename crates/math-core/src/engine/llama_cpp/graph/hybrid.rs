@@ -1,7 +1,7 @@
 //! Graphs of recurrent models and of hybrids with attention (`src/models/*.cpp`), one row of facts per architecture for
 //! what the model's mechanisms do not say.
 
-use super::decoder::{Caches, HasWindow, Trunk, attended, extras_are_known, has_norm, has_weight, rope_factors, ssm_shape};
+use super::decoder::{extras_are_known, has_norm, has_weight, rope_factors, ssm_shape};
 use super::delta::{KimiDecay, KimiForm};
 use super::experts::{Activation, Asks, Routing};
 use super::latent;
@@ -10,6 +10,7 @@ use super::ops::Node;
 use super::parts::Parts;
 use super::recurrent::StateInputs;
 use super::rows::{PLAIN, Row, SOFTMAX};
+use super::trunk::{Caches, HasWindow, Trunk, attended};
 use crate::error::MathError;
 use crate::spec::{Attention, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, OutputGate, QkvLayout};
 
@@ -236,25 +237,7 @@ pub(super) fn build(
     let sectioned = row.sections_allowed && parts.setting.sections && spec.operations.sectioned_positions == Some(true);
     let positions = parts.positions(if sectioned { 4 } else { hybrid.positions })?;
     let rows = parts.output_rows()?;
-    let trunk = Trunk {
-        row,
-        positions,
-        factors,
-        attention_scale: None,
-        rows,
-        full,
-        sliding,
-        sparse: None,
-        blocks: None,
-        caches: *caches,
-        operations: spec.operations,
-        window,
-        per_layer: None,
-        axes: None,
-        skip: None,
-        deepstack: None,
-        n_layers: spec.layers.len(),
-    };
+    let trunk = Trunk { factors, ..Trunk::new(spec, row, caches, window, [positions, rows], (full, sliding)) };
     let last = spec.layers.len().saturating_sub(1);
     let late = row.chooses_late && parts.setting.rows_after_layers;
     let mut layers = Hybrid { hybrid, states, decays, bank: None, trunk };

@@ -3,12 +3,13 @@
 use alloc::vec::Vec;
 
 use super::attention::Attend;
-use super::decoder::{Trunk, has_weight};
+use super::decoder::has_weight;
 use super::op::Op;
 use super::ops::Node;
 use super::parts::{NormKind, Parts};
 use super::rows::{Gate, QkNorming, Scaled};
 use super::scales::Matrix;
+use super::trunk::Trunk;
 use crate::error::MathError;
 use crate::spec::{Attention, AttentionBias, FeedForward, KvSource, Layer, OutputGate, QkvLayout};
 use crate::units::mul;

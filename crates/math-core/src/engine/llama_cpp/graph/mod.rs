@@ -44,6 +44,7 @@ mod selector;
 mod stacks;
 pub mod tensors;
 pub(in crate::engine::llama_cpp) mod towers;
+mod trunk;
 mod unread;
 mod unroll;
 mod versions;
@@ -64,7 +65,6 @@ use crate::error::MathError;
 use crate::spec::{Attention, Layer, Mixer, ModelSpec};
 use crate::tensor::TensorTable;
 use compressed::{CompressedCache, CompressedCaches};
-use decoder::Caches;
 use depth::Depth;
 use fused::Fused;
 use hybrid::HybridRow;
@@ -75,6 +75,7 @@ use rows::{BuiltBy, Row};
 use schedule::{Kernels, Machine, schedule};
 use selector::SelectorCache;
 use tensors::Graph;
+use trunk::Caches;
 use unroll::Unrolled;
 
 /// Bytes of the compute buffers where one place does all the work: on the device (0 when the processor does everything)

@@ -1,10 +1,10 @@
 //! Models that pass two states through two stacks of layers in turn (`src/models/hrm-text.cpp`): so many times the low one,
 //! then the high one, and all of it again.
 
-use super::decoder::Trunk;
 use super::depth::Step;
 use super::ops::Node;
 use super::parts::Parts;
+use super::trunk::Trunk;
 use crate::error::MathError;
 use crate::spec::ModelSpec;
 

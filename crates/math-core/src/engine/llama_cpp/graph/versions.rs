@@ -1,11 +1,12 @@
 //! Models that keep several versions of the hidden state around latent attention (`src/models/hy-v4.cpp`): each half reads a
 //! weighted sum of them, and its result is added to each by a weight of its own.
 
-use super::decoder::{Caches, HasWindow, Trunk, attended, extras_are_known, has_weight};
+use super::decoder::{extras_are_known, has_weight};
 use super::latent::{self, Sparse};
 use super::parts::{NormKind, Parts};
 use super::rows::Row;
 use super::selector::SelectorCache;
+use super::trunk::{Caches, HasWindow, Trunk, attended};
 use crate::error::MathError;
 use crate::spec::{FeedForward, Layer, Mixer, ModelSpec};
 
@@ -45,25 +46,7 @@ pub(super) fn build(
         None => None,
     };
     let rows = parts.output_rows()?;
-    let mut trunk = Trunk {
-        row,
-        positions,
-        factors: None,
-        attention_scale: None,
-        rows,
-        full,
-        sliding,
-        sparse,
-        blocks: None,
-        caches: *caches,
-        operations: spec.operations,
-        window,
-        per_layer: None,
-        axes: None,
-        skip: None,
-        deepstack: None,
-        n_layers: spec.layers.len(),
-    };
+    let mut trunk = Trunk { sparse, ..Trunk::new(spec, row, caches, window, [positions, rows], (full, sliding)) };
     let mut current = parts.versions(embedded, versions)?;
     let steps = parts.layers(spec.layers.iter(), |_| ());
     for step in &steps {
