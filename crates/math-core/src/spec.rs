@@ -322,6 +322,12 @@ pub struct Operations {
     pub norms_expert_weights: Option<bool>,
     /// Whether those weights are multiplied by a number; `None` where the architecture decides.
     pub scales_expert_weights: Option<bool>,
+    /// Whether experts are chosen by a sigmoid of each logit, not by a softmax over all; `None` where the architecture decides.
+    pub scores_experts_by_sigmoid: Option<bool>,
+    /// The source leaves open how experts are scored, of an architecture that asks.
+    pub unscored_experts: bool,
+    /// Elements of an embedding that the model hands out; `None` for those of the hidden state.
+    pub d_embedding: Option<u64>,
     /// Groups of experts of which some are chosen first; 0 where the architecture decides.
     pub n_expert_groups: u64,
     /// Groups that a token's experts are chosen from.

@@ -67,6 +67,87 @@ fn others(keys: &Keys<'_>, hparams: &Hparams) -> Result<bool, IngestError> {
     Ok(maps_features || gates_otherwise || decays_otherwise)
 }
 
+/// Elements of an embedding (`llama-hparams.cpp:n_embd_out`): some hand out all versions of the hidden state
+/// (`deepseek4.cpp:load_arch_hparams`, `qwen4exp.cpp:load_arch_hparams`), some a number.
+fn d_embedding(builder: &Builder<'_>) -> Result<Option<u64>, IngestError> {
+    let keys = &builder.keys;
+    Ok(match keys.architecture {
+        "deepseek4" | "qwen4exp" => {
+            keys.u64("hyper_connection.count")?.map(|versions| versions.saturating_mul(builder.hparams.d_model))
+        }
+        "deepseek41" => None,
+        "clef" | "vllm-decision2" => Some(1),
+        _ => keys.u64("embedding_length_out")?.filter(|width| *width > 0),
+    })
+}
+
+/// Architectures whose graphs ask the file how logits of experts become weights (`models/*.cpp`, `expert_gating_func`).
+const ASK_FOR_GATING: &[&str] = &[
+    "afmoe",
+    "bailingmoe2",
+    "bailingmoe3",
+    "beam",
+    "cohere2moe",
+    "deepseek2",
+    "deepseek2-ocr",
+    "deepseek32",
+    "dots1",
+    "dots3note",
+    "exaone-moe",
+    "flint",
+    "glm-dsa",
+    "glm4moe",
+    "glm5-next",
+    "hy_v3",
+    "hy_v4",
+    "k2-horizon",
+    "kimi-k3",
+    "kimi-linear",
+    "kolibri1",
+    "laguna",
+    "lfm2moe",
+    "mellum",
+    "minimax-m2",
+    "minimax-m3",
+    "mistral-large4",
+    "muse-spark",
+    "smallthinker",
+    "step35",
+];
+
+/// Those that take sigmoids where a file does not say.
+const SIGMOID_UNLESS_TOLD: &[&str] =
+    &["afmoe", "beam", "cohere2moe", "glm-dsa", "glm4moe", "glm5-next", "hy_v3", "k2-horizon", "laguna", "step35"];
+
+/// Those that take a softmax, but for one size that they know (`deepseek2.cpp:load_arch_hparams`).
+const SOFTMAX_UNLESS_TOLD: &[&str] = &["deepseek2", "deepseek2-ocr"];
+
+/// Whether experts are scored by sigmoids, where the graph asks the file (`llama-hparams.h:llama_expert_gating_func_type`).
+fn scores_by_sigmoid(builder: &Builder<'_>) -> Result<Option<bool>, IngestError> {
+    let keys = &builder.keys;
+    if !asks_for_gating(keys) {
+        return Ok(None);
+    }
+    Ok(match keys.u64("expert_gating_func")? {
+        Some(1) => Some(false),
+        Some(2) => Some(true),
+        _ => SIGMOID_UNLESS_TOLD.contains(&keys.architecture).then_some(true),
+    })
+}
+
+fn asks_for_gating(keys: &Keys<'_>) -> bool {
+    ASK_FOR_GATING.contains(&keys.architecture)
+}
+
+/// Whether nothing says how experts are scored: neither the file nor a loader that knows what old files mean.
+fn unscored_experts(builder: &Builder<'_>) -> Result<bool, IngestError> {
+    let keys = &builder.keys;
+    let says = keys.or_zero("expert_gating_func")? > 0
+        || SIGMOID_UNLESS_TOLD.contains(&keys.architecture)
+        || SOFTMAX_UNLESS_TOLD.contains(&keys.architecture);
+    Ok(asks_for_gating(keys) && keys.or_zero("expert_count")? > 0 && !says)
+}
+
 /// How the file says to pool (`llama.h:llama_pooling_type`); a file that does not say leaves every token its own.
 fn pooling(keys: &Keys<'_>) -> Result<Option<Pooling>, IngestError> {
     Ok(match keys.u64("pooling_type")? {
@@ -106,6 +187,9 @@ pub(super) fn of_model(builder: &Builder<'_>) -> Result<Operations, IngestError>
         // A file that does not say so does neither (`llama-hparams.h`).
         norms_expert_weights: Some(keys.bool("expert_weights_norm")?.unwrap_or(false)),
         scales_expert_weights: Some(keys.scales("expert_weights_scale")),
+        unscored_experts: unscored_experts(builder)?,
+        d_embedding: d_embedding(builder)?,
+        scores_experts_by_sigmoid: scores_by_sigmoid(builder)?,
         n_expert_groups: keys.or_zero("expert_group_count")?,
         banked_layers: keys.u64("attn_res.block_size")?,
         n_expert_groups_per_token: keys.or_zero("expert_group_used_count")?,

@@ -36,6 +36,11 @@ pub(super) fn read(r: &Reader<'_>, spec: &mut ModelSpec) {
     if operations.caps_logits.is_none() {
         operations.caps_logits = r.keep(r.config.f64(&["final_logit_softcapping"])).map(|cap| cap != 0.0);
     }
+    if spec.llama_cpp_arch.as_deref().is_some_and(|arch| matches!(arch, "deepseek4" | "qwen4exp")) {
+        // All versions of the hidden state are handed out (`deepseek4.cpp:load_arch_hparams`).
+        let versions = r.opt_below(&["hc_mult"], r.limits().heads);
+        operations.d_embedding = versions.map(|versions| versions.saturating_mul(spec.d_model));
+    }
     if operations.parallel_residual.is_none() {
         operations.parallel_residual = r.keep(r.config.bool(&["use_parallel_residual"]));
     }

@@ -155,6 +155,12 @@ impl Build {
         }
     }
 
+    /// Before b12032, Mellum's experts were scored by a softmax whatever the file says (`models/mellum.cpp:graph`).
+    #[must_use]
+    pub fn asks_how_experts_are_scored(self, arch: &str) -> bool {
+        arch != "mellum" || self.asks_about_expert_weights(arch)
+    }
+
     /// b12032's MiniMax M3 multiplies by the scales of its feed-forwards and experts; before, it loaded them only
     /// (`models/minimax-m3.cpp:graph`).
     #[must_use]

@@ -119,7 +119,9 @@ fn layer_runs_fused(
     deployment: &Deployment,
     backend: Backend,
 ) -> Result<bool, MathError> {
-    let formats = (deployment.kv_type_k, deployment.kv_type_v);
+    // The graph casts F32 before the node (`llama-graph.cpp:build_attn_mha`).
+    let read = |format| if format == StorageFormat::F32 { StorageFormat::F16 } else { format };
+    let formats = (read(deployment.kv_type_k), read(deployment.kv_type_v));
     let Some(heads) = cached_heads(&layer.mixer)?.filter(|heads| heads.shared > 0) else { return Ok(true) };
     // Models without a cache attend to fresh keys and values, which are cast to F16; so does all fused attention of a T5.
     let fresh = !facts.has_memory() || scores_are_biased(spec);

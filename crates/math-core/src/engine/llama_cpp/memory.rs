@@ -65,7 +65,8 @@ impl MemoryPlan {
 /// Elements of one row of the output buffer: logits, and the embedding where it is asked for or the model is a T5
 /// (`llama-context.cpp:output_reserve`).
 fn output_row(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment) -> Result<u64, MathError> {
-    let embedding = if deployment.embeddings || facts.arch == "t5" { spec.d_model } else { 0 };
+    let wide = spec.operations.d_embedding.unwrap_or(spec.d_model);
+    let embedding = if deployment.embeddings || facts.arch == "t5" { wide } else { 0 };
     add(spec.embedding.n_vocab, embedding)
 }
 
@@ -205,11 +206,12 @@ fn measure(
     projected: bool,
 ) -> Result<Memory, MathError> {
     let facts = Facts::new(spec, build)?;
-    let asked = ResolveFacts::new(spec, facts, deployment)?;
-    let resolved = resolve_with(&asked, deployment, deployment.context, deployment.sequences)?;
-    refuse::check(spec, facts, deployment, &resolved)?;
+    let mut asked = ResolveFacts::new(spec, facts, deployment)?;
     let layout = Layout::of(spec, deployment)?;
     let layout = if projected { layout.as_projected() } else { layout };
+    graph::look_at_attention(&mut asked, spec, table, deployment, facts, &layout)?;
+    let resolved = resolve_with(&asked, deployment, deployment.context, deployment.sequences)?;
+    refuse::check(spec, facts, deployment, &resolved)?;
     let plan = MemoryPlan::new(spec, facts, deployment, &layout, asked.transposes_values(deployment))?;
     let exact = graph::compute_buffers(spec, table, deployment, facts, &layout, &resolved, &plan.caches)?;
     let compute = match (exact, layout.only_place(), table) {

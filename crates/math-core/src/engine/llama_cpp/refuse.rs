@@ -11,7 +11,7 @@ use crate::engine::llama_cpp::nodes::node_budget;
 use crate::engine::llama_cpp::resolve::Resolved;
 use crate::error::MathError;
 use crate::format::StorageFormat;
-use crate::spec::{Attends, Mixer, ModelSpec};
+use crate::spec::{Attends, Mixer, ModelSpec, Pooling};
 
 /// What a model cannot do under some effective parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub(crate) struct Refusals {
     /// The third reserve graph is built with one sequence, over a micro-batch that its streams then divide
     /// (`llama-context.cpp:sched_reserve`, TAG_RESERVE_DIAG_DECAY).
     micro_batch_divides_into_streams: bool,
+    /// Embeddings are means over all tokens of the graph, of which each has to be an output (`llama-graph.cpp:build_pooling`).
+    averages_outputs: bool,
     /// Whether the graph overflows the scheduler's table with one stream, and with several.
     table_overflows: [bool; 2],
 }
@@ -42,6 +44,10 @@ impl Refusals {
         deployment: &Deployment,
         resolved: &Resolved,
     ) -> Result<Self, MathError> {
+        if spec.operations.unscored_experts && facts.build.asks_how_experts_are_scored(facts.arch) {
+            let reason = "the file does not say how experts are scored (expert_gating_func): build_moe_ffn aborts";
+            return Err(refused(facts.build, reason.to_string()));
+        }
         let (k, v) = (deployment.kv_type_k, deployment.kv_type_v);
         if k != v && spec.layers.iter().any(|layer| keeps_latents(&layer.mixer)) {
             let reason = format!("model does not support different K ({k}) and V ({v}) cache types");
@@ -67,6 +73,7 @@ impl Refusals {
             one_stream_only: facts.arch == "t5",
             micro_batch_divides_into_streams: matches!(facts.arch, "kimi-linear" | "minimax-01")
                 && before_last.iter().any(|layer| matches!(layer.mixer, Mixer::Attention(_) | Mixer::Mla(_))),
+            averages_outputs: deployment.embeddings && spec.operations.pooling.is_some_and(averages),
             table_overflows,
         })
     }
@@ -79,6 +86,8 @@ impl Refusals {
             Some("a T5 aborts with more than one stream: use a unified cache")
         } else if if several { many } else { one } {
             Some("the graph has more tensors than the scheduler's table has room for: it aborts at start")
+        } else if self.averages_outputs && resolved.graph_tokens != resolved.outputs() {
+            Some("GGML_ASSERT(ggml_can_mul_mat(a, b)): means are taken of micro-batches that the sequences divide")
         } else if self.micro_batch_divides_into_streams && !resolved.n_ctx.min(resolved.n_ubatch).is_multiple_of(resolved.streams)
         {
             Some("the model aborts when the micro-batch is not a multiple of the streams")
@@ -97,6 +106,11 @@ pub(crate) fn check(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment,
         None => Ok(()),
         Some(reason) => Err(refused(facts.build, reason.to_string())),
     }
+}
+
+/// Whether tokens become an embedding by their mean.
+const fn averages(pooling: Pooling) -> bool {
+    matches!(pooling, Pooling::Mean | Pooling::Rank { mean: true })
 }
 
 /// Whether a layer caches one vector for keys and values.

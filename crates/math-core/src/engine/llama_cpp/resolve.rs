@@ -46,6 +46,14 @@ pub struct Resolved {
     pub kv_unified: bool,
 }
 
+impl Resolved {
+    /// Rows that the largest graph yields: limited before the micro-batch is rounded up to whole sequences
+    /// (`llama-context.cpp:sched_reserve`).
+    pub(crate) fn outputs(&self) -> u64 {
+        self.n_outputs_max.min(self.n_ubatch).min(self.n_ctx)
+    }
+}
+
 /// Facts of a model that the parameters depend on, small enough to keep for many calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ResolveFacts {

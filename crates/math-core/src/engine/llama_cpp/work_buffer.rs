@@ -4,7 +4,7 @@ use super::build::Build;
 use super::cache::cache_plans;
 use super::compute::Bounds;
 use super::facts::Facts;
-use super::graph::work;
+use super::graph::{self, work};
 use super::layout::Layout;
 use super::loader_facts::LoaderFacts;
 use super::resolve::{ResolveFacts, resolve_with};
@@ -38,9 +38,10 @@ pub fn bounds(
     threads: u64,
 ) -> Result<Bounds, MathError> {
     let facts = Facts::new(spec, build)?;
-    let asked = ResolveFacts::new(spec, facts, deployment)?;
-    let resolved = resolve_with(&asked, deployment, deployment.context, deployment.sequences)?;
+    let mut asked = ResolveFacts::new(spec, facts, deployment)?;
     let layout = Layout::of(spec, deployment)?;
+    graph::look_at_attention(&mut asked, spec, Some(table), deployment, facts, &layout)?;
+    let resolved = resolve_with(&asked, deployment, deployment.context, deployment.sequences)?;
     let plans = cache_plans(spec, facts, deployment, &layout, asked.transposes_values(deployment))?;
     if let Some(exact) = work::work_buffer(spec, table, deployment, facts, &layout, (&resolved, &plans), threads)? {
         return Ok(Bounds::exactly(exact));

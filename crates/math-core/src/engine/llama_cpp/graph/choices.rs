@@ -28,6 +28,31 @@ pub(super) enum QkNorming {
     Halves,
 }
 
+/// When logits go through a soft cap. Loaders that do not clear the limit first have one of 30 (`llama-hparams.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Caps {
+    /// Never.
+    Never,
+    /// Where the model says so.
+    WhereTold,
+    /// Unless the model says that they do not.
+    UnlessTold,
+    /// Always.
+    Always,
+}
+
+impl Caps {
+    /// Whether they do, by what the model says.
+    pub(super) fn caps(self, told: Option<bool>) -> bool {
+        match self {
+            Self::Never => false,
+            Self::WhereTold => told == Some(true),
+            Self::UnlessTold => told != Some(false),
+            Self::Always => true,
+        }
+    }
+}
+
 /// The gate on attention's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gate {

@@ -145,6 +145,10 @@ pub(super) fn build(
         attention_scale,
         sparse,
         blocks,
+        operations: Operations {
+            scores_experts_by_sigmoid: spec.operations.scores_experts_by_sigmoid.filter(|_| parts.setting.asks_scoring),
+            ..spec.operations
+        },
         per_layer: own_embeddings,
         axes,
         skip: row.adds_embedding.then_some(embedded),
@@ -207,7 +211,7 @@ pub(super) fn build(
     if row.scales_logits {
         current = parts.scale(current)?;
     }
-    if row.caps_logits || (row.caps_where_told && spec.operations.caps_logits == Some(true)) {
+    if row.caps_logits.caps(spec.operations.caps_logits) {
         current = parts.soft_cap(current)?;
     }
     parts.finish(&spec.head, embedded, Some(current))?;

@@ -61,8 +61,8 @@ pub(super) struct Routing {
     pub(super) scaled: bool,
     /// What the choice is made on.
     pub(super) choice: Choice,
-    /// Sigmoids are weights, also where no choice is corrected.
-    pub(super) sigmoid: bool,
+    /// Whether sigmoids are weights, or a softmax; `None` for sigmoids where the choice is corrected or made on raw logits.
+    pub(super) sigmoid: Option<bool>,
     /// Weights are applied before the experts (Llama 4).
     pub(super) weighted_first: bool,
     /// Two operations make weights of logits (the square root of softplus).
@@ -200,10 +200,10 @@ impl Parts {
                 let soft = self.unary(logits)?;
                 self.graph.apply(Op::SquareRoot, soft, &[])?
             }
-            // Corrected choices are made on sigmoids.
-            (false, true) => self.unary(logits)?,
-            (false, false) if routing.sigmoid || routing.choice == Choice::Logits => self.unary(logits)?,
-            (false, false) => self.soft_max(logits)?,
+            (false, corrected) if routing.sigmoid.unwrap_or(corrected || routing.choice == Choice::Logits) => {
+                self.unary(logits)?
+            }
+            (false, _) => self.soft_max(logits)?,
         };
         let mut selection = match routing.choice {
             Choice::Weights => probabilities,

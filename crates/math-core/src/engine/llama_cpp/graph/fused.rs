@@ -9,13 +9,17 @@ use alloc::vec::Vec;
 use super::depth::Depth;
 use super::ops::Node;
 use super::schedule::schedule;
+use super::places::Places;
 use super::{Recipe, Reserve};
-use crate::deployment::FlashAttention;
+use crate::deployment::{Deployment, FlashAttention};
 use crate::engine::llama_cpp::build::Build;
-use crate::engine::llama_cpp::cache::CachePlan;
-use crate::engine::llama_cpp::resolve::Resolved;
+use crate::engine::llama_cpp::cache::{CachePlan, cache_plans};
+use crate::engine::llama_cpp::facts::Facts;
+use crate::engine::llama_cpp::layout::Layout;
+use crate::engine::llama_cpp::resolve::{ResolveFacts, Resolved, resolve_with};
 use crate::error::MathError;
-use crate::spec::Mixer;
+use crate::spec::{Mixer, ModelSpec};
+use crate::tensor::TensorTable;
 
 /// What may be fused, in the order in which the engine decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,18 +70,36 @@ impl Fused {
     }
 }
 
+/// Lets the graph say whether fused attention stays with its layers, where `--flash-attn auto` asks and several places share
+/// the work of a model whose graph is known. Elsewhere what the layers say stands.
+///
+/// # Errors
+/// [`MathError::Overflow`].
+pub(in crate::engine::llama_cpp) fn look_at_attention(
+    asked: &mut ResolveFacts,
+    spec: &ModelSpec,
+    table: Option<&TensorTable>,
+    deployment: &Deployment,
+    facts: Facts<'_>,
+    layout: &Layout,
+) -> Result<(), MathError> {
+    if layout.only_place().is_some() || asked.wanted(deployment) != FlashAttention::Auto {
+        return Ok(());
+    }
+    let fused = ResolveFacts { runs_fused: true, ..*asked };
+    let resolved = resolve_with(&fused, deployment, deployment.context, deployment.sequences)?;
+    let plans = cache_plans(spec, facts, deployment, layout, asked.transposes_values(deployment))?;
+    let Some(places) = Places::new(spec, table, deployment, facts, layout)? else { return Ok(()) };
+    let Some(recipe) = Recipe::new(spec, deployment, facts, places)? else { return Ok(()) };
+    if let Some(left) = recipe.leaves_its_device(&resolved, &plans)? {
+        asked.runs_fused = left.first() != Some(&Fusible::Attention);
+    }
+    Ok(())
+}
+
 impl Recipe<'_> {
-    /// The recipe with what is fused as the engine finds it out; `None` where it ends up otherwise than the effective
-    /// parameters say, or with a graph that is not known.
+    /// The recipe with what is fused as the engine finds it out; `None` where it ends up with a graph that is not known.
     pub(super) fn settled(mut self, resolved: &Resolved, plans: &[CachePlan]) -> Result<Option<Self>, MathError> {
-        let asks = !self.places.is_single() && self.asked.wanted(self.deployment) == FlashAttention::Auto;
-        if asks {
-            let left = self.leaves_its_device(&Resolved { flash_attention: true, ..*resolved }, plans)?;
-            let stays = left.is_some_and(|left| left.first() != Some(&Fusible::Attention));
-            if stays != resolved.flash_attention {
-                return Ok(None);
-            }
-        }
         let looks = |mixer: &Mixer| matches!(mixer, Mixer::CompressedAttention(_)) || mixer.selector().is_some();
         if !self.spec.layers.iter().any(|layer| looks(&layer.mixer)) {
             return Ok(Some(self));

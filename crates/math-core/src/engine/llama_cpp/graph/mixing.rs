@@ -11,7 +11,7 @@ use super::rows::{Gate, QkNorming, Scaled};
 use super::scales::Matrix;
 use super::trunk::Trunk;
 use crate::error::MathError;
-use crate::spec::{Attention, AttentionBias, FeedForward, KvSource, Layer, OutputGate, QkvLayout};
+use crate::spec::{Attention, AttentionBias, FeedForward, KvSource, Layer, OutputGate, QkNorm, QkvLayout};
 use crate::units::mul;
 
 /// Whether queries and keys are normed over all heads together, before they are split.
@@ -43,7 +43,7 @@ impl Trunk<'_> {
             }
             OutputGate::None | OutputGate::Own { .. } => (full, None),
         };
-        let [q_norm, _] = attention.qk_norm.q;
+        let QkNorm { q: q_norms @ [q_norm, _], k: k_norms, .. } = attention.qk_norm;
         let norm_bias = attention.qk_norm.bias && !parts.setting.unread.query_key_norms;
         // Heads are normed each as a whole.
         let kind = if matches!(row.norm, NormKind::Groups(_)) { NormKind::Rms } else { row.norm };
@@ -51,8 +51,8 @@ impl Trunk<'_> {
             q = self.rotate_halves(parts, q)?;
             k = k.map(|k| self.rotate_halves(parts, k)).transpose()?;
         } else if q_norm > 0 && !normed_flat(attention) && !matches!(row.qk_norm, QkNorming::QueryLast | QkNorming::Last) {
-            q = parts.norm(q, kind, norm_bias, true)?;
-            k = k.map(|k| parts.norm(k, kind, norm_bias, true)).transpose()?;
+            q = parts.norm_by(q, kind, &q_norms, norm_bias, true)?;
+            k = k.map(|k| parts.norm_by(k, kind, &k_norms, norm_bias, true)).transpose()?;
         }
         if row.norms_values {
             v = v.map(|v| parts.bare_norm(v, row.norm)).transpose()?;
@@ -72,15 +72,15 @@ impl Trunk<'_> {
             q = parts.graph.rope(q, self.positions, factors)?;
             k = k.map(|k| parts.graph.rope(k, self.positions, factors)).transpose()?;
             if row.qk_norm == QkNorming::Last && q_norm > 0 {
-                q = parts.norm(q, kind, norm_bias, true)?;
-                k = k.map(|k| parts.norm(k, kind, norm_bias, true)).transpose()?;
+                q = parts.norm_by(q, kind, &q_norms, norm_bias, true)?;
+                k = k.map(|k| parts.norm_by(k, kind, &k_norms, norm_bias, true)).transpose()?;
             }
             if row.qk_norm == QkNorming::BareLast {
                 q = parts.bare_norm(q, NormKind::Rms)?;
                 k = k.map(|k| parts.bare_norm(k, NormKind::Rms)).transpose()?;
             }
             if row.qk_norm == QkNorming::QueryLast {
-                q = parts.norm(q, NormKind::Rms, false, true)?;
+                q = parts.norm_by(q, NormKind::Rms, &q_norms, false, true)?;
                 k = k.map(|k| parts.bare_norm(k, NormKind::Rms)).transpose()?;
             }
         }

@@ -67,6 +67,7 @@ use crate::tensor::TensorTable;
 use compressed::{CompressedCache, CompressedCaches};
 use depth::Depth;
 use fused::Fused;
+pub(super) use fused::look_at_attention;
 use hybrid::HybridRow;
 use parts::{Parts, Setting};
 use places::Places;
@@ -152,9 +153,10 @@ pub fn reserved(
     build: Build,
 ) -> Result<Option<Vec<Graph>>, MathError> {
     let facts = Facts::new(spec, build)?;
-    let asked = ResolveFacts::new(spec, facts, deployment)?;
-    let resolved = resolve_with(&asked, deployment, deployment.context, deployment.sequences)?;
+    let mut asked = ResolveFacts::new(spec, facts, deployment)?;
     let layout = Layout::new(LoaderFacts::of(spec, build)?.n_layers_all, deployment)?;
+    look_at_attention(&mut asked, spec, table, deployment, facts, &layout)?;
+    let resolved = resolve_with(&asked, deployment, deployment.context, deployment.sequences)?;
     let plans = cache_plans(spec, facts, deployment, &layout, asked.transposes_values(deployment))?;
     let Some(places) = Places::new(spec, table, deployment, facts, &layout)? else { return Ok(None) };
     let Some(recipe) = Recipe::new(spec, deployment, facts, places)? else { return Ok(None) };
@@ -186,8 +188,7 @@ impl Reserve {
     /// A full micro-batch, one token per sequence, and for some models a full micro-batch of one sequence. Buffers never
     /// shrink, so the largest need counts (`llama-context.cpp:sched_reserve`).
     fn all(resolved: &Resolved, facts: Facts<'_>) -> Vec<Self> {
-        // Rows of logits are limited before the micro-batch is rounded up to whole sequences.
-        let outputs = resolved.n_outputs_max.min(resolved.n_ubatch).min(resolved.n_ctx);
+        let outputs = resolved.outputs();
         let sequences = resolved.n_seq_max;
         let mut out = Vec::from([
             Self { tokens: resolved.graph_tokens, sequences, outputs, looks: false },
@@ -357,6 +358,7 @@ impl<'a> Recipe<'a> {
             ranks_by_softmax: matches!(facts.arch, "qwen3" | "qwen3vl"),
             sections: facts.build.rotates_in_sections(facts.arch),
             full_expert_inputs: facts.build.multiplies_expert_inputs_in_full(facts.arch),
+            asks_scoring: facts.build.asks_how_experts_are_scored(facts.arch),
             limits_experts: facts.build.limits_expert_activations(facts.arch),
         };
         let window = |attention: &Attention| {

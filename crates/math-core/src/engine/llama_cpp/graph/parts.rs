@@ -78,6 +78,8 @@ pub(super) struct Setting {
     pub(super) shares_selector_mask: bool,
     /// Whether experts' last matrices multiply in full precision (`build.rs:multiplies_expert_inputs_in_full`).
     pub(super) full_expert_inputs: bool,
+    /// Whether the file says how experts are scored (`build.rs:asks_how_experts_are_scored`).
+    pub(super) asks_scoring: bool,
     /// Whether the inputs of experts' last matrices are scaled into f16's range (`build.rs:limits_expert_activations`).
     pub(super) limits_experts: bool,
     /// How embeddings are pooled, in a context for embeddings.
@@ -309,12 +311,23 @@ impl Parts {
     }
     /// A norm with weights (`build_norm`). Inside a layer the engine pins it to the layer's device.
     pub(super) fn norm(&mut self, x: Node, kind: NormKind, bias: bool, in_layer: bool) -> Result<Node, MathError> {
+        let [width, ..] = self.graph.dims(x)?;
+        self.norm_by(x, kind, &[width], bias, in_layer)
+    }
+    /// A norm whose weights have dimensions of their own: `[head, heads]` where every head has others.
+    pub(super) fn norm_by(
+        &mut self,
+        x: Node,
+        kind: NormKind,
+        weights: &[u64],
+        bias: bool,
+        in_layer: bool,
+    ) -> Result<Node, MathError> {
         let normed = self.bare_norm(x, kind)?;
         if in_layer && !matches!(kind, NormKind::Groups(_)) {
             self.pin_in_layer(normed)?;
         }
-        let [width, ..] = self.graph.dims(x)?;
-        let weights = self.weight(&[width])?;
+        let weights = self.weight(weights)?;
         let scaled = self.graph.product(normed, weights)?;
         if bias { self.bias(scaled) } else { Ok(scaled) }
     }

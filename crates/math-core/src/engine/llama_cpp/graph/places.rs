@@ -189,7 +189,9 @@ impl Places {
                 Some(layer) => (weights.get_mut(layer), order.get_mut(layer)),
                 None => (Some(&mut others), Some(&mut order_of_others)),
             };
-            if unread.leaves(base) {
+            let in_same_layer =
+                |other: &str| layer.is_some_and(|layer| table.get(&alloc::format!("blk.{layer}.{other}")).is_some());
+            if unread.leaves(base) || Unread::is_repeated(base, in_same_layer) {
                 continue;
             }
             if let (Some(list), Some(ranks)) = (list, ranks) {

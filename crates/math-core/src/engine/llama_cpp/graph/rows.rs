@@ -1,6 +1,6 @@
 //! One row of facts per architecture for what a model's mechanisms do not say about its graph (`src/models/*.cpp`).
 
-pub(super) use super::choices::{Beside, BuiltBy, Gate, QkNorming, Scaled, Together};
+pub(super) use super::choices::{Beside, BuiltBy, Caps, Gate, QkNorming, Scaled, Together};
 use super::experts::{Activation, Asks, Choice, Routing};
 use super::parts::NormKind;
 use crate::spec::{Moe, Operations};
@@ -24,8 +24,8 @@ pub(super) struct Row {
     pub(super) scales_logits: bool,
     /// Attention scores go through a soft cap.
     pub(super) caps_scores: bool,
-    /// Logits go through a soft cap.
-    pub(super) caps_logits: bool,
+    /// When logits go through a soft cap.
+    pub(super) caps_logits: Caps,
     /// Both halves read the same input and join the residual together.
     pub(super) parallel: Option<Together>,
     /// Norms follow the sums of each half with the residual (BERT).
@@ -62,8 +62,6 @@ pub(super) struct Row {
     pub(super) norms_values: bool,
     /// Only layers that see everything have factors of rotary frequencies.
     pub(super) factors_on_full_layers: bool,
-    /// Logits go through a soft cap where the model says so.
-    pub(super) caps_where_told: bool,
     /// The last norm comes before rows are chosen, where they are chosen late.
     pub(super) norms_before_choosing: bool,
     /// Rows of logits are chosen after the last layer instead of inside it.
@@ -128,7 +126,7 @@ pub(super) const SOFTMAX: Routing = Routing {
     normed: true,
     scaled: false,
     choice: Choice::Weights,
-    sigmoid: false,
+    sigmoid: None,
     weighted_first: false,
     two_steps: false,
     looked_up: None,
@@ -175,7 +173,7 @@ pub(super) const PLAIN: Row = Row {
     scales_residual: false,
     scales_logits: false,
     caps_scores: false,
-    caps_logits: false,
+    caps_logits: Caps::Never,
     parallel: None,
     norms_sums: false,
     residual_first: false,
@@ -194,7 +192,6 @@ pub(super) const PLAIN: Row = Row {
     gates_attention: false,
     norms_values: false,
     factors_on_full_layers: false,
-    caps_where_told: false,
     norms_before_choosing: false,
     chooses_late: false,
     no_rope_every: 0,
@@ -287,7 +284,7 @@ const ROWS: &[Row] = &[
         built_by: BuiltBy::AltUp,
         scales_embedding: true,
         norms_values: true,
-        caps_logits: true,
+        caps_logits: Caps::Always,
         extras: PER_LAYER,
         ..PLAIN
     },
@@ -298,7 +295,7 @@ const ROWS: &[Row] = &[
         norms_values: true,
         extras: PER_LAYER,
         factors_on_full_layers: true,
-        caps_where_told: true,
+        caps_logits: Caps::UnlessTold,
         norms_before_choosing: true,
         chooses_late: true,
         ..PLAIN
@@ -328,7 +325,7 @@ const ROWS: &[Row] = &[
         scales_embedding: true,
         caps_scores: true,
         scales_logits: true,
-        caps_where_told: true,
+        caps_logits: Caps::WhereTold,
         pins_last_norm: true,
         beside: Beside::Averaged,
         ..PLAIN
@@ -379,8 +376,8 @@ const ROWS: &[Row] = &[
     Row { archs: &["stablelm", "orion", "codeshell", "starcoder2", "pockettts"], norm: NormKind::Layer, ..PLAIN },
     Row { archs: &["smollm3"], no_rope_every: 4, ..PLAIN },
     Row { archs: &["phi3", "phimoe"], scales_queries: true, residual_first: true, ..PLAIN },
-    Row { archs: &["gemma2"], scales_embedding: true, scales_queries: true, caps_scores: true, caps_logits: true, ..PLAIN },
-    Row { archs: &["gemma3"], scales_embedding: true, scales_queries: true, caps_where_told: true, ..PLAIN },
+    Row { archs: &["gemma2"], scales_embedding: true, scales_queries: true, caps_scores: true, caps_logits: Caps::Always, ..PLAIN },
+    Row { archs: &["gemma3"], scales_embedding: true, scales_queries: true, caps_logits: Caps::WhereTold, ..PLAIN },
     Row { archs: &["gpt-oss"], chooses_late: true, routing: Routing { softmax_after: true, normed: false, ..SOFTMAX }, ..PLAIN },
     Row {
         archs: &["deepseek2", "deepseek2-ocr", "deepseek32", "glm-dsa", "mistral4"],
@@ -426,7 +423,7 @@ const ROWS: &[Row] = &[
         rotates_windows_only: true,
         norms_before_rows: true,
         scales_logits: true,
-        caps_where_told: true,
+        caps_logits: Caps::UnlessTold,
         ..PLAIN
     },
     Row {
@@ -447,7 +444,7 @@ const ROWS: &[Row] = &[
         pins_last_norm: true,
         scales_sums: true,
         scales_by_position: Scaled::UnrotatedLayers,
-        caps_where_told: true,
+        caps_logits: Caps::WhereTold,
         routing: TOLD,
         extras: &["attn_gate.bias"],
         ..PLAIN
@@ -461,7 +458,7 @@ const ROWS: &[Row] = &[
         scales_logits: true,
         norms_before_choosing: true,
         chooses_late: true,
-        routing: Routing { sigmoid: true, ..TOLD },
+        routing: Routing { sigmoid: Some(true), ..TOLD },
         ..PLAIN
     },
     Row {
@@ -540,6 +537,7 @@ pub(super) fn routing(row: &Row, moe: &Moe, operations: Operations) -> Routing {
         normed: told(asks_norm, operations.norms_expert_weights).unwrap_or(row.routing.normed || corrected),
         scaled: told(asks_scale, operations.scales_expert_weights)
             .unwrap_or(row.routing.scaled || corrected && !matches!(row.routing.asks, Asks::NormOnly | Asks::NeverScales)),
+        sigmoid: operations.scores_experts_by_sigmoid.or(row.routing.sigmoid),
         groups: operations.n_expert_groups,
         groups_kept: operations.n_expert_groups_per_token,
         ..row.routing

@@ -26,7 +26,25 @@ pub(super) struct Unread {
     pub(super) output: bool,
 }
 
+/// Blends that a graph reads one by one where the file does not have them together (`rwkv6-base.cpp:build_rwkv6_time_mix`).
+const TOGETHER: (&str, &[&str]) = (
+    "time_mix_lerp_fused.weight",
+    &[
+        "time_mix_lerp_w.weight",
+        "time_mix_lerp_k.weight",
+        "time_mix_lerp_v.weight",
+        "time_mix_lerp_r.weight",
+        "time_mix_lerp_g.weight",
+    ],
+);
+
 impl Unread {
+    /// Whether a weight says again what another one of its layer says, which is read instead.
+    pub(super) fn is_repeated(base: &str, has: impl FnOnce(&str) -> bool) -> bool {
+        let (together, single) = TOGETHER;
+        single.contains(&base) && has(together)
+    }
+
     pub(super) fn of(arch: &str) -> Self {
         Self {
             output_projection: LEAVES_OUTPUT_PROJECTION.contains(&arch),
