@@ -8,8 +8,8 @@ use alloc::vec::Vec;
 
 use super::depth::Depth;
 use super::ops::Node;
-use super::schedule::schedule;
 use super::places::Places;
+use super::schedule::schedule;
 use super::{Recipe, Reserve};
 use crate::deployment::{Deployment, FlashAttention};
 use crate::engine::llama_cpp::build::Build;

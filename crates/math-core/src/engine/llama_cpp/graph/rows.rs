@@ -376,7 +376,14 @@ const ROWS: &[Row] = &[
     Row { archs: &["stablelm", "orion", "codeshell", "starcoder2", "pockettts"], norm: NormKind::Layer, ..PLAIN },
     Row { archs: &["smollm3"], no_rope_every: 4, ..PLAIN },
     Row { archs: &["phi3", "phimoe"], scales_queries: true, residual_first: true, ..PLAIN },
-    Row { archs: &["gemma2"], scales_embedding: true, scales_queries: true, caps_scores: true, caps_logits: Caps::Always, ..PLAIN },
+    Row {
+        archs: &["gemma2"],
+        scales_embedding: true,
+        scales_queries: true,
+        caps_scores: true,
+        caps_logits: Caps::Always,
+        ..PLAIN
+    },
     Row { archs: &["gemma3"], scales_embedding: true, scales_queries: true, caps_logits: Caps::WhereTold, ..PLAIN },
     Row { archs: &["gpt-oss"], chooses_late: true, routing: Routing { softmax_after: true, normed: false, ..SOFTMAX }, ..PLAIN },
     Row {
