@@ -324,6 +324,8 @@ pub struct Operations {
     pub scales_expert_weights: Option<bool>,
     /// Whether experts are chosen by a sigmoid of each logit, not by a softmax over all; `None` where the architecture decides.
     pub scores_experts_by_sigmoid: Option<bool>,
+    /// The source lacks a key that llama.cpp's loader insists on.
+    pub lacks_a_key: bool,
     /// The source leaves open how experts are scored, of an architecture that asks.
     pub unscored_experts: bool,
     /// Elements of an embedding that the model hands out; `None` for those of the hidden state.

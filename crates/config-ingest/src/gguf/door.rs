@@ -91,6 +91,9 @@ pub fn from_header(header: Header, options: &Options) -> Result<Ingested, Ingest
     let has_mtp_tensors = |layer: u64| header.tensors.iter().any(|t| t.name == format!("blk.{layer}.nextn.eh_proj.weight"));
     let hparams = Hparams::read(&keys, row, has_mtp_tensors)?;
     let builder = Builder { keys, arch: row, hparams: &hparams };
+    if let Some(key) = operations::missing_key(&builder.keys) {
+        notes.push(format!("llama.cpp does not load this file: key not found in model: {}.{key}", builder.keys.architecture));
+    }
     let mut spec = assemble(&builder, &by_place, &mut notes)?;
     let tensors = table(&header, &spec)?;
     file_extras(&mut spec, &tensors)?;

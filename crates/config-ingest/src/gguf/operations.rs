@@ -67,6 +67,24 @@ fn others(keys: &Keys<'_>, hparams: &Hparams) -> Result<bool, IngestError> {
     Ok(maps_features || gates_otherwise || decays_otherwise)
 }
 
+/// Keys that loaders insist on and nothing else here reads (`models/*.cpp:load_arch_hparams`).
+const REQUIRED: &[(&str, &[&str])] = &[
+    ("glm5-next", &["hyper_connection.epsilon", "hyper_connection.sinkhorn_iterations"]),
+    (
+        "muse-spark",
+        &["post_norm_epsilon", "final_logit_softcapping", "logit_scale", "expert_weights_scale", "expert_weights_norm"],
+    ),
+];
+
+/// The key that the engine's loader would miss; `None` when it has all that it asks for.
+pub(super) fn missing_key(keys: &Keys<'_>) -> Option<&'static str> {
+    // A draft model with latents is told how wide its heads are.
+    let latents: &[&str] = &["attention.key_length_mla", "attention.value_length_mla"];
+    let of_drafts = if keys.architecture == "dflash" && keys.has("attention.kv_lora_rank") { latents } else { &[] };
+    let listed = REQUIRED.iter().filter(|(name, _)| *name == keys.architecture).flat_map(|(_, names)| *names);
+    listed.chain(of_drafts).copied().find(|name| !keys.has(name))
+}
+
 /// Elements of an embedding (`llama-hparams.cpp:n_embd_out`): some hand out all versions of the hidden state
 /// (`deepseek4.cpp:load_arch_hparams`, `qwen4exp.cpp:load_arch_hparams`), some a number.
 fn d_embedding(builder: &Builder<'_>) -> Result<Option<u64>, IngestError> {
@@ -187,6 +205,7 @@ pub(super) fn of_model(builder: &Builder<'_>) -> Result<Operations, IngestError>
         // A file that does not say so does neither (`llama-hparams.h`).
         norms_expert_weights: Some(keys.bool("expert_weights_norm")?.unwrap_or(false)),
         scales_expert_weights: Some(keys.scales("expert_weights_scale")),
+        lacks_a_key: missing_key(keys).is_some(),
         unscored_experts: unscored_experts(builder)?,
         d_embedding: d_embedding(builder)?,
         scores_experts_by_sigmoid: scores_by_sigmoid(builder)?,

@@ -155,6 +155,16 @@ impl Build {
         }
     }
 
+    /// Draft models are told how wide heads of latent attention are since b12032 (`models/dflash.cpp:load_arch_hparams`); others
+    /// always were.
+    #[must_use]
+    pub fn asks_for_widths_of_heads(self, arch: &str) -> bool {
+        match self {
+            Self::V0_5_0 | Self::C0c1e57098 => arch != "dflash",
+            Self::B12032 => true,
+        }
+    }
+
     /// Before b12032, Mellum's experts were scored by a softmax whatever the file says (`models/mellum.cpp:graph`).
     #[must_use]
     pub fn asks_how_experts_are_scored(self, arch: &str) -> bool {

@@ -44,6 +44,10 @@ impl Refusals {
         deployment: &Deployment,
         resolved: &Resolved,
     ) -> Result<Self, MathError> {
+        if spec.operations.lacks_a_key && facts.build.asks_for_widths_of_heads(facts.arch) {
+            let reason = "key not found in model: the file lacks one that the loader insists on";
+            return Err(refused(facts.build, reason.to_string()));
+        }
         if spec.operations.unscored_experts && facts.build.asks_how_experts_are_scored(facts.arch) {
             let reason = "the file does not say how experts are scored (expert_gating_func): build_moe_ffn aborts";
             return Err(refused(facts.build, reason.to_string()));
