@@ -9,7 +9,7 @@ use super::scales;
 use super::stacks;
 use super::trunk::{Caches, HasWindow, Trunk, attended};
 use crate::error::MathError;
-use crate::spec::{Dense, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, Moe, OutputGate, QkvLayout};
+use crate::spec::{Dense, FeedForward, KvSource, Layer, LmHead, Mixer, ModelSpec, Moe, Operations, OutputGate, QkvLayout};
 use crate::tensor::Component;
 
 /// Builds the whole graph; `false` when some layer is none of this file's.
