@@ -92,6 +92,9 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DevicesArgs {
+    /// Those alone in whose names these words stand, such as `4090` or `strix halo`
+    #[arg(value_name = "NAME", conflicts_with = "local")]
+    pub(crate) names: Vec<String>,
     /// Answer as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -117,7 +120,10 @@ pub(crate) enum OnOffAuto {
 }
 
 fn tokens(text: &str) -> Result<u64, String> {
-    parse_tokens("tokens", text).map_err(|_| plimsoll::planner::size::TOKENS_GRAMMAR.to_owned())
+    parse_tokens("tokens", text).map_err(|_| {
+        let grammar = plimsoll::planner::size::TOKENS_GRAMMAR;
+        if text.contains(',') { format!("{grammar}; lists go to --contexts, where there is one") } else { grammar.to_owned() }
+    })
 }
 
 fn bytes(text: &str) -> Result<u64, String> {
@@ -405,16 +411,16 @@ pub(crate) struct Setting {
     #[arg(long, value_name = "N", value_parser = tokens, requires = "like_engine", help_heading = "Where")]
     fit_context: Option<u64>,
     /// Ranks that split every matrix
-    #[arg(long, value_name = "N", help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
+    #[arg(long, visible_alias = "tp", value_name = "N", help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
     tensor_parallel: Option<u64>,
     /// Ranks that split the layers
-    #[arg(long, value_name = "N", help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
+    #[arg(long, visible_alias = "pp", value_name = "N", help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
     pipeline_parallel: Option<u64>,
     /// Replicas that split the sequences
-    #[arg(long, value_name = "N", help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
+    #[arg(long, visible_alias = "dp", value_name = "N", help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
     data_parallel: Option<u64>,
     /// Whole experts are spread over the ranks
-    #[arg(long, help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
+    #[arg(long, visible_alias = "ep", help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
     expert_parallel: bool,
     /// Ranks that split the tokens of a sequence's cache
     #[arg(long, value_name = "N", help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]

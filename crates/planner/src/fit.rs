@@ -386,7 +386,7 @@ pub fn explain_term(model: &Model, options: &Options, term: Option<&str>) -> Res
     })
 }
 
-/// Leaves out every term that is not of the component called `name`.
+/// Leaves out every term that is not of the component whose name is or begins with `name`.
 fn only<'t>(places: impl Iterator<Item = &'t mut Vec<Term>>, name: &str) -> Result<(), PlanError> {
     let called =
         |term: &Term| serde_json::to_value(term.component).ok().and_then(|value| value.as_str().map(ToString::to_string));
@@ -398,9 +398,9 @@ fn only<'t>(places: impl Iterator<Item = &'t mut Vec<Term>>, name: &str) -> Resu
                 known.push(name);
             }
         }
-        terms.retain(|term| called(term).as_deref() == Some(&wanted));
+        terms.retain(|term| called(term).is_some_and(|name| name.starts_with(&wanted)));
     }
-    if known.contains(&wanted) {
+    if !wanted.is_empty() && known.iter().any(|name| name.starts_with(&wanted)) {
         return Ok(());
     }
     Err(PlanError::request("term", quoted(name), format!("one of {}", known.join(", "))))

@@ -37,7 +37,7 @@ pub(crate) struct WhichQuantArgs {
     #[arg(long, value_name = "LIST")]
     quants: Option<String>,
     /// What the host has for what is left to it, such as 64GiB
-    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    #[arg(long, visible_alias = "ram", value_name = "SIZE", value_parser = bytes)]
     host_memory: Option<u64>,
 }
 
@@ -60,7 +60,7 @@ pub(crate) struct OffloadArgs {
     #[command(flatten)]
     pub(crate) question: Question,
     /// What the host has for what is left to it, such as 64GiB
-    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    #[arg(long, visible_alias = "ram", value_name = "SIZE", value_parser = bytes)]
     pub(crate) host_memory: Option<u64>,
     /// What to leave free on every device beyond the upper bounds; nothing when left out
     #[arg(long, value_name = "SIZE", value_parser = bytes)]

@@ -16,10 +16,11 @@ fn latency(latency: &Latency) -> String {
 
 fn played(label: &str, played: &Played) -> Vec<String> {
     let mut lines = vec![format!(
-        "  {label}  {:.2} requests/s, {:.0} tokens/s, busy {:.0} %",
+        "  {label}  {:.2} requests/s, {:.0} tokens/s, at work {:.0} % of the time, {:.1} sequences at a time",
         played.requests_per_s,
         played.tokens_per_s,
-        played.utilisation * 100.0
+        played.utilisation * 100.0,
+        played.sequences
     )];
     lines.push(format!("    first token  {}", latency(&played.ttft)));
     if let Some(tpot) = &played.tpot {

@@ -1,7 +1,7 @@
 //! `plimsoll explain`: every byte as a tree.
 
 use plimsoll::math::allocation::{Term, TermKind};
-use plimsoll::planner::response::Explain;
+use plimsoll::planner::response::{DeviceUse, Explain};
 use plimsoll::planner::size::long;
 
 use super::text::{BOLD, DIM, left, paint, width, wrap};
@@ -65,9 +65,20 @@ pub(crate) fn explain(answer: &Explain) -> String {
         .map(|line| line.trim_start().to_owned())
         .collect();
     let shown = |terms: &[Term]| terms.iter().fold(0_u64, |sum, term| sum.saturating_add(term.bytes.get()));
-    for device in answer.devices.iter().filter(|device| !device.terms.is_empty()) {
+    for (index, device) in answer.devices.iter().enumerate().filter(|(_, device)| !device.terms.is_empty()) {
+        let same = |other: &DeviceUse| other.name == device.name && other.terms == device.terms;
+        if answer.devices.iter().take(index).any(same) {
+            continue;
+        }
+        let alike: Vec<String> =
+            (0_u64..).zip(&answer.devices).filter(|(_, other)| same(other)).map(|(number, _)| number.to_string()).collect();
+        let which = match (answer.devices.len(), alike.as_slice()) {
+            (1, _) => String::new(),
+            (_, [one]) => format!(" (device {one})"),
+            (_, several) => format!(" (each of devices {})", several.join(", ")),
+        };
         lines.push(String::new());
-        lines.push(format!("{} {}", paint(BOLD, &device.name), long(shown(&device.terms))));
+        lines.push(format!("{}{which} {}", paint(BOLD, &device.name), long(shown(&device.terms))));
         branch(&mut lines, &device.terms, "", "", width);
     }
     if !answer.host.terms.is_empty() {

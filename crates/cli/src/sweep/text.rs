@@ -10,7 +10,7 @@ use plimsoll::planner::sweep::{Label, Row, SWEEP_SCHEMA, Standing, Sweep};
 use super::Sink;
 use crate::render::csv_field;
 use crate::render::digits;
-use crate::render::text::{BAD, BOLD, DIM, GOOD, MAYBE, columns, cut, flow, left, paint, right, width};
+use crate::render::text::{BAD, BOLD, DIM, GOOD, MAYBE, columns, cut, flow, left, paint, right, width, wrap};
 
 /// A part of a label as text.
 type PartOf = fn(&Label) -> String;
@@ -64,6 +64,13 @@ impl Sink for Table {
         head.extend([right("context", 8), right("used", 10), right("free", 10), right("tok/s", 6), right("all", 6)]);
         let shared = flow(self.shared.iter().cloned(), " · ", width(), "").join("\n");
         format!("{shared}\n\n{}\n", paint(BOLD, &head.join("  "))).into_bytes()
+    }
+
+    fn foot(&self) -> Vec<u8> {
+        let legend = "✓ fits   ◐ fits with a part on the host   ✗ does not fit; free: what is left, or missing, on the fullest device; \
+                      tok/s: one sequence alone with its context full; all: all sequences together, half way through theirs";
+        let lines: Vec<String> = wrap(legend, width(), "").into_iter().map(|line| paint(DIM, &line)).collect();
+        format!("\n{}\n", lines.join("\n")).into_bytes()
     }
 
     fn row(&self, row: &Row<'_>, out: &mut Vec<u8>) {

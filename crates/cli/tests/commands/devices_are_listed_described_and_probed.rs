@@ -54,6 +54,21 @@ fn described_devices_stand_beside_the_catalogue() {
 }
 
 #[test]
+fn the_list_is_searched_by_words_and_by_forgiving_names() {
+    let named = |words: &[&str]| -> Vec<String> {
+        let list = json(&[&["devices", "--json"], words].concat());
+        list["devices"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let boards = named(&["4090"]);
+    assert!(boards.len() == 3 && boards.iter().all(|name| name.contains("4090")), "{boards:?}");
+    assert_eq!(named(&["4090", "laptop"]), ["NVIDIA GeForce RTX 4090 Laptop"]);
+    assert_eq!(named(&["strix-halo"]).len(), 1, "an alias");
+    assert_eq!(named(&["m3-max-40c"]).len(), 1, "spelled as nothing in the list");
+    let unknown = plimsoll(&["devices", "A101"]);
+    assert!(unknown.code == 65 && unknown.err.contains("nearest: NVIDIA A1"), "{}", unknown.err);
+}
+
+#[test]
 fn what_is_wrong_with_a_description_is_named() {
     let folder = std::env::temp_dir().join(format!("plimsoll-devices-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();

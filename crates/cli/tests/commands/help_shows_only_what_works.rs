@@ -44,6 +44,15 @@ fn trials() -> Vec<(&'static str, Vec<&'static str>, &'static str, Value)> {
     };
     vec![
         ("--tensor-parallel", vllm(&["--tensor-parallel", "2"]), "/totals/weights", value!(16_061_054_976_u64)),
+        ("--tp", vllm(&["--tp", "2"]), "/totals/weights", value!(16_061_054_976_u64)),
+        ("--pp", vllm(&["--pp", "2"]), "/deployment/vllm/pipeline_parallel", value!(2)),
+        ("--dp", vllm(&["--dp", "2"]), "/devices/1/name", value!("NVIDIA H200 SXM")),
+        (
+            "--ep",
+            vec!["fit", "@models/qwen3-30b-a3b", "--engine", "vllm", "--device", "h200", "--context", "8k", "--ep"],
+            "/deployment/vllm/expert_parallel",
+            value!(true),
+        ),
         ("--pipeline-parallel", vllm(&["--pipeline-parallel", "2"]), "/deployment/vllm/pipeline_parallel", value!(2)),
         ("--data-parallel", vllm(&["--data-parallel", "2"]), "/devices/1/name", value!("NVIDIA H200 SXM")),
         (
@@ -278,12 +287,12 @@ fn the_other_questions_take_the_same_options() {
     }
     let beside_those = |verb: &str| -> BTreeSet<String> { options(verb).difference(&options("fit")).cloned().collect() };
     let named = |names: &[&str]| -> BTreeSet<String> { names.iter().map(|name| (*name).to_owned()).collect() };
-    assert_eq!(beside_those("which-quant"), named(&["--contexts", "--quants", "--host-memory"]));
+    assert_eq!(beside_those("which-quant"), named(&["--contexts", "--quants", "--host-memory", "--ram"]));
     assert_eq!(
         beside_those("which-device"),
         named(&["--min-decode", "--min-prefill", "--most", "--max-price", "--price", "--prices", "--show"])
     );
-    assert_eq!(beside_those("offload"), named(&["--host-memory", "--margin"]));
+    assert_eq!(beside_those("offload"), named(&["--host-memory", "--ram", "--margin"]));
     assert_eq!(
         beside_those("sweep"),
         named(&["--contexts", "--kv-types", "--quants", "--devices", "--engines", "--format", "--output", "--plot", "--chart"])

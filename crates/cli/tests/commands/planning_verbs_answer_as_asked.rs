@@ -285,8 +285,9 @@ fn sweep_tells_in_every_format_what_fit_says() {
         }
     }
     let table = plimsoll(&[&["sweep", MODEL], &axes[..]].concat());
-    // What all rows share, a blank line, the heads.
-    assert_eq!(table.out.lines().count(), 19);
+    // What all rows share, a blank line and the heads before them; a blank line and the legend after.
+    assert_eq!(table.out.lines().skip(3).take_while(|line| !line.is_empty()).count(), rows.len());
+    assert!(table.out.contains("tok/s: one sequence alone"), "{}", table.out);
     assert!(table.out.lines().all(|line| line.chars().count() <= 120), "{}", table.out);
     let chart = plimsoll(&[&["sweep", MODEL], &axes[..], &["--chart"]].concat());
     assert!(chart.out.contains('█') && chart.out.contains('┃'), "{}", chart.out);
@@ -361,6 +362,8 @@ fn explain_tells_one_term_beside_the_textbook() {
     // Sliding windows, which the textbook does not know: a fifth of its figure.
     assert!(text.out.contains("15.5 GiB") && text.out.contains("of 3.1 GiB"), "{}", text.out);
     assert!(text.out.contains("1536 cells") && text.out.contains("llama-kv-cache-iswa.cpp"), "{}", text.out);
+    let short = json(&[&["explain"], &asked[..], &["kv", "--json"]].concat());
+    assert_eq!(short["devices"], answer["devices"], "a name's beginning is enough");
     refused(&[&["explain"], &asked[..], &["memory"]].concat(), "one of weights");
 }
 

@@ -96,6 +96,8 @@ pub struct Played {
     pub tpot: Option<Latency>,
     /// Share of the time in which a replica works.
     pub utilisation: f64,
+    /// Sequences that a replica decodes at a time while it works, on average.
+    pub sequences: f64,
     /// Requests done per second.
     pub requests_per_s: f64,
     /// Tokens of answers per second.
@@ -359,7 +361,7 @@ fn coarse(value: f64) -> f64 {
 fn play(ready: &Ready, arrivals: &[Arrival], replicas: u64, slower: f64, times: &mut Times) -> Result<Played, PlanError> {
     let count = usize::try_from(replicas).unwrap_or(usize::MAX).max(1);
     let (mut first, mut further): (Vec<f64>, Vec<f64>) = (Vec::new(), Vec::new());
-    let (mut busy, mut longest, mut tokens) = (0.0, 0.0_f64, 0.0);
+    let (mut busy, mut seated, mut longest, mut tokens) = (0.0, 0.0, 0.0_f64, 0.0);
     for replica in 0..count.min(arrivals.len()) {
         let own: Vec<Arrival> = arrivals.iter().copied().skip(replica).step_by(count).collect();
         let outcome = simulate(&Load::Open(own), ready.scheduler, |step| {
@@ -369,7 +371,9 @@ fn play(ready: &Ready, arrivals: &[Arrival], replicas: u64, slower: f64, times: 
             let known = times
                 .entry(key)
                 .or_insert_with(|| ready.pace.step_seconds(&Step { decoding: step.decoding, depth, prompt, prompt_depth }));
-            *known * slower
+            let seconds = *known * slower;
+            seated += seconds * step.decoding;
+            seconds
         })?;
         first.extend(&outcome.time_to_first_token);
         further.extend(&outcome.time_per_output_token);
@@ -385,6 +389,7 @@ fn play(ready: &Ready, arrivals: &[Arrival], replicas: u64, slower: f64, times: 
         replicas,
         ttft: latency(&first).unwrap_or(Latency { p50: 0.0, p95: 0.0, p99: 0.0 }),
         tpot: latency(&further),
+        sequences: if busy > 0.0 { seated / busy } else { 0.0 },
         utilisation: (busy / (span * float(replicas.max(1)))).min(1.0),
         requests_per_s: requests / span,
         tokens_per_s: tokens / span,

@@ -154,7 +154,7 @@ impl Ground {
 
 impl Site {
     /// Blocks of `count` devices of one kind; aligned, as links join them.
-    fn blocks(&self, count: usize) -> Vec<Block> {
+    pub(super) fn blocks(&self, count: usize) -> Vec<Block> {
         let mut blocks = Vec::new();
         if count == 0 {
             return blocks;
@@ -198,10 +198,10 @@ impl Site {
     }
 }
 
-/// What a replica takes on a block; `None` where the engine would not run there.
-pub(super) fn demand(base: &Question<'_>, block: &Block, known: &[Device]) -> Result<Option<Demand>, PlanError> {
+/// The question of a replica on a block.
+fn on_block<'a>(base: &Question<'a>, block: &Block, known: &[Device]) -> Result<Question<'a>, PlanError> {
     let names: Vec<String> = block.devices.iter().map(|device| device.name.clone()).collect();
-    let changed = base.changed(|options| {
+    base.changed(|options| {
         let mut names = names.into_iter();
         options.device = names.next();
         options.devices = Some(names.collect());
@@ -220,8 +220,20 @@ pub(super) fn demand(base: &Question<'_>, block: &Block, known: &[Device]) -> Re
             }
             _ => {}
         }
-    });
-    let planned = changed.and_then(|question| {
+    })
+}
+
+/// `None` for what an engine would not do on some devices: perhaps it does on others.
+fn unless_refused<T>(found: Result<Option<T>, PlanError>) -> Result<Option<T>, PlanError> {
+    match found {
+        Err(PlanError::Math(MathError::Refused { .. }) | PlanError::Request { .. }) => Ok(None),
+        other => other,
+    }
+}
+
+/// What a replica takes on a block; `None` where the engine would not run there.
+pub(super) fn demand(base: &Question<'_>, block: &Block, known: &[Device]) -> Result<Option<Demand>, PlanError> {
+    unless_refused(on_block(base, block, known).and_then(|question| {
         let planned = question.plan()?;
         if planned.short_by().is_some() {
             return Ok(None);
@@ -229,13 +241,51 @@ pub(super) fn demand(base: &Question<'_>, block: &Block, known: &[Device]) -> Re
         let used = Used::of(&planned)?;
         let devices = used.devices.iter().map(|span| span.high.get()).collect();
         Ok(Some(Demand { devices, host: used.host.high.get(), command: command(&question, &planned) }))
-    });
-    match planned {
-        Ok(found) => Ok(found),
-        // Not on these devices, but perhaps on others.
-        Err(PlanError::Math(MathError::Refused { .. }) | PlanError::Request { .. }) => Ok(None),
-        Err(other) => Err(other),
+    }))
+}
+
+/// The block that misses the least for a model that fits on none, even with everything free, and how much.
+pub(super) fn nearest(model: &FleetModel, facts: &Model, ground: &Ground) -> Result<Option<(String, u64)>, PlanError> {
+    let question = base(model, facts, ground)?;
+    let mut seen: Vec<Vec<Device>> = Vec::new();
+    let mut nearest: Option<(String, u64)> = None;
+    for site in &ground.sites {
+        for block in fitting(model, site) {
+            if seen.contains(&block.devices) {
+                continue;
+            }
+            let misses = unless_refused(on_block(&question, &block, &ground.known).and_then(|question| {
+                let planned = question.plan()?;
+                if let Some(bytes) = planned.short_by() {
+                    return Ok(Some(bytes.get()));
+                }
+                // It fits on the devices as they are, and not into what the headroom leaves, or not beside it on the host.
+                let used = Used::of(&planned)?;
+                let devices = used.devices.iter().map(|span| span.high.get()).collect();
+                let taken = Demand { devices, host: used.host.high.get(), command: Vec::new() };
+                let over = site
+                    .uses(&block, &taken)
+                    .into_iter()
+                    .filter_map(|(bin, bytes)| bytes.checked_sub(ground.bins.get(bin)?.capacity).filter(|over| *over > 0));
+                Ok(over.max())
+            }))?;
+            if let Some(bytes) = misses
+                && nearest.as_ref().is_none_or(|(_, least)| bytes < *least)
+            {
+                let count = block.devices.len();
+                let device = block.devices.first().map_or("", |device| device.name.as_str());
+                let alike = block.devices.iter().all(|other| other.name == device);
+                let what = match (count, alike) {
+                    (1, _) => device.to_string(),
+                    (_, true) => format!("{count}x {device}"),
+                    (_, false) => "all its devices".to_string(),
+                };
+                nearest = Some((format!("{}, {what}", site.name), bytes));
+            }
+            seen.push(block.devices);
+        }
     }
+    Ok(nearest)
 }
 
 /// Shares of a block's devices, by what is usable of each.
@@ -342,9 +392,11 @@ fn named(error: PlanError, model: &FleetModel) -> PlanError {
     }
 }
 
+/// How many devices replicas usually span.
+pub(super) const USUAL: [u64; 4] = [1, 2, 4, 8];
+
 /// Blocks of a site that a model may use.
-fn fitting(model: &FleetModel, site: &Site) -> Vec<Block> {
-    const USUAL: [u64; 4] = [1, 2, 4, 8];
+pub(super) fn fitting(model: &FleetModel, site: &Site) -> Vec<Block> {
     let counts: &[u64] = model.devices.as_deref().unwrap_or(&USUAL);
     let mut blocks: Vec<Block> =
         counts.iter().filter_map(|count| usize::try_from(*count).ok()).flat_map(|count| site.blocks(count)).collect();

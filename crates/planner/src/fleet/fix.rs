@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::demand::{Block, Demand, Ground, base, demand};
+use super::demand::{Block, Demand, Ground, Site, USUAL, base, demand, fitting};
 use super::problem::Problem;
 use super::wire::{Fix, FleetRequest};
 use crate::engine::Question;
@@ -83,23 +83,15 @@ fn has_room(
     problem: &Problem,
     model: usize,
     left: Left<'_>,
+    blocks: &dyn Fn(&Site) -> Vec<Block>,
     try_on: &mut dyn FnMut(&Block) -> Option<Demand>,
     counts: &[u64],
 ) -> bool {
-    let on = |of: usize, host: usize| {
-        problem
-            .candidates
-            .iter()
-            .zip(counts)
-            .any(|(candidate, count)| candidate.model == of && candidate.host == host && *count > 0)
-    };
-    let Some(wanted) = problem.wanted.get(model) else { return false };
     for (host, site) in ground.sites.iter().enumerate() {
-        if (wanted.spread && on(model, host)) || wanted.apart.iter().any(|other| on(*other, host)) {
+        if problem.keeps_away(model, host, counts) {
             continue;
         }
-        let single = site.devices.iter().enumerate().map(|(first, device)| Block { first, devices: Vec::from([device.clone()]) });
-        for block in single {
+        for block in blocks(site) {
             let Some(demand) = try_on(&block) else { continue };
             let uses = site.uses(&block, &demand);
             if uses.iter().all(|(bin, bytes)| left.get(*bin).is_some_and(|left| left >= bytes)) {
@@ -124,6 +116,28 @@ pub(super) fn fixes(
     let question = base(model, facts, ground)?;
     let mut fixes: Vec<Fix> = Vec::new();
     let mut kinds: Vec<String> = Vec::new();
+    let works = |changed: &Question<'_>, blocks: &dyn Fn(&Site) -> Vec<Block>| {
+        let mut seen: Vec<(Block, Option<Demand>)> = Vec::new();
+        let mut try_on = |block: &Block| -> Option<Demand> {
+            if let Some((_, known)) = seen.iter().find(|(there, _)| there.devices == block.devices) {
+                return known.clone();
+            }
+            let found = demand(changed, block, &ground.known).ok().flatten();
+            seen.push((block.clone(), found.clone()));
+            found
+        };
+        has_room(ground, problem, index, left, blocks, &mut try_on, counts)
+    };
+    // Devices that the model was kept from, and that are free.
+    for count in USUAL {
+        let allowed = model.devices.as_deref().unwrap_or(&USUAL);
+        let Some(size) = usize::try_from(count).ok().filter(|_| !allowed.contains(&count)) else { continue };
+        if works(&question, &|site| site.blocks(size)) {
+            let change = format!("replicas that span {count} devices (devices = [{count}])");
+            fixes.push(Fix { change, options: Vec::new(), hardware: false, price: None });
+            break;
+        }
+    }
     for setting in settings(&question) {
         let kind = setting.options.first().cloned().unwrap_or_default();
         // The mildest that is enough.
@@ -131,16 +145,7 @@ pub(super) fn fixes(
             continue;
         }
         let Ok(changed) = question.changed(|options| (setting.apply)(options, setting.value)) else { continue };
-        let mut seen: Vec<(Block, Option<Demand>)> = Vec::new();
-        let mut try_on = |block: &Block| -> Option<Demand> {
-            if let Some((_, known)) = seen.iter().find(|(there, _)| there.devices == block.devices) {
-                return known.clone();
-            }
-            let found = demand(&changed, block, &ground.known).ok().flatten();
-            seen.push((block.clone(), found.clone()));
-            found
-        };
-        if has_room(ground, problem, index, left, &mut try_on, counts) {
+        if works(&changed, &|site| fitting(model, site)) {
             kinds.push(kind);
             fixes.push(Fix { change: setting.change, options: setting.options, hardware: false, price: None });
         }

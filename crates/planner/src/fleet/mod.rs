@@ -62,12 +62,15 @@ pub fn fleet(request: &FleetRequest, models: &[Model]) -> Result<Fleet, PlanErro
             Some(facts) => fix::fixes(request, index, facts, &ground, &problem, &left, &counts)?,
             None => Vec::new(),
         };
-        unplaced.push(Unplaced {
-            model: model.name.clone(),
-            replicas: wanted.replicas - there,
-            reason: reason(&problem, index, &left),
-            fixes,
-        });
+        let reason = match reason(&problem, index, &left, &counts) {
+            Some(reason) => reason,
+            None => {
+                let nearest = models.get(index).map(|facts| demand::nearest(model, facts, &ground)).transpose()?.flatten();
+                let missing = nearest.map(|(place, bytes)| format!(": {} is missing on {place}, the nearest", short(bytes)));
+                format!("not even a single replica fits on empty devices{}", missing.unwrap_or_default())
+            }
+        };
+        unplaced.push(Unplaced { model: model.name.clone(), replicas: wanted.replicas - there, reason, fixes });
     }
     Ok(Fleet {
         schema: FLEET_SCHEMA.to_string(),
@@ -142,20 +145,25 @@ pub fn arrange(problem: &Problem, seconds: u64) -> (Vec<u64>, Method) {
     (found, method)
 }
 
-/// Why nothing more of a model fits.
-fn reason(problem: &Problem, model: usize, left: &[u64]) -> String {
-    let Some((_, nearest)) =
-        problem.of(model).min_by_key(|(_, candidate)| missing(candidate, left).map_or(u64::MAX, |(_, bytes)| bytes))
-    else {
-        return "no host has devices on which a single replica fits, even alone".to_string();
-    };
-    match missing(nearest, left) {
-        Some((bin, bytes)) => {
-            let name = problem.bins.get(bin).map_or("", |bin| bin.name.as_str());
-            format!("{} is missing on {name}, the nearest", short(bytes))
+/// Why nothing more of a model fits; `None` where it fits nowhere even alone.
+fn reason(problem: &Problem, model: usize, left: &[u64], counts: &[u64]) -> Option<String> {
+    problem.of(model).next()?;
+    let (kept, open): (Vec<_>, Vec<_>) =
+        problem.of(model).partition(|(_, candidate)| problem.keeps_away(model, candidate.host, counts));
+    let nearest = open
+        .iter()
+        .filter_map(|(_, candidate)| missing(candidate, left))
+        .min_by_key(|(_, bytes)| *bytes)
+        .map(|(bin, bytes)| (problem.bins.get(bin).map_or("", |bin| bin.name.as_str()), bytes))
+        .map(|(name, bytes)| format!("{} is missing on {name}, the nearest", short(bytes)));
+    let room = kept.iter().any(|(_, candidate)| missing(candidate, left).is_none());
+    Some(match (nearest, room) {
+        (Some(nearest), false) => nearest,
+        (Some(nearest), true) => {
+            format!("{nearest}; where there is room, a replica that it must not share a host with already is")
         }
-        None => "where it would fit, a replica that it must not share the host with already is".to_string(),
-    }
+        (None, _) => "every host on which it fits has a replica already that it must not share a host with".to_string(),
+    })
 }
 
 /// The bin that misses most for a candidate.

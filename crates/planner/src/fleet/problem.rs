@@ -62,6 +62,16 @@ impl Problem {
         self.candidates.iter().enumerate().filter(move |(_, candidate)| candidate.model == model)
     }
 
+    /// Whether `model` may not come to `host`, for what is there already.
+    #[must_use]
+    pub fn keeps_away(&self, model: usize, host: usize, counts: &[u64]) -> bool {
+        let on = |of: usize| {
+            let mut there = self.candidates.iter().zip(counts).filter(|(candidate, count)| candidate.host == host && **count > 0);
+            there.any(|(candidate, _)| candidate.model == of)
+        };
+        self.wanted.get(model).is_some_and(|wanted| wanted.spread && on(model) || wanted.apart.iter().any(|other| on(*other)))
+    }
+
     /// What a placement is worth.
     #[must_use]
     pub fn value(&self, counts: &[u64]) -> u64 {

@@ -41,6 +41,8 @@ fn the_fewest_replicas_that_keep_the_promises() {
     let fewer = choice.one_fewer.as_ref().unwrap();
     assert!(fewer.ttft.p95 > 2.0 || fewer.tpot.unwrap().p95 > 0.05, "{fewer:?}");
     assert!(played.utilisation > 0.0 && played.utilisation <= 1.0 && fewer.utilisation <= 1.0);
+    // What one replica fewer leaves waits in the others' seats.
+    assert!(played.sequences > 0.0 && fewer.sequences >= played.sequences);
     assert!(choice.replicas_if_slow.unwrap() >= replicas);
     assert!(matches!(choice.binding, Binding::TimeToFirstToken | Binding::TimePerOutputToken), "{choice:?}");
     assert_eq!(answer, ask(12.0, 2.0, Some(0.05), &[], 4), "the same seed, the same answer");

@@ -120,6 +120,30 @@ fn priorities_decide_who_stays_outside_and_a_setting_may_let_him_in() {
 }
 
 #[test]
+fn what_stands_in_the_way_is_said_and_what_would_help_was_tried() {
+    let chat = |devices: &[u64], replicas: u64| {
+        serde_json::json!({
+            "host": [{"name": "small", "devices": ["RTX 4090"]}, {"name": "large", "devices": ["H100 SXM x4"]}],
+            "model": [{"name": "chat", "model": "gemma-3-27b", "replicas": replicas, "spread": "host", "devices": devices,
+                       "options": {"context": 8192, "quant": "Q8_0"}}],
+        })
+    };
+    let answer = ask(chat(&[1], 2));
+    assert!(answer.unplaced[0].reason.contains("must not share a host"), "{}", answer.unplaced[0].reason);
+
+    // Two bytes a weight are 50 GiB: too much for one device of 24 GiB and for what the headroom leaves of it.
+    let mut request = chat(&[1], 1);
+    request["host"] = serde_json::json!([{"name": "small", "devices": ["RTX 4090 x4"]}]);
+    let answer = ask(request.clone());
+    let missing = &answer.unplaced[0];
+    assert!(missing.reason.contains("even a single replica") && missing.reason.contains("small, NVIDIA"), "{}", missing.reason);
+    let wider = missing.fixes.iter().find(|fix| fix.change.contains("span 2 devices")).expect("two devices hold it");
+    assert!(wider.options.is_empty() && !wider.hardware);
+    request["model"][0]["devices"] = serde_json::json!([2]);
+    assert_eq!(ask(request).placed_replicas, 1, "what was offered works");
+}
+
+#[test]
 fn what_cannot_be_is_refused() {
     let good = serde_json::json!({
         "host": [{"name": "a", "devices": ["RTX 4090"]}],
