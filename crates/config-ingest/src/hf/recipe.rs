@@ -520,3 +520,13 @@ pub fn add_head_bias(spec: &mut ModelSpec) {
         LmHead::None => {}
     }
 }
+
+/// What joins a multi-token-prediction layer to the trunk when embedding and head are the trunk's.
+pub fn nextn(d_model: u64) -> Vec<Weight> {
+    vec![
+        weight("nextn.eh_proj.weight", Shape::matrix(d_model.saturating_mul(2), d_model), Component::Other),
+        weight("nextn.enorm.weight", Shape::vector(d_model), Component::Norms),
+        weight("nextn.hnorm.weight", Shape::vector(d_model), Component::Norms),
+        weight("nextn.shared_head_norm.weight", Shape::vector(d_model), Component::Norms),
+    ]
+}

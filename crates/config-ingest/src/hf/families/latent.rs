@@ -8,10 +8,9 @@ use plimsoll_math::spec::{Dense, FeedForward, Indexer, Layer, Mixer, Mla, ModelS
 use plimsoll_math::tensor::{Component, Counts, Shape};
 
 use super::Family;
-use super::mamba::nextn;
 use crate::error::IngestError;
 use crate::hf::reader::Reader;
-use crate::hf::recipe::{self, D_MODEL, Dims, N_HEADS, N_LAYERS, N_VOCAB, weight};
+use crate::hf::recipe::{self, D_MODEL, Dims, N_HEADS, N_LAYERS, N_VOCAB, nextn, weight};
 
 /// DeepseekV3Config's values.
 const V3_DEFAULTS: &str = r#"{"vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432,

@@ -13,10 +13,9 @@ use plimsoll_math::tensor::{Component, Counts, Shape};
 
 use super::Family;
 use super::latent::{self, mla};
-use super::mamba::nextn;
 use crate::error::IngestError;
 use crate::hf::reader::Reader;
-use crate::hf::recipe::{self, Dims, weight};
+use crate::hf::recipe::{self, Dims, nextn, weight};
 
 /// The rows.
 pub const FAMILIES: &[Family] = &[

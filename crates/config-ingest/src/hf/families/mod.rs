@@ -22,6 +22,7 @@ pub mod deepseek_vl;
 pub mod latent;
 pub mod linear;
 pub mod mamba;
+pub mod nemotron;
 pub mod newest;
 pub mod rwkv;
 pub mod sparse;
@@ -95,6 +96,7 @@ const TABLES: &[&[Family]] = &[
     rare::FAMILIES,
     // State spaces, linear attention, latent attention.
     mamba::FAMILIES,
+    nemotron::FAMILIES,
     deepseek_vl::FAMILIES,
     latent::FAMILIES,
     linear::FAMILIES,

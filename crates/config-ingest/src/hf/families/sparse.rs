@@ -12,10 +12,9 @@ use plimsoll_math::tensor::{Component, Counts, Shape};
 
 use super::Family;
 use super::latent;
-use super::mamba::nextn;
 use crate::error::IngestError;
 use crate::hf::reader::Reader;
-use crate::hf::recipe::{self, Dims, weight};
+use crate::hf::recipe::{self, Dims, nextn, weight};
 use crate::hf::towers;
 
 /// The rows.
