@@ -17,7 +17,7 @@ use crate::engine::llama_cpp::layout::Layout;
 use crate::engine::llama_cpp::loader_facts::LoaderFacts;
 use crate::engine::llama_cpp::memory::{Memory, MemoryPlan};
 use crate::engine::llama_cpp::refuse::{self, Refusals};
-use crate::engine::llama_cpp::resolve::{ResolveFacts, Resolved, resolve_with};
+use crate::engine::llama_cpp::resolve::{CONTEXT_PAD, ResolveFacts, Resolved, resolve_with};
 use crate::engine::llama_cpp::weights::{WeightBuffer, weight_buffers};
 use crate::error::MathError;
 use crate::spec::ModelSpec;
@@ -57,6 +57,8 @@ pub struct Estimator {
     device_weights: u64,
     host_weights: u64,
     caches: Vec<FoldedCache>,
+    /// Recurrent and compressor states of the deployment's number of sequences: no context changes them.
+    states: Option<States>,
     plan: MemoryPlan,
     weights: Vec<WeightBuffer>,
     compute: ComputeShape,
@@ -64,6 +66,27 @@ pub struct Estimator {
     regimes: Option<regimes::Regimes>,
     /// What a replay for another number of sequences and an explanation need.
     spec: ModelSpec,
+}
+
+/// Recurrent and compressor states of a number of sequences.
+#[derive(Debug, Clone, Copy)]
+struct States {
+    n_seq_max: u64,
+    n_rs_seq: u64,
+    bytes: u64,
+}
+
+impl States {
+    fn new(plan: &MemoryPlan, layout: &Layout, resolved: &Resolved) -> Result<Self, MathError> {
+        let mut bytes = match &plan.recurrent {
+            Some(plan) => plan.bytes(resolved, layout)?.allocated,
+            None => 0,
+        };
+        for plan in &plan.compressors {
+            bytes = add(bytes, plan.bytes(resolved, layout)?)?;
+        }
+        Ok(Self { n_seq_max: resolved.n_seq_max, n_rs_seq: resolved.n_rs_seq, bytes })
+    }
 }
 
 /// A cache as two numbers. Cells are multiples of 256, so that rows of a tensor never need padding and what the device
@@ -113,7 +136,7 @@ impl Estimator {
         };
         let rules = BufferRules::of(layout.backend(place));
         // Flash attention depends on neither context nor sequences: any that the batch holds will do to ask.
-        let probe = resolve_with(&resolve_facts, deployment, ContextRequest::Total(256), 1)?;
+        let probe = resolve_with(&resolve_facts, deployment, ContextRequest::Total(CONTEXT_PAD), 1)?;
         let refusals = Refusals::new(spec, facts, deployment, &probe)?;
         let plan = MemoryPlan::new(spec, facts, deployment, &layout, resolve_facts.transposes_values(deployment))?;
         let (mut device_weights, mut host_weights) = (0, 0);
@@ -128,7 +151,11 @@ impl Estimator {
         let caches = plan.caches.iter().map(|cache| FoldedCache::new(cache, deployment, rules)).collect::<Result<Vec<_>, _>>()?;
         let asked = regimes::Asked { spec, deployment, facts, resolve: &resolve_facts, plans: &plan.caches };
         let regimes = regimes::Regimes::new(&asked, regimes::FEW_CONTEXTS)?;
+        // A number of sequences that the engine refuses is refused when it is asked for.
+        let usual = resolve_with(&resolve_facts, deployment, ContextRequest::Total(CONTEXT_PAD), deployment.sequences);
+        let states = usual.ok().map(|usual| States::new(&plan, &layout, &usual)).transpose()?;
         Ok(Self {
+            states,
             regimes,
             spec: spec.clone(),
             deployment: deployment.clone(),
@@ -173,13 +200,10 @@ impl Estimator {
             let rows = mul(plan.cells(&resolved, self.deployment.swa_full)?, plan.streams(&resolved))?;
             kv_cache = add(kv_cache, add(mul(folded.per_row, rows)?, folded.constant)?)?;
         }
-        let mut recurrent_state = match &self.plan.recurrent {
-            Some(plan) => plan.bytes(&resolved, &self.layout)?.allocated,
-            None => 0,
+        let recurrent_state = match self.states {
+            Some(states) if (states.n_seq_max, states.n_rs_seq) == (resolved.n_seq_max, resolved.n_rs_seq) => states.bytes,
+            _ => States::new(&self.plan, &self.layout, &resolved)?.bytes,
         };
-        for plan in &self.plan.compressors {
-            recurrent_state = add(recurrent_state, plan.bytes(&resolved, &self.layout)?)?;
-        }
         let output = mul(4, mul(resolved.n_seq_max, self.plan.output_row)?)?;
         let compute = self.compute(&resolved)?;
         let context = add(kv_cache, recurrent_state)?;

@@ -133,8 +133,11 @@ pub(crate) fn resolve_with(
         return Err(refused("n_ctx and model->hparams.n_ctx_train cannot both be zero"));
     }
     let largest = u64::from(u32::MAX) - CONTEXT_PAD * MAX_SEQUENCES;
-    for (field, value) in [("context", asked), ("batch", deployment.batch), ("ubatch", deployment.ubatch)] {
-        if value > largest {
+    if asked.max(deployment.batch).max(deployment.ubatch) > largest {
+        for (field, value) in [("context", asked), ("batch", deployment.batch), ("ubatch", deployment.ubatch)] {
+            if value <= largest {
+                continue;
+            }
             return Err(MathError::Invalid {
                 field: field.to_string(),
                 found: format!("{value}"),
@@ -150,7 +153,8 @@ pub(crate) fn resolve_with(
     let (n_ctx, n_ctx_seq) = if deployment.kv_unified {
         (padded, padded)
     } else {
-        let each = round_up(padded / n_seq_max, CONTEXT_PAD)?;
+        // Most often there is one sequence, and nothing to divide.
+        let each = if n_seq_max == 1 { padded } else { round_up(padded / n_seq_max, CONTEXT_PAD)? };
         (mul(each, n_seq_max)?, each)
     };
     let n_outputs_max = if facts.has_encoder || deployment.logits_for_all {

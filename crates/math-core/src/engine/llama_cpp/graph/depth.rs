@@ -3,8 +3,8 @@
 //! What a layer adds to a graph follows from its kind and from the kinds of its neighbours: the layer before hands it what
 //! is left to be computed, the layer after decides how long its results are needed. So a layer that has the same neighbours
 //! as one that is shown need not be built; the replay puts it back ([`super::unroll`]), and tells when one neighbour on each
-//! side does not say all. Shown are always the first layer of every kind, which may be the first to read an input on its
-//! device, and the last, which may be the last to read it.
+//! side does not say all. Shown is always the first layer of every kind, which may be the first to read an input on its
+//! device. Whoever is the last to read it need not be: the replay counts readers of all layers.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -63,39 +63,46 @@ impl Depth {
     }
 }
 
+/// A layer and its neighbours, as far as any depth looks.
+const WIDEST: usize = 5;
+
 /// For every layer the one that stands for it: itself where it is shown.
 ///
 /// Layers are left out in runs such that those before and after the gap are of the kinds that they would meet without it.
 fn stand_ins(kinds: &[usize], reach: usize) -> Vec<usize> {
     let last = kinds.len().saturating_sub(1);
-    // The last layer is of its own kind.
+    // The last layer is of its own kind; there is none before the first and after the last.
     let kind = |layer: usize| kinds.get(layer).map(|kind| if layer == last { usize::MAX } else { *kind });
-    let before = |layer: usize, steps: usize| layer.checked_sub(steps).and_then(kind);
-    let after = |layer: usize, steps: usize| kind(layer.saturating_add(steps));
-    let alike = |a: usize, b: usize| {
-        (1..=reach).all(|steps| before(a, steps) == before(b, steps))
-            && (0..=reach).all(|steps| after(a, steps) == after(b, steps))
+    // The kinds of a layer and of so many before and after it, numbered.
+    let around = |before: usize, after: usize| {
+        let window = |layer: usize| {
+            let mut out = [None; WIDEST];
+            for (slot, steps) in out.iter_mut().zip(0..=before.saturating_add(after)) {
+                *slot = layer.saturating_add(steps).checked_sub(before).and_then(kind);
+            }
+            out
+        };
+        self::kinds((0..kinds.len()).map(window))
     };
-    // Whether `b` may take the place of `a` after the layer before `a`.
-    let follows = |a: usize, b: usize| {
-        (1..=reach).all(|steps| before(a, steps) == before(b, steps))
-            && (0..reach).all(|steps| after(a, steps) == after(b, steps))
-    };
+    let alike = around(reach, reach);
+    // Whatever may take the place of a layer after the layer before it.
+    let follows = around(reach, reach.saturating_sub(1));
     let n_kinds = kinds.iter().max().map_or(0, |most| most.saturating_add(1));
-    // The first and the last layer of every kind.
-    let mut edges: Vec<Option<[usize; 2]>> = vec![None; n_kinds];
+    // The first layer of every kind.
+    let mut firsts: Vec<Option<usize>> = vec![None; n_kinds];
     for (layer, kind) in kinds.iter().enumerate().take(last) {
-        if let Some(edge) = edges.get_mut(*kind) {
-            *edge = Some(edge.map_or([layer; 2], |[first, _]| [first, layer]));
+        if let Some(first) = firsts.get_mut(*kind) {
+            first.get_or_insert(layer);
         }
     }
     let is_edge = |layer: usize| {
-        let edge = kinds.get(layer).and_then(|kind| edges.get(*kind)).copied().flatten();
-        layer == last || edge.is_none_or(|edge| edge.contains(&layer))
+        let first = kinds.get(layer).and_then(|kind| firsts.get(*kind)).copied().flatten();
+        layer == last || first.is_none_or(|first| first == layer)
     };
     let mut out = Vec::with_capacity(kinds.len());
-    let mut known: Vec<usize> = Vec::new();
-    let stand_in = |known: &[usize], layer: usize| known.iter().copied().find(|shown| alike(*shown, layer));
+    // The layer shown for each of those alike.
+    let mut known: Vec<Option<usize>> = vec![None; kinds.len()];
+    let stand_in = |known: &[Option<usize>], layer: usize| alike.get(layer).and_then(|kind| known.get(*kind)).copied().flatten();
     let mut layer = 0;
     while layer < kinds.len() {
         // The farthest layer that could follow the one shown last.
@@ -103,7 +110,7 @@ fn stand_ins(kinds: &[usize], reach: usize) -> Vec<usize> {
         let mut end = layer;
         while end < kinds.len() && !is_edge(end) && stand_in(&known, end).is_some() {
             end = end.saturating_add(1);
-            if follows(layer, end) {
+            if end < kinds.len() && follows.get(end) == follows.get(layer) {
                 next = end;
             }
         }
@@ -112,8 +119,11 @@ fn stand_ins(kinds: &[usize], reach: usize) -> Vec<usize> {
         }
         layer = next;
         if layer < kinds.len() {
-            if !is_edge(layer) && stand_in(&known, layer).is_none() {
-                known.push(layer);
+            if !is_edge(layer)
+                && let Some(slot) = alike.get(layer).and_then(|kind| known.get_mut(*kind))
+                && slot.is_none()
+            {
+                *slot = Some(layer);
             }
             out.push(layer);
             layer = layer.saturating_add(1);

@@ -31,6 +31,7 @@ pub mod ops;
 mod parts;
 mod per_layer;
 mod places;
+mod plan;
 mod pooling;
 mod reading;
 mod recurrent;
@@ -41,6 +42,7 @@ mod rwkv;
 mod scales;
 mod schedule;
 mod selector;
+mod shapes;
 mod stacks;
 pub mod tensors;
 pub(in crate::engine::llama_cpp) mod towers;
@@ -246,11 +248,21 @@ impl<'a> Recipe<'a> {
         let graphs = if self.places.forgets_pins { 1 } else { usize::MAX };
         // What one graph takes to be understood, the next takes too.
         let mut depth = Depth::Few;
+        let mut before: Option<(Graph, Unrolled)> = None;
         for reserve in Reserve::all(resolved, self.facts).into_iter().take(graphs) {
             let bytes = loop {
                 let Some(graph) = self.graph(resolved, plans, reserve, depth)? else { return Ok(None) };
-                match Unrolled::new(&graph) {
-                    Some(unrolled) => break replay::<u64, Graph>(&graph, &unrolled, &kinds, &mut ())?,
+                // Most often the graphs differ in their sizes alone.
+                let unrolled = match before.take() {
+                    Some((alike, unrolled)) if alike.is_alike(&graph) => Some(unrolled),
+                    _ => Unrolled::new(&graph),
+                };
+                match unrolled {
+                    Some(unrolled) => {
+                        let bytes = replay::<u64, Graph>(&graph, &unrolled, &kinds, &mut ())?;
+                        before = Some((graph, unrolled));
+                        break bytes;
+                    }
                     None if depth == Depth::All => return Ok(None),
                     None => depth = depth.next(),
                 }

@@ -4,6 +4,7 @@
 use alloc::vec::Vec;
 
 use super::op::Op;
+use super::shapes::{span, strides};
 use super::tensors::{Graph, GraphTensor, Layout};
 use crate::error::MathError;
 use crate::format::StorageFormat;
@@ -75,29 +76,6 @@ fn backend_number(backend: usize) -> Result<u8, MathError> {
 
 type Built4 = Result<Node, MathError>;
 
-fn strides(format: StorageFormat, dims: [u64; 4]) -> Result<[u64; 4], MathError> {
-    let [a, b, c, _] = dims;
-    let element = format.block_bytes();
-    let row = mul(element, a / format.block_len())?;
-    let plane = mul(row, b)?;
-    Ok([element, row, plane, mul(plane, c)?])
-}
-
-/// Bytes from the first to the last element (`ggml.c:ggml_nbytes`).
-fn span(format: StorageFormat, dims: [u64; 4], strides: [u64; 4]) -> Result<u64, MathError> {
-    if dims.contains(&0) {
-        return Ok(0);
-    }
-    let [n0, ..] = dims;
-    let [s0, ..] = strides;
-    let (mut bytes, skip) =
-        if format.block_len() == 1 { (format.block_bytes(), 0) } else { (mul(n0, s0)? / format.block_len(), 1) };
-    for (n, stride) in dims.iter().zip(strides).skip(skip) {
-        bytes = add(bytes, mul(n.saturating_sub(1), stride)?)?;
-    }
-    Ok(bytes)
-}
-
 impl Builder {
     /// An empty graph with room for as many tensors as two layers usually have.
     #[must_use]
@@ -110,6 +88,14 @@ impl Builder {
         out.leafs.reserve(256);
         out
     }
+    /// Makes room for so many layers.
+    pub(super) fn expect_layers(&mut self, layers: usize) {
+        let (tensors, sources) = (layers.saturating_mul(96), layers.saturating_mul(128));
+        self.graph.tensors.reserve(tensors);
+        self.graph.sources.reserve(sources);
+        self.built.reserve(tensors);
+        self.nodes.reserve(tensors);
+    }
     fn push(
         &mut self,
         format: StorageFormat,
@@ -120,14 +106,23 @@ impl Builder {
         sources: &[Node],
     ) -> Built4 {
         let layout = Layout { type_id: format.ggml_id().unwrap_or(u32::MAX), dims, strides };
-        let mut tensor = GraphTensor::new(layout, span(format, dims, strides)?);
+        let bytes = span(format, dims, strides)?;
+        self.push_sized(format, layout, bytes, op, view_of, sources)
+    }
+    fn push_sized(
+        &mut self,
+        format: StorageFormat,
+        layout: Layout,
+        bytes: u64,
+        op: Op,
+        view_of: Option<u32>,
+        sources: &[Node],
+    ) -> Built4 {
+        let mut tensor = GraphTensor::new(layout, bytes);
         tensor.set_view_of(view_of);
         tensor.is_operation = op != Op::None;
         tensor.may_overwrite = op.may_overwrite();
-        let number = self.graph.push(tensor, &[])?;
-        for source in sources {
-            self.graph.push_source(source.0);
-        }
+        let number = self.graph.append(tensor, sources.iter().map(|source| source.0))?;
         self.built.push(Built { op, home: Home::Graph, format, pinned: None, repacked: false, most_cells: 0, visited: false });
         Ok(Node(number))
     }
@@ -198,7 +193,10 @@ impl Builder {
     }
     fn fresh(&mut self, format: StorageFormat, dims: [u64; 4], op: Op, sources: &[Node]) -> Built4 {
         let strides = strides(format, dims)?;
-        self.push(format, dims, strides, op, None, sources)
+        // Nothing lies between its elements.
+        let ([.., last], [.., cube]) = (dims, strides);
+        let layout = Layout { type_id: format.ggml_id().unwrap_or(u32::MAX), dims, strides };
+        self.push_sized(format, layout, mul(cube, last)?, op, None, sources)
     }
     fn like(&mut self, node: Node, op: Op, sources: &[Node]) -> Built4 {
         let (format, dims) = (self.format(node)?, self.dims(node)?);
@@ -561,36 +559,41 @@ impl Builder {
     /// # Errors
     /// [`MathError::Overflow`] for a tensor of another graph.
     pub fn expand(&mut self, node: Node) -> Result<(), MathError> {
+        let Self { graph, built, leafs, nodes, stack } = self;
         // Depth first, sources from left to right, without recursion: a graph may be thousands of nodes deep.
-        self.stack.push((node.0, 0));
-        while let Some((index, next)) = self.stack.pop() {
+        stack.push((node.0, 0));
+        while let Some((index, next)) = stack.pop() {
             let at = Node(index).index();
-            let built = self.built.get_mut(at).ok_or_else(gone)?;
+            let this = built.get_mut(at).ok_or_else(gone)?;
             if next == 0 {
-                if built.visited {
+                if this.visited {
                     continue;
                 }
-                built.visited = true;
+                this.visited = true;
             }
-            let tensor = self.graph.tensors.get(at).ok_or_else(gone)?;
-            let sources = self.graph.sources(tensor);
+            let op = this.op;
+            let tensor = graph.tensors.get(at).ok_or_else(gone)?;
             // The next source that is not in order yet.
             let mut waiting = None;
-            for (position, source) in (0_u32..).zip(sources).skip(usize::try_from(next).unwrap_or(usize::MAX)) {
-                if self.built.get(Node(*source).index()).is_some_and(|built| !built.visited) {
+            let after = usize::try_from(next).unwrap_or(usize::MAX);
+            for (position, source) in graph.sources(tensor).iter().enumerate().skip(after) {
+                let Some(read) = built.get_mut(Node(*source).index()).filter(|read| !read.visited) else { continue };
+                if read.op == Op::None {
+                    // It has no sources of its own.
+                    read.visited = true;
+                    leafs.push(*source);
+                } else {
                     waiting = Some((position, *source));
                     break;
                 }
             }
             if let Some((position, source)) = waiting {
-                self.stack.push((index, position.saturating_add(1)));
-                self.stack.push((source, 0));
-                continue;
-            }
-            if self.built.get(at).is_some_and(|built| built.op == Op::None) {
-                self.leafs.push(index);
+                stack.push((index, u32::try_from(position.saturating_add(1)).unwrap_or(u32::MAX)));
+                stack.push((source, 0));
+            } else if op == Op::None {
+                leafs.push(index);
             } else {
-                self.nodes.push(index);
+                nodes.push(index);
             }
         }
         Ok(())

@@ -191,6 +191,7 @@ impl Parts {
         let kinds = kinds(layers.enumerate().map(|(index, layer)| (places.kind(index), numbered(index), layer)));
         let (steps, stack) = self.depth.steps(&kinds);
         self.graph.graph.stacks.push(stack);
+        self.graph.expect_layers(steps.len());
         steps
     }
     /// The output begins: the last norm, rows of logits. After the last layer.

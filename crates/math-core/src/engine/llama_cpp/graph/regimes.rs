@@ -67,19 +67,26 @@ struct Regime {
 
 impl Regime {
     fn bytes(&self, at: u64) -> Result<Option<ComputeBytes>, MathError> {
-        let Some(beyond) = at.checked_sub(self.origin).filter(|beyond| beyond.is_multiple_of(self.unit)) else {
-            return Ok(None);
-        };
-        let step = beyond.checked_div(self.unit).unwrap_or(0);
         if at < self.first || at > self.last {
             return Ok(None);
         }
+        let Some(step) = at.checked_sub(self.origin).and_then(|beyond| steps_of(beyond, self.unit)) else { return Ok(None) };
         Ok(Some(ComputeBytes { device: self.device.at(step, &self.lines)?, host: self.host.at(step, &self.lines)? }))
     }
     fn continues(&self, before: &Self) -> bool {
         let alike = |regime: &Self| (regime.origin, regime.device, regime.host, regime.lines);
         alike(self) == alike(before)
     }
+}
+
+/// How many whole units there are in a distance; `None` where something is left over. Nearly every unit is a power of two, and
+/// a division takes longer than all the rest of an estimate.
+fn steps_of(beyond: u64, unit: u64) -> Option<u64> {
+    if unit.is_power_of_two() {
+        let steps = beyond >> unit.trailing_zeros();
+        return (steps << unit.trailing_zeros() == beyond).then_some(steps);
+    }
+    if beyond.is_multiple_of(unit) { beyond.checked_div(unit) } else { None }
 }
 
 /// The ranges for one number of sequences.
@@ -233,7 +240,6 @@ impl Regimes {
         if resolved.n_seq_max != self.sequences {
             return Ok(None);
         }
-        let among = |list: &[Regime], at: u64| list.get(list.partition_point(|regime| regime.last < at)).copied();
         if let Some(regime) = among(&self.list, cells)
             && (regime.tokens, regime.outputs) == (tokens, resolved.n_outputs_max)
         {
@@ -246,6 +252,11 @@ impl Regimes {
             _ => Ok(None),
         }
     }
+}
+
+/// The range that could cover a setting.
+fn among(list: &[Regime], at: u64) -> Option<&Regime> {
+    list.get(list.partition_point(|regime| regime.last < at))
 }
 
 /// Where a stretch begins.
@@ -334,13 +345,14 @@ impl Stretch {
         for ((reserve, growing), depth) in Reserve::all(&far, recipe.facts).into_iter().zip(&self.graphs).zip(depths) {
             let Some(graph) = recipe.graph(&far, plans, reserve, *depth)? else { return Ok(false) };
             let Growing { graph: near, lengths, .. } = growing;
-            if !are_alike(&graph, near) || !overwrites_alike(&graph, near) {
+            if !graph.is_alike(near) {
                 return Ok(false);
             }
             for ((tensor, now), [bytes, extra]) in graph.tensors.iter().zip(&near.tensors).zip(lengths) {
                 let same_buffer = tensor.extra().map(|(buffer, _)| buffer) == now.extra().map(|(buffer, _)| buffer);
                 let more = tensor.extra().map_or(0, |(_, bytes)| bytes);
-                if !same_buffer || bytes.at(step, &lines)? != tensor.bytes || extra.at(step, &lines)? != more {
+                // A line that falls below nothing on the way is none.
+                if !same_buffer || bytes.at(step, &lines) != Ok(tensor.bytes) || extra.at(step, &lines) != Ok(more) {
                     return Ok(false);
                 }
             }
@@ -435,25 +447,9 @@ fn ranges_of(growing: &Growing, kinds: &[BufferKind], steps: &mut Steps, budget:
     }
 }
 
-/// Whether two graphs compute the same in the same order.
-fn are_alike(a: &Graph, b: &Graph) -> bool {
-    a.tensors.len() == b.tensors.len() && a.nodes == b.nodes && a.leafs == b.leafs && a.sources == b.sources
-}
-
-/// Whether results may be written over the same inputs in two graphs that are alike.
-fn overwrites_alike(a: &Graph, b: &Graph) -> bool {
-    a.tensors.iter().zip(&b.tensors).filter(|(tensor, _)| tensor.may_overwrite).all(|(tensor, other)| {
-        let fits = |graph: &Graph, index: u32, layout| {
-            let index = usize::try_from(index).unwrap_or(usize::MAX);
-            graph.tensors.get(index).is_some_and(|tensor| tensor.layout == layout)
-        };
-        a.sources(tensor).iter().all(|&index| fits(a, index, tensor.layout) == fits(b, index, other.layout))
-    })
-}
-
 /// A graph whose sizes are straight lines through two settings; `most` is 0 where there are none.
 fn growing(now: Graph, unrolled: Unrolled, then: &Graph, most: &mut u64) -> Result<Growing, MathError> {
-    let alike = are_alike(&now, then) && overwrites_alike(&now, then);
+    let alike = now.is_alike(then);
     if !alike {
         *most = 0;
     }

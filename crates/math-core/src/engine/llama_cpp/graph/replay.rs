@@ -4,12 +4,12 @@
 //! the buffer; some operations write over their input when nobody else reads it; a tensor's room is given back after
 //! its last reader. The result is the highest byte ever taken, per buffer.
 
-use alloc::collections::VecDeque;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::length::{Amount, Length};
+use super::plan::{Read, Spot, Step};
 use super::tensors::{Graph, GraphTensor};
 use super::unroll::{Unrolled, Uses};
 use crate::error::MathError;
@@ -250,9 +250,9 @@ struct Replay<'a, A: Amount, S> {
     /// Tensors that all layers have in common.
     states: Vec<State<A>>,
     /// Tensors of the layers around the one under way, from the first within reach to the last.
-    layers: VecDeque<Vec<State<A>>>,
-    /// The interval under way.
-    interval: u32,
+    layers: Vec<Vec<State<A>>>,
+    /// Room for counting how tensors are used.
+    left: Vec<Uses>,
 }
 
 /// Bytes of every buffer that the graph needs, in the order of `kinds`.
@@ -280,25 +280,10 @@ pub(super) fn replay<A: Amount, S: Sizes<A>>(
         pools: kinds.iter().map(|kind| Pool::new(*kind)).collect(),
         // Readers are counted first, so that nothing is given back too early.
         states: unrolled.uses.iter().map(State::new).collect(),
-        layers: VecDeque::new(),
-        interval: u32::MAX,
+        layers: Vec::new(),
+        left: Vec::new(),
     };
-    for &(leaf, buffer) in &graph.leafs {
-        replay.place(leaf, buffer)?;
-    }
-    // Inputs are placed before everything computed, so that nothing overwrites them.
-    for &(node, buffer) in &graph.nodes {
-        let tensor = replay.tensor(node)?;
-        if tensor.is_input {
-            replay.place(node, buffer)?;
-        }
-        for &source in graph.sources(tensor) {
-            if replay.tensor(source)?.is_input {
-                replay.place(source, buffer)?;
-            }
-        }
-    }
-    replay.compute(0..unrolled.before)?;
+    replay.compute(0..unrolled.steps_before)?;
     replay.compute_layers()?;
     replay.pools.iter().map(Pool::high).collect()
 }
@@ -351,15 +336,17 @@ impl<A: Amount> Memory<A> {
 }
 
 impl<A: Amount, S: Sizes<A>> Replay<'_, A, S> {
-    fn compute(&mut self, nodes: Range<usize>) -> Result<(), MathError> {
-        for &(node, buffer) in self.graph.nodes.get(nodes).unwrap_or(&[]) {
-            let sources = self.graph.sources(self.tensor(node)?);
-            for &source in sources {
-                self.place(source, buffer)?;
+    fn compute(&mut self, steps: Range<usize>) -> Result<(), MathError> {
+        let plan = &self.unrolled.plan;
+        for step in plan.steps(steps) {
+            let reads = plan.reads(step);
+            if step.takes {
+                self.place(step, reads)?;
             }
-            self.place(node, buffer)?;
-            for &source in sources {
-                self.done_reading(source)?;
+            if step.is_computed {
+                for read in reads {
+                    self.done_reading(read)?;
+                }
             }
         }
         Ok(())
@@ -375,7 +362,8 @@ impl<A: Amount, S: Sizes<A>> Replay<'_, A, S> {
         let ahead = |layer: usize| unrolled.layers.get(layer..=layer.saturating_add(places));
         if !unrolled.layers.is_empty() {
             for place in 0..=places {
-                self.layers.push_back(fresh(unrolled.left(0, place)));
+                self.layers.push(Vec::new());
+                self.begin(0, place);
             }
         }
         // The state that this layer begins in, and whether the pools still have to be brought to it.
@@ -399,11 +387,10 @@ impl<A: Amount, S: Sizes<A>> Replay<'_, A, S> {
                 self.go_to(state, layer);
             }
             let before = self.uses(&interval.touches);
-            self.interval = number;
-            self.compute(interval.nodes.clone())?;
+            self.compute(interval.steps.clone())?;
             // The next layer's view: the first goes, another comes within reach.
-            self.layers.pop_front();
-            self.layers.push_back(fresh(unrolled.left(layer.saturating_add(1), places)));
+            self.layers.rotate_left(1);
+            self.begin(layer.saturating_add(1), places);
             (now, behind) = (None, false);
             if let (Some(from), Some(_)) = (from, follows) {
                 let to = memory.number(self.between());
@@ -422,6 +409,14 @@ impl<A: Amount, S: Sizes<A>> Replay<'_, A, S> {
         Ok(())
     }
 
+    /// What is known of the tensors of the layer at `place` around another before any of them is computed.
+    fn begin(&mut self, layer: usize, place: usize) {
+        self.unrolled.left(layer, place, &mut self.left);
+        if let Some(tensors) = self.layers.get_mut(place) {
+            tensors.clear();
+            tensors.extend(self.left.iter().map(State::new));
+        }
+    }
     fn uses(&self, tensors: &[u32]) -> Vec<Uses> {
         let states = tensors.iter().filter_map(|tensor| self.states.get(at(*tensor)));
         states.map(|state| Uses { readers: state.readers, views: state.views }).collect()
@@ -473,9 +468,8 @@ impl<A: Amount, S: Sizes<A>> Replay<'_, A, S> {
                 only.high = *high;
             }
         }
-        for (place, tensors) in self.layers.iter_mut().enumerate() {
-            tensors.clear();
-            tensors.extend(self.unrolled.left(layer, place).map(|uses| State::new(&uses)));
+        for place in 0..self.layers.len() {
+            self.begin(layer, place);
         }
         for Held { place, rank, uses, buffer, address } in &state.held {
             if let Some(state) = self.layers.get_mut(*place).and_then(|tensors| tensors.get_mut(*rank)) {
@@ -483,10 +477,6 @@ impl<A: Amount, S: Sizes<A>> Replay<'_, A, S> {
             }
         }
     }
-}
-
-fn fresh<A>(uses: impl Iterator<Item = Uses>) -> Vec<State<A>> {
-    uses.map(|uses| State::new(&uses)).collect()
 }
 
 fn no_such(what: &str) -> MathError {
@@ -501,64 +491,52 @@ fn at(index: u32) -> usize {
     usize::try_from(index).unwrap_or(usize::MAX)
 }
 
-impl<'a, A: Amount, S: Sizes<A>> Replay<'a, A, S> {
-    fn tensor(&self, index: u32) -> Result<&'a GraphTensor, MathError> {
-        self.graph.tensors.get(at(index)).ok_or_else(|| no_such("tensor"))
-    }
-    fn state(&mut self, index: u32) -> Result<&mut State<A>, MathError> {
-        let state = match self.unrolled.slot(index) {
-            None => self.states.get_mut(at(index)),
-            Some((owner, rank)) => {
-                let place = self.unrolled.place(self.interval, owner);
-                place.and_then(|place| self.layers.get_mut(place)).and_then(|tensors| tensors.get_mut(rank))
-            }
+impl<A: Amount, S: Sizes<A>> Replay<'_, A, S> {
+    fn state(&mut self, spot: Spot) -> Result<&mut State<A>, MathError> {
+        let tensors = match spot.place {
+            Spot::COMMON => Some(&mut self.states),
+            place => self.layers.get_mut(at(place)),
         };
-        state.ok_or_else(|| no_such("tensor"))
+        tensors.and_then(|tensors| tensors.get_mut(at(spot.index))).ok_or_else(|| no_such("tensor"))
     }
-    fn pool(&mut self, buffer: u32) -> Result<&mut Pool<A>, MathError> {
-        self.pools.get_mut(at(buffer)).ok_or_else(|| no_such("buffer"))
+    fn bytes(&self, index: u32, buffer: u32) -> Result<A, MathError> {
+        let tensor = self.graph.tensors.get(at(index)).ok_or_else(|| no_such("tensor"))?;
+        self.sizes.bytes(at(index), tensor, buffer)
     }
     fn give_back(&mut self, buffer: u32, address: Address<A>, size: A) -> Result<(), MathError> {
         self.pools.get_mut(at(buffer)).ok_or_else(|| no_such("buffer"))?.give_back(address, size, self.steps)
     }
 
-    /// Gives a tensor memory (`ggml_gallocr_allocate_node`), unless it has some or shows another's.
-    fn place(&mut self, index: u32, buffer: u32) -> Result<(), MathError> {
-        let tensor = self.tensor(index)?;
-        if tensor.is_external || tensor.view_of().is_some() || self.state(index)?.held.is_some() {
-            return Ok(());
-        }
-        if tensor.may_overwrite {
-            for &parent in self.graph.sources(tensor) {
-                if self.overwrite(index, parent)? {
-                    return Ok(());
-                }
+    /// Gives a tensor memory (`ggml_gallocr_allocate_node`).
+    fn place(&mut self, step: &Step, reads: &[Read]) -> Result<(), MathError> {
+        for read in reads {
+            if read.yields && self.overwrite(step, read)? {
+                return Ok(());
             }
         }
-        let size = self.sizes.bytes(at(index), tensor, buffer)?;
-        let address = self.pools.get_mut(at(buffer)).ok_or_else(|| no_such("buffer"))?.take(size, self.steps)?;
-        self.state(index)?.held = Some((buffer, address));
+        let size = self.bytes(step.tensor, step.buffer)?;
+        let address = self.pools.get_mut(at(step.buffer)).ok_or_else(|| no_such("buffer"))?.take(size, self.steps)?;
+        self.state(step.spot)?.held = Some((step.buffer, address));
         Ok(())
     }
 
-    /// Lets a tensor take over `parent`'s memory if it is the only reader of the same layout; room that it does not need
+    /// Lets a tensor take over the memory of one of the same layout if it is the only reader; room that it does not need
     /// is given back.
-    fn overwrite(&mut self, index: u32, parent: u32) -> Result<bool, MathError> {
-        let state = *self.state(parent)?;
+    fn overwrite(&mut self, step: &Step, read: &Read) -> Result<bool, MathError> {
+        let state = self.state(read.spot)?;
         let Some((buffer, address)) = state.held else { return Ok(false) };
         if state.readers != 1 || state.views != 0 {
             return Ok(false);
         }
-        let (tensor, source) = (self.tensor(index)?, self.tensor(parent)?);
-        if source.is_output || source.view_of().is_some() || source.layout != tensor.layout {
-            return Ok(false);
+        state.held = None;
+        self.state(step.spot)?.held = Some((buffer, address));
+        let held = self.bytes(read.tensor, buffer)?;
+        let needed = self.bytes(step.tensor, buffer)?;
+        if held == needed {
+            return Ok(true);
         }
-        self.state(parent)?.held = None;
-        self.state(index)?.held = Some((buffer, address));
-        let alignment = self.pool(buffer)?.kind.alignment;
-        let held = self.sizes.bytes(at(parent), source, buffer)?;
+        let alignment = self.pools.get(at(buffer)).ok_or_else(|| no_such("buffer"))?.kind.alignment;
         let held = A::round_up(self.steps, held, alignment)?;
-        let needed = self.sizes.bytes(at(index), tensor, buffer)?;
         let needed = A::round_up(self.steps, needed, alignment)?;
         if !A::at_least(self.steps, needed, held) {
             let rest = Address { chunk: address.chunk, offset: address.offset.plus(needed)? };
@@ -568,29 +546,21 @@ impl<'a, A: Amount, S: Sizes<A>> Replay<'a, A, S> {
     }
 
     /// Counts one reader less, and gives memory back after the last (`ggml_gallocr_alloc_graph_impl`).
-    fn done_reading(&mut self, index: u32) -> Result<(), MathError> {
-        let state = self.state(index)?;
+    fn done_reading(&mut self, read: &Read) -> Result<(), MathError> {
+        let state = self.state(read.spot)?;
         state.readers = state.readers.saturating_sub(1);
         if state.readers > 0 || state.views > 0 {
             return Ok(());
         }
-        match self.tensor(index)?.view_of() {
-            Some(base) => {
-                let state = self.state(base)?;
-                state.views = state.views.saturating_sub(1);
-                if state.views == 0 && state.readers == 0 { self.release(base) } else { Ok(()) }
-            }
-            None => self.release(index),
-        }
+        let Some((base, spot)) = read.shows else { return self.release(read.tensor, read.spot) };
+        let state = self.state(spot)?;
+        state.views = state.views.saturating_sub(1);
+        if state.views == 0 && state.readers == 0 { self.release(base, spot) } else { Ok(()) }
     }
 
-    fn release(&mut self, index: u32) -> Result<(), MathError> {
-        let tensor = self.tensor(index)?;
-        if tensor.is_output {
-            return Ok(());
-        }
-        if let Some((buffer, address)) = self.state(index)?.held.take() {
-            let size = self.sizes.bytes(at(index), tensor, buffer)?;
+    fn release(&mut self, index: u32, spot: Spot) -> Result<(), MathError> {
+        if let Some((buffer, address)) = self.state(spot)?.held.take() {
+            let size = self.bytes(index, buffer)?;
             self.give_back(buffer, address, size)?;
         }
         Ok(())

@@ -137,11 +137,19 @@ impl Graph {
     ///
     /// # Errors
     /// [`MathError::Overflow`] beyond 2^32 - 2 tensors.
-    pub fn push(&mut self, mut tensor: GraphTensor, sources: &[u32]) -> Result<u32, MathError> {
-        let count = |n: usize| u32::try_from(n).ok().filter(|n| *n != NONE).ok_or(MathError::Overflow { quantity: "graph" });
-        tensor.first_source = count(self.sources.len())?;
-        tensor.n_sources = count(sources.len())?;
-        self.sources.extend_from_slice(sources);
+    pub fn push(&mut self, tensor: GraphTensor, sources: &[u32]) -> Result<u32, MathError> {
+        self.append(tensor, sources.iter().copied())
+    }
+    /// As [`Self::push`].
+    pub(super) fn append(&mut self, mut tensor: GraphTensor, sources: impl Iterator<Item = u32>) -> Result<u32, MathError> {
+        let count = |n: usize| match u32::try_from(n) {
+            Ok(n) if n != NONE => Ok(n),
+            _ => Err(MathError::Overflow { quantity: "graph" }),
+        };
+        let first = self.sources.len();
+        self.sources.extend(sources);
+        tensor.first_source = count(first)?;
+        tensor.n_sources = count(self.sources.len().saturating_sub(first))?;
         let number = count(self.tensors.len())?;
         self.tensors.push(tensor);
         Ok(number)
@@ -169,6 +177,31 @@ impl Graph {
     pub fn tensor(&self, number: u32) -> Option<(&GraphTensor, &[u32])> {
         let tensor = self.tensors.get(usize::try_from(number).ok()?)?;
         Some((tensor, self.sources(tensor)))
+    }
+    /// Whether another graph differs from this in sizes alone: the same is computed in the same order, and may be written over
+    /// the same.
+    pub(super) fn is_alike(&self, other: &Self) -> bool {
+        let overwrites = |graph: &Self, tensor: &GraphTensor, source: u32| {
+            let source = usize::try_from(source).ok().and_then(|source| graph.tensors.get(source));
+            source.is_some_and(|source| source.layout == tensor.layout)
+        };
+        let is_alike = |(a, b): (&GraphTensor, &GraphTensor)| {
+            let key = |tensor: &GraphTensor| {
+                let GraphTensor { first_source, n_sources, view_of, .. } = *tensor;
+                let GraphTensor { is_operation, may_overwrite, is_input, is_output, is_external, .. } = *tensor;
+                ([first_source, n_sources, view_of], [is_operation, may_overwrite, is_input, is_output, is_external])
+            };
+            key(a) == key(b)
+                && (!a.may_overwrite
+                    || self.sources(a).iter().all(|source| overwrites(self, a, *source) == overwrites(other, b, *source)))
+        };
+        self.tensors.len() == other.tensors.len()
+            && self.n_built == other.n_built
+            && self.nodes == other.nodes
+            && self.leafs == other.leafs
+            && self.sources == other.sources
+            && self.stacks == other.stacks
+            && self.tensors.iter().zip(&other.tensors).all(is_alike)
     }
     /// The backend that computes a node.
     pub(super) fn backend_of(&self, node: super::ops::Node) -> Option<u32> {

@@ -9,6 +9,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use super::plan::{Plan, Spot};
 use super::tensors::{Graph, Stack};
 
 /// Stands for no interval.
@@ -48,10 +49,23 @@ pub(super) struct Interval {
     pub(super) tensors: usize,
     /// How many of them the model made; the scheduler added the others.
     built: usize,
-    /// How it uses the tensors of the layers around, from the first that it reaches to the last.
-    pub(super) around: Vec<Vec<Uses>>,
+    /// What the allocator does for it.
+    pub(super) steps: Range<usize>,
+    /// How it uses the tensors of its own layer.
+    own: Vec<Uses>,
+    /// How it uses those of the layers around: few of them.
+    around: Vec<Foreign>,
     /// Tensors of no layer that it reads, or reads views of.
     pub(super) touches: Vec<u32>,
+}
+
+/// How an interval uses a tensor of another layer.
+#[derive(Debug, Clone, Copy)]
+struct Foreign {
+    /// Which of the layers around, from the first within reach.
+    place: usize,
+    rank: usize,
+    uses: Uses,
 }
 
 /// A graph with the layers that it does not show.
@@ -59,13 +73,16 @@ pub(super) struct Interval {
 pub(super) struct Unrolled {
     slots: Vec<Slot>,
     /// How many nodes come before the first layer that is unrolled.
-    pub(super) before: usize,
+    before: usize,
+    /// What the allocator does, and how much of it before the first layer.
+    pub(super) plan: Plan,
+    pub(super) steps_before: usize,
     pub(super) intervals: Vec<Interval>,
     /// The interval of every layer.
     pub(super) layers: Vec<u32>,
     /// How many layers before and after its own an interval uses tensors of.
     pub(super) reach: usize,
-    /// Uses of the tensors that belong to no layer, by everything.
+    /// Uses of the tensors that belong to no layer, by everything; of weights, caches and results that stay, none are counted.
     pub(super) uses: Vec<Uses>,
 }
 
@@ -75,7 +92,7 @@ impl Unrolled {
         let n_tensors = graph.tensors.len();
         let uses = vec![Uses::default(); n_tensors];
         let stacks: Vec<&Stack> = graph.stacks.iter().filter(|stack| stack.leaves_out()).collect();
-        let mut out = Self { uses, ..Self::default() };
+        let mut out = Self { uses, plan: Plan::new(graph), ..Self::default() };
         if stacks.is_empty() {
             out.before = graph.nodes.len();
             out.count(graph)?;
@@ -93,11 +110,6 @@ impl Unrolled {
         Some(out)
     }
 
-    /// The layer that a tensor belongs to, and which of its tensors it is; `None` for those that all layers have in common.
-    pub(super) fn slot(&self, tensor: u32) -> Option<(u32, usize)> {
-        let slot = self.slots.get(at(tensor))?;
-        if slot.owner == NONE { None } else { Some((slot.owner, at(slot.rank))) }
-    }
     fn owner(&self, tensor: u32) -> u32 {
         self.slots.get(at(tensor)).map_or(NONE, |slot| slot.owner)
     }
@@ -105,27 +117,29 @@ impl Unrolled {
         self.intervals.get(at(interval)).map_or(1, |interval| interval.times)
     }
     /// Which of the layers around an interval's own another one is; `None` beyond its reach.
-    pub(super) fn place(&self, interval: u32, owner: u32) -> Option<usize> {
-        let place = at(owner).saturating_add(self.reach).checked_sub(at(interval))?;
-        (place <= self.reach.saturating_mul(2)).then_some(place)
+    fn place(&self, interval: u32, owner: u32) -> Option<usize> {
+        place(self.reach, interval, owner)
     }
-    /// How many times all that is left to be computed from a layer on uses the tensors of the layer at `place` around it.
-    pub(super) fn left(&self, layer: usize, place: usize) -> impl Iterator<Item = Uses> + '_ {
-        let own = layer.saturating_add(place).checked_sub(self.reach).and_then(|own| self.interval_of(own));
-        let tensors = own.map_or(0, |interval| interval.tensors);
+    /// How often all that is left to be computed from a layer on uses the tensors of the layer at `place` around it, in their
+    /// order.
+    pub(super) fn left(&self, layer: usize, place: usize, out: &mut Vec<Uses>) {
+        out.clear();
+        let Some(own) = layer.saturating_add(place).checked_sub(self.reach).and_then(|own| self.interval_of(own)) else { return };
+        if place >= self.reach {
+            out.extend_from_slice(&own.own);
+        } else {
+            out.resize(own.tensors, Uses::default());
+        }
         // As seen from later layers, it lies farther back.
-        let later = move |rank: usize| {
-            (0..=place).filter_map(move |steps| {
-                let around = &self.interval_of(layer.saturating_add(steps))?.around;
-                around.get(place.saturating_sub(steps))?.get(rank).copied()
-            })
-        };
-        (0..tensors).map(move |rank| {
-            later(rank).fold(Uses::default(), |sum, uses| Uses {
-                readers: sum.readers.saturating_add(uses.readers),
-                views: sum.views.saturating_add(uses.views),
-            })
-        })
+        for steps in 0..=place {
+            let Some(later) = self.interval_of(layer.saturating_add(steps)) else { return };
+            for foreign in later.around.iter().filter(|foreign| foreign.place == place.saturating_sub(steps)) {
+                if let Some(uses) = out.get_mut(foreign.rank) {
+                    uses.readers = uses.readers.saturating_add(foreign.uses.readers);
+                    uses.views = uses.views.saturating_add(foreign.uses.views);
+                }
+            }
+        }
     }
     fn interval_of(&self, layer: usize) -> Option<&Interval> {
         self.intervals.get(at(*self.layers.get(layer)?))
@@ -204,10 +218,13 @@ impl Unrolled {
             for &(node, _) in graph.nodes.get(nodes)? {
                 let tensor = graph.tensors.get(at(node))?;
                 for &read in graph.sources(tensor).iter().chain([&node]) {
+                    // Most of what a layer reads is its own.
                     let read_tensor = graph.tensors.get(at(read))?;
-                    for (seen, is_input) in
-                        read_tensor.view_of().map(|base| (base, false)).into_iter().chain([(read, read_tensor.is_input)])
-                    {
+                    let base = read_tensor.view_of();
+                    if self.owner(read) == number && !read_tensor.is_input && base.is_none_or(|base| self.owner(base) == number) {
+                        continue;
+                    }
+                    for (seen, is_input) in base.map(|base| (base, false)).into_iter().chain([(read, read_tensor.is_input)]) {
                         let owner = self.owner(seen);
                         if owner != NONE && (is_input || self.place(number, owner).is_none()) {
                             self.release(seen)?;
@@ -244,45 +261,46 @@ impl Unrolled {
                 }
             }
         }
-        let sizes: Vec<usize> = self.intervals.iter().map(|interval| interval.tensors).collect();
-        for (number, interval) in self.intervals.iter_mut().enumerate() {
-            let places = 0..=self.reach.saturating_mul(2);
-            let size = |place: usize| {
-                let layer = number.saturating_add(place).checked_sub(self.reach);
-                layer.and_then(|layer| sizes.get(layer)).copied().unwrap_or(0)
-            };
-            interval.around = places.map(|place| vec![Uses::default(); size(place)]).collect();
+        for interval in &mut self.intervals {
+            interval.own = vec![Uses::default(); interval.tensors];
         }
     }
 
-    /// Counts readers and views.
+    /// Counts readers and views, and notes what the allocator does for each node.
     fn count(&mut self, graph: &Graph) -> Option<()> {
-        self.count_in(graph, 0..self.before, NONE)?;
+        let mut plan = core::mem::take(&mut self.plan);
+        plan.begin(graph, &|tensor| spot(&self.slots, self.reach, NONE, tensor))?;
+        self.count_in(graph, 0..self.before, NONE, &mut plan)?;
+        self.steps_before = plan.len();
         for number in 0..count(self.intervals.len()) {
             let nodes = self.intervals.get(at(number))?.nodes.clone();
-            self.count_in(graph, nodes, number)?;
+            let first = plan.len();
+            self.count_in(graph, nodes, number, &mut plan)?;
+            self.intervals.get_mut(at(number))?.steps = first..plan.len();
         }
+        self.plan = plan;
         Some(())
     }
-    fn count_in(&mut self, graph: &Graph, nodes: Range<usize>, number: u32) -> Option<()> {
+    fn count_in(&mut self, graph: &Graph, nodes: Range<usize>, number: u32, plan: &mut Plan) -> Option<()> {
         let times = self.times(number);
-        for &(node, _) in graph.nodes.get(nodes)? {
+        for &(node, buffer) in graph.nodes.get(nodes)? {
             // A result that all layers have in common is computed once.
             if times > 1 && self.owner(node) == NONE {
                 return None;
             }
+            let computed = plan.compute(graph, node, buffer, &|tensor| spot(&self.slots, self.reach, number, tensor))?;
             let tensor = graph.tensors.get(at(node))?;
             if let Some(base) = tensor.view_of().filter(|_| tensor.is_operation) {
-                let (uses, times) = self.uses_mut(base, number, times)?;
-                uses.views = uses.views.saturating_add(times);
+                let spot = spot(&self.slots, self.reach, number, base)?;
+                let (uses, added) = self.uses_mut(spot, number, times)?;
+                uses.views = uses.views.saturating_add(added);
             }
-            for &source in graph.sources(tensor) {
-                let (uses, added) = self.uses_mut(source, number, times)?;
+            for read in plan.reads(&computed) {
+                let (uses, added) = self.uses_mut(read.spot, number, times)?;
                 uses.readers = uses.readers.saturating_add(added);
                 if times > 1 {
-                    let base = graph.tensors.get(at(source))?.view_of();
-                    for seen in base.into_iter().chain([source]) {
-                        self.touch(graph, seen, number)?;
+                    for spot in read.shows.map(|(_, spot)| spot).into_iter().chain([read.spot]) {
+                        self.touch(spot, number)?;
                     }
                 }
             }
@@ -290,17 +308,28 @@ impl Unrolled {
         Some(())
     }
     /// How a tensor is used, and how often an interval that stands for `times` layers adds to it.
-    fn uses_mut(&mut self, tensor: u32, number: u32, times: u32) -> Option<(&mut Uses, u32)> {
-        let Some((owner, rank)) = self.slot(tensor) else { return Some((self.uses.get_mut(at(tensor))?, times)) };
-        let place = self.place(number, owner)?;
+    fn uses_mut(&mut self, spot: Spot, number: u32, times: u32) -> Option<(&mut Uses, u32)> {
+        let Spot { place, index } = spot;
+        if place == Spot::COMMON {
+            return Some((self.uses.get_mut(at(index))?, times));
+        }
+        let (place, rank) = (at(place), at(index));
         let interval = self.intervals.get_mut(at(number))?;
-        Some((interval.around.get_mut(place)?.get_mut(rank)?, 1))
+        if place == self.reach {
+            return Some((interval.own.get_mut(rank)?, 1));
+        }
+        let known = interval.around.iter().position(|foreign| (foreign.place, foreign.rank) == (place, rank));
+        let known = known.unwrap_or_else(|| {
+            interval.around.push(Foreign { place, rank, uses: Uses::default() });
+            interval.around.len().saturating_sub(1)
+        });
+        Some((&mut interval.around.get_mut(known)?.uses, 1))
     }
-    fn touch(&mut self, graph: &Graph, tensor: u32, number: u32) -> Option<()> {
-        if self.owner(tensor) == NONE && !graph.tensors.get(at(tensor))?.is_external {
+    fn touch(&mut self, spot: Spot, number: u32) -> Option<()> {
+        if spot.place == Spot::COMMON {
             let touches = &mut self.intervals.get_mut(at(number))?.touches;
-            if !touches.contains(&tensor) {
-                touches.push(tensor);
+            if !touches.contains(&spot.index) {
+                touches.push(spot.index);
             }
         }
         Some(())
@@ -309,24 +338,32 @@ impl Unrolled {
     /// Whether every layer has the tensors that its neighbours use. Those shown beside it stand for others of their kinds: what
     /// the model made has the same numbers in all of them, what the scheduler added only where all have as much of it.
     fn layers_match(&self) -> Option<()> {
-        let interval = |layer: usize| self.interval_of(layer);
+        let counts = |interval: Option<&Interval>| interval.map_or((0, 0), |interval| (interval.built, interval.tensors));
+        let at_place = |layer: usize, place: usize| layer.saturating_add(place).checked_sub(self.reach);
         for (layer, number) in self.layers.iter().enumerate() {
-            for (place, used) in (0_usize..).zip(&interval(layer)?.around) {
-                let shown = at(*number).saturating_add(place).checked_sub(self.reach).and_then(|shown| self.intervals.get(shown));
-                let real = layer.saturating_add(place).checked_sub(self.reach).and_then(interval);
-                let counts = |interval: Option<&Interval>| interval.map_or((0, 0), |interval| (interval.built, interval.tensors));
+            for foreign in &self.intervals.get(at(*number))?.around {
+                let shown = at_place(at(*number), foreign.place).and_then(|shown| self.intervals.get(shown));
+                let real = at_place(layer, foreign.place).and_then(|layer| self.interval_of(layer));
                 let ((built, tensors), (real_built, real_tensors)) = (counts(shown), counts(real));
-                let last_used = used.iter().rposition(|uses| *uses != Uses::default());
-                let matches = match last_used {
-                    None => true,
-                    Some(rank) if rank < built => built == real_built,
-                    Some(_) => built == real_built && tensors == real_tensors,
-                };
-                if !matches {
+                if built != real_built || (foreign.rank >= built && tensors != real_tensors) {
                     return None;
                 }
             }
         }
         Some(())
+    }
+}
+
+/// Which of the layers around an interval's own another one is; `None` beyond its reach.
+fn place(reach: usize, interval: u32, owner: u32) -> Option<usize> {
+    let place = at(owner).saturating_add(reach).checked_sub(at(interval))?;
+    (place <= reach.saturating_mul(2)).then_some(place)
+}
+
+/// Where an interval finds what is known of a tensor; `None` beyond its reach.
+fn spot(slots: &[Slot], reach: usize, interval: u32, tensor: u32) -> Option<Spot> {
+    match slots.get(at(tensor)) {
+        Some(slot) if slot.owner != NONE => Some(Spot { place: count(place(reach, interval, slot.owner)?), index: slot.rank }),
+        _ => Some(Spot::common(tensor)),
     }
 }
