@@ -31,7 +31,8 @@ Usage: cargo xtask TASK
   devices          rewrite the device table from fixtures/devices
   devices --check  say whether it is up to date
   conformance      the real engine from the package registry beside us, term by term
-                   [--quick] [--record] [--only NAME] [--worst N] [--package VERSION]
+                   [--quick] [--record] [--only NAME] [--most N] [--worst N] [--package VERSION]
+                   --most: ask the engine N new settings at most; the next run goes on from there
   conformance --engine vllm [--python PATH | --install]
                    vLLM's recorded plans, row by row, and its own planning functions and parser where its wheel is
   architectures    rewrite docs/architectures.md from the recorded conformance

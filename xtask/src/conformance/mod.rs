@@ -17,6 +17,7 @@ mod subjects;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -41,6 +42,8 @@ pub(crate) struct Plan {
     only: Option<String>,
     /// How many wrong rows to name.
     worst: usize,
+    /// How many settings to ask the engine at most that it has not answered before; the others wait for another run.
+    most: Option<usize>,
     /// Keep the answers among the fixtures.
     record: bool,
 }
@@ -62,6 +65,7 @@ impl Plan {
                 "--record" => plan.record = true,
                 "--package" => plan.package = Some(value()?),
                 "--only" => plan.only = Some(value()?),
+                "--most" => plan.most = Some(value()?.parse().map_err(|_| "--most needs a number".to_owned())?),
                 "--worst" => plan.worst = value()?.parse().map_err(|_| "--worst needs a number".to_owned())?,
                 other => return Err(format!("conformance: unknown option {other}")),
             }
@@ -92,11 +96,15 @@ pub(crate) fn habit() -> Result<(), String> {
 pub(crate) fn run(plan: &Plan) -> Result<(), String> {
     println!("== conformance");
     let engine = install::engine(plan.package())?;
-    let asked = compare(&engine, plan)?;
+    let (asked, waiting) = compare(&engine, plan)?;
     let rows: Vec<Row> = asked.iter().map(|asked| asked.row.clone()).collect();
     report::print(&engine, &rows, plan.worst);
+    if waiting > 0 {
+        println!("   {waiting} settings wait for the next run: what was answered is kept");
+    }
     if plan.record {
-        record::record(&engine, &asked)?;
+        let is_whole = waiting == 0 && !plan.quick && plan.only.is_none();
+        record::record(&engine, &asked, is_whole)?;
     }
     let wrong = rows.iter().filter(|row| matches!(row.verdict, Verdict::Wrong(_))).count();
     if wrong > 0 {
@@ -113,8 +121,8 @@ struct Task<'a> {
     count: usize,
 }
 
-/// Asks both sides everything.
-fn compare(engine: &Engine, plan: &Plan) -> Result<Vec<Asked>, String> {
+/// Asks both sides everything; how many settings were left for another run.
+fn compare(engine: &Engine, plan: &Plan) -> Result<(Vec<Asked>, usize), String> {
     let models = engine.folder.join("models");
     make(&models)?;
     let mut subjects = subjects::all(plan.quick)?;
@@ -147,6 +155,7 @@ fn compare(engine: &Engine, plan: &Plan) -> Result<Vec<Asked>, String> {
     let length: usize = tasks.iter().map(|task| task.count).sum();
     let bar = progress(u64::try_from(length).unwrap_or(u64::MAX));
     let kept = Kept::read(engine);
+    let asking = Asking { left: AtomicUsize::new(plan.most.unwrap_or(usize::MAX)), waiting: AtomicUsize::new(0) };
     let queue = Mutex::new(tasks);
     let done: Mutex<Vec<Asked>> = Mutex::default();
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
@@ -154,7 +163,7 @@ fn compare(engine: &Engine, plan: &Plan) -> Result<Vec<Asked>, String> {
         let mut checkers: Vec<(Where, Checker)> = Vec::new();
         loop {
             let Some(task) = lock(&queue)?.pop_front() else { return Ok(()) };
-            let (rows, new) = one(engine, &task, &kept, &models, &mut checkers)?;
+            let (rows, new) = one(engine, &task, (&kept, &asking), &models, &mut checkers)?;
             bar.inc(u64::try_from(task.count).unwrap_or(0));
             let mut done = lock(&done)?;
             done.extend(rows);
@@ -170,7 +179,26 @@ fn compare(engine: &Engine, plan: &Plan) -> Result<Vec<Asked>, String> {
     let mut rows = done.into_inner().map_err(|_| "a worker panicked")?;
     results.into_iter().collect::<Result<(), String>>()?;
     rows.sort_by(|a, b| (&a.row.model, &a.row.place, &a.row.setting).cmp(&(&b.row.model, &b.row.place, &b.row.setting)));
-    Ok(rows)
+    Ok((rows, asking.waiting.into_inner()))
+}
+
+/// What the engine may still be asked in this run.
+#[derive(Debug)]
+struct Asking {
+    left: AtomicUsize,
+    /// Settings that wait for another run.
+    waiting: AtomicUsize,
+}
+
+impl Asking {
+    /// Whether one more question may be asked.
+    fn takes_one(&self) -> bool {
+        let taken = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+        if !taken {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+        }
+        taken
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> Result<std::sync::MutexGuard<'_, T>, String> {
@@ -190,7 +218,7 @@ type Answers = (Vec<Asked>, Vec<(u64, Value)>);
 fn one(
     engine: &Engine,
     task: &Task<'_>,
-    kept: &Kept,
+    (kept, asking): (&Kept, &Asking),
     models: &Path,
     checkers: &mut Vec<(Where, Checker)>,
 ) -> Result<Answers, String> {
@@ -205,6 +233,7 @@ fn one(
         let key = hash(format!("{:016x} {} {line}", subject.fingerprint(), task.place.name()).as_bytes());
         let (answer, fresh) = match kept.get(key) {
             Some(answer) => (answer.clone(), false),
+            None if !asking.takes_one() => continue,
             None => {
                 let file = subjects::file(models, subject)?;
                 let answer = checker(engine, task.place, checkers)?.ask(&format!("id=0\tmodel={}\t{line}", file.display()))?;

@@ -1,6 +1,6 @@
 //! `--record`: what the engine said, kept among the fixtures, and what changed against the last record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::Duration;
@@ -65,11 +65,19 @@ fn key(line: &Value) -> String {
     format!("{} {} {params}", text(line, "model"), text(line, "backend"))
 }
 
-/// Prints what changed, and writes the record and the table of architectures.
-pub(crate) fn record(engine: &Engine, asked: &[Asked]) -> Result<(), String> {
+/// Prints what changed, and writes the record and the table of architectures. Unless `is_whole`, rows of the build's record that were
+/// not asked this time stay as they are.
+pub(crate) fn record(engine: &Engine, asked: &[Asked], is_whole: bool) -> Result<(), String> {
     let build = &engine.release.build;
-    let new: Vec<Value> = asked.iter().map(|asked| line(build, asked)).collect();
+    let mut new: Vec<Value> = asked.iter().map(|asked| line(build, asked)).collect();
     println!("{}", changes(build, &new)?);
+    if !is_whole && fixture(&path(build)).exists() {
+        let known: BTreeSet<String> = new.iter().map(key).collect();
+        let before = lines(&path(build))?;
+        new.extend(before.into_iter().skip(1).filter(|line| !known.contains(&key(line))));
+        println!("   {} rows of the record were not asked this time and stay", new.len().saturating_sub(known.len()));
+        new.sort_by_cached_key(key);
+    }
     let provenance = json!({
         "engine": format!("llama.cpp@{build}"), "package": format!("node-llama-cpp@{}", engine.release.package),
         "command": format!("cargo xtask conformance --record --package {}", engine.release.package), "rows": new.len(),

@@ -214,7 +214,7 @@ impl<'a> Search<'a> {
         };
         let whole_fits = self.best.is_some();
         for kv_offload in [true, false] {
-            if !kv_offload && !has_cache {
+            if !kv_offload && (!has_cache || !self.may_gain_with_host_caches()?) {
                 break;
             }
             if self.light.routes() && !whole_fits {
@@ -239,6 +239,18 @@ impl<'a> Search<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether caches on the host could be faster than what was found. No placement with them is faster than the one with everything
+    /// else on devices, whether it fits or not.
+    fn may_gain_with_host_caches(&mut self) -> Result<bool, PlanError> {
+        let Some(found) = self.best.as_ref().map(|best| best.score) else { return Ok(true) };
+        let mut everything = self.base.effective.deployment.clone();
+        everything.kv_offload = false;
+        let Some(bound) = self.attempt(everything)? else { return Ok(true) };
+        let gains = bound.score > found;
+        self.keep(bound);
+        Ok(gains)
     }
 
     /// Where a layer's experts do not fit as a whole, a part of them may.

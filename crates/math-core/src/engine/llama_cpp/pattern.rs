@@ -118,12 +118,18 @@ impl Pattern {
     #[must_use]
     pub fn is_in(&self, name: &str) -> bool {
         let bytes = name.as_bytes();
-        let first = match self.prefix.len() {
-            0 => 0,
-            length => match bytes.windows(length).position(|window| window == self.prefix) {
-                Some(first) => first,
-                None => return false,
-            },
+        let first = match self.prefix.split_first() {
+            None => 0,
+            Some((head, tail)) => {
+                // Few bytes are the first of the prefix, and the others need not be compared.
+                let begins = |(at, byte): &(usize, &u8)| {
+                    *byte == head && bytes.get(at.saturating_add(1)..).is_some_and(|after| after.starts_with(tail))
+                };
+                match bytes.iter().enumerate().find(begins) {
+                    Some((first, _)) => first,
+                    None => return false,
+                }
+            }
         };
         let mut open: Vec<usize> = Vec::new();
         let mut reached: Vec<usize> = Vec::new();

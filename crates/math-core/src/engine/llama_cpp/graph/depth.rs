@@ -3,8 +3,8 @@
 //! What a layer adds to a graph follows from its kind and from the kinds of its neighbours: the layer before hands it what
 //! is left to be computed, the layer after decides how long its results are needed. So a layer that has the same neighbours
 //! as one that is shown need not be built; the replay puts it back ([`super::unroll`]), and tells when one neighbour on each
-//! side does not say all. Shown is always the first layer of every kind, which may be the first to read an input on its
-//! device. Whoever is the last to read it need not be: the replay counts readers of all layers.
+//! side does not say all. Shown are always the first layer of every kind, which may be the first to read an input on its
+//! device, and the last, which may be the last to read it.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -88,16 +88,16 @@ fn stand_ins(kinds: &[usize], reach: usize) -> Vec<usize> {
     // Whatever may take the place of a layer after the layer before it.
     let follows = around(reach, reach.saturating_sub(1));
     let n_kinds = kinds.iter().max().map_or(0, |most| most.saturating_add(1));
-    // The first layer of every kind.
-    let mut firsts: Vec<Option<usize>> = vec![None; n_kinds];
+    // The first and the last layer of every kind.
+    let mut edges: Vec<Option<[usize; 2]>> = vec![None; n_kinds];
     for (layer, kind) in kinds.iter().enumerate().take(last) {
-        if let Some(first) = firsts.get_mut(*kind) {
-            first.get_or_insert(layer);
+        if let Some(edge) = edges.get_mut(*kind) {
+            *edge = Some(edge.map_or([layer; 2], |[first, _]| [first, layer]));
         }
     }
     let is_edge = |layer: usize| {
-        let first = kinds.get(layer).and_then(|kind| firsts.get(*kind)).copied().flatten();
-        layer == last || first.is_none_or(|first| first == layer)
+        let edge = kinds.get(layer).and_then(|kind| edges.get(*kind)).copied().flatten();
+        layer == last || edge.is_none_or(|edge| edge.contains(&layer))
     };
     let mut out = Vec::with_capacity(kinds.len());
     // The layer shown for each of those alike.

@@ -44,6 +44,7 @@ mod schedule;
 mod selector;
 mod shapes;
 mod stacks;
+mod stretch;
 pub mod tensors;
 pub(in crate::engine::llama_cpp) mod towers;
 mod trunk;

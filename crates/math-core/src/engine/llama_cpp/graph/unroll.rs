@@ -295,6 +295,16 @@ impl Unrolled {
                 let (uses, added) = self.uses_mut(spot, number, times)?;
                 uses.views = uses.views.saturating_add(added);
             }
+            // What has no memory to give back has to be where it is expected all the same: a layer that reads it elsewhere is
+            // another layer.
+            for &source in graph.sources(tensor) {
+                let read = graph.tensors.get(at(source))?;
+                let root = read.view_of().map_or(Some(read), |base| graph.tensors.get(at(base)))?;
+                if !read.is_external && (root.is_external || root.is_output) {
+                    let spot = spot(&self.slots, self.reach, number, source)?;
+                    self.uses_mut(spot, number, times)?;
+                }
+            }
             for read in plan.reads(&computed) {
                 let (uses, added) = self.uses_mut(read.spot, number, times)?;
                 uses.readers = uses.readers.saturating_add(added);
