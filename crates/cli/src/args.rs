@@ -441,7 +441,8 @@ pub(crate) struct Setting {
     /// Tokens of a cache block
     #[arg(long, value_name = "N", help_heading = "Ranks and pools (vLLM, SGLang, TensorRT-LLM)")]
     block_size: Option<u64>,
-    /// vLLM: draft tokens, METHOD:N with the model's own prediction layers (mtp:2) or repeats (ngram:5)
+    /// vLLM: draft tokens, METHOD:N with the model's own prediction layers (mtp:2), repeats (ngram:5), or with --draft-model a
+    /// head (eagle:4, eagle3:3) or a smaller model (draft_model:5)
     #[arg(long, value_name = "METHOD:N", help_heading = "vLLM")]
     speculative: Option<String>,
     /// vLLM: LoRA adapters of one batch

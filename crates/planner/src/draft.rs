@@ -34,6 +34,13 @@ impl<'a> Draft<'a> {
                 [first, ..] => Err(PlanError::request(first, "a value", "a draft model beside it (draft_model)")),
             };
         };
+        if question.effective.engine == Engine::Vllm {
+            // Its own policy plans what drafts; how many tokens at a time stands beside the method.
+            return match options.draft_set() {
+                [] => Ok(None),
+                [first, ..] => Err(PlanError::request(first, "a value", "none with vllm: it stands in speculative (eagle3:3)")),
+            };
+        }
         let Engine::LlamaCpp(build) = question.effective.engine else {
             return Err(PlanError::request("draft_model", question.effective.engine.name(), "llama.cpp"));
         };

@@ -7,7 +7,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use plimsoll_math::allocation::{Allocation, PlaceAllocation, TermKind};
-use plimsoll_math::engine::ranks::Stage;
+use plimsoll_math::engine::ranks::{Stage, replicated_caches};
 use plimsoll_math::engine::terms::between;
 use plimsoll_math::engine::vllm::options::Knobs;
 use plimsoll_math::error::MathError;
@@ -62,16 +62,11 @@ pub(crate) struct Answered {
 ///
 /// # Errors
 /// [`PlanError`] for parallelism that is not followed.
-pub(crate) fn knobs(question: &Question<'_>, pipelines: bool) -> Result<Knobs, PlanError> {
+pub(crate) fn knobs(question: &Question<'_>, not_followed: &[&'static str]) -> Result<Knobs, PlanError> {
     let knobs = crate::vllm::ranks_on_gpu(question)?;
     let engine = question.effective.engine.name();
-    let refused = [
-        ("data_parallel", knobs.parallelism.data),
-        ("context_parallel", knobs.parallelism.decode_context),
-        ("pipeline_parallel", if pipelines { 1 } else { knobs.parallelism.pipeline }),
-    ];
-    for (field, ranks) in refused {
-        if ranks > 1 {
+    for (field, ranks) in [("data_parallel", knobs.parallelism.data), ("context_parallel", knobs.parallelism.decode_context)] {
+        if ranks > 1 && not_followed.contains(&field) {
             return Err(PlanError::request(field, ranks, format!("1: more are not followed for {engine}")));
         }
     }
@@ -105,15 +100,18 @@ pub(crate) fn page(question: &Question<'_>, usual: u64) -> Result<u64, PlanError
 /// # Errors
 /// [`PlanError::Math`] on overflow.
 pub(crate) fn planned(question: &Question<'_>, answered: Answered) -> Result<Planned, PlanError> {
-    let sequences = question.effective.deployment.sequences;
+    let parallelism = crate::vllm::parallelism(&question.options)?;
+    let replicas = parallelism.data.max(1);
+    // Replicas share the sequences; what one of them lacks is what is missing.
+    let sequences = question.effective.deployment.sequences.div_ceil(replicas);
     let context = context(question);
     let mut notes = Vec::new();
     let mut allocation = Allocation::default();
-    let tensor = question.options.tensor_parallel.unwrap_or(1).max(1);
+    let repeated = replicated_caches(&question.model.spec, &parallelism);
     for (index, stage) in answered.stages.iter().enumerate() {
         let mut terms = stage.terms(answered.version)?;
         if let Some(pool) = answered.pools.as_ref().ok().and_then(|pools| pools.get(index)) {
-            let formula = format!("{} tokens at least x {} B", grouped(pool.tokens.0), grouped(answered.token));
+            let formula = format!("{} tokens at least x {} B{repeated}", grouped(pool.tokens.0), grouped(answered.token));
             let mut term = between(TermKind::KvCache, "pool of tokens", pool.bytes, formula, &pool.source)?;
             // The pool gives way to what stands beside it: planned with the smaller one.
             term.bytes = Bytes::new(pool.bytes.0)?;
@@ -127,9 +125,13 @@ pub(crate) fn planned(question: &Question<'_>, answered: Answered) -> Result<Pla
                 terms.push(term);
             }
         }
-        for _rank in 0..tensor {
+        for _rank in 0..parallelism.tensor.max(1) {
             allocation.devices.push(PlaceAllocation { terms: terms.clone() });
         }
+    }
+    let replica = allocation.devices.clone();
+    for _further in 1..replicas {
+        allocation.devices.extend(replica.iter().cloned());
     }
     let (tokens, at_most) = match &answered.pools {
         Ok(pools) => {
@@ -170,7 +172,7 @@ pub(crate) fn planned(question: &Question<'_>, answered: Answered) -> Result<Pla
     let most = tokens.checked_div(each).unwrap_or(0);
     let limits = Limits {
         max_context: (trained > 0).then(|| limit(longest, trained, LimitedBy::Model)),
-        max_sequences: Some(limit(most, answered.requests, LimitedBy::Engine)),
+        max_sequences: Some(limit(mul(most, replicas)?, mul(answered.requests, replicas)?, LimitedBy::Engine)),
     };
     let blocks = tokens / answered.page;
     let cache = CacheBrief {

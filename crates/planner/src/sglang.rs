@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use plimsoll_math::engine::ranks::stages;
 use plimsoll_math::engine::sglang::VERSION;
-use plimsoll_math::engine::sglang::pool::{CacheType, Request, Sizes, WINDOW_SHARE, costs};
+use plimsoll_math::engine::sglang::pool::{CacheType, Costs, Request, Sizes, WINDOW_SHARE, costs_of, stages as ranges};
 use plimsoll_math::engine::vllm::options::Knobs;
 use plimsoll_math::error::MathError;
 use plimsoll_math::spec::{Mixer, ModelSpec};
@@ -27,7 +27,7 @@ const MIB: u64 = 1 << 20;
 pub fn check(question: &Question<'_>) -> Result<(), PlanError> {
     reads_checkpoints(Engine::Sglang, question.model)?;
     cache_type(question)?;
-    knobs(question, false).map(|_| ())
+    knobs(question, &["context_parallel"]).map(|_| ())
 }
 
 fn cache_type(question: &Question<'_>) -> Result<CacheType, PlanError> {
@@ -55,13 +55,13 @@ fn defaults(memory: u64, tensor: u64) -> (u64, u64) {
 /// captured (the same function).
 fn static_share(spec: &ModelSpec, knobs: &Knobs, chunk: u64, batch: u64) -> (u64, bool) {
     let memory = knobs.gpu.memory / MIB;
-    let tensor = knobs.parallelism.tensor.max(1);
+    let ranks = knobs.parallelism.tensor.max(1).saturating_mul(knobs.parallelism.pipeline.max(1));
     let latent = spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Mla(_)));
     let reserved = if latent {
-        let reserved = 512 + chunk.max(2048) * 3 / 2 + tensor * 128 + batch * 2 + 1536;
+        let reserved = 512 + chunk.max(2048) * 3 / 2 + ranks * 128 + batch * 2 + 1536;
         if memory > 60 * 1024 { reserved.max(10 * 1024) } else { reserved }
     } else {
-        1536 + tensor * 128
+        1536 + ranks * 128
     };
     // Three digits, as Python rounds.
     let left = memory.saturating_sub(reserved);
@@ -75,28 +75,40 @@ fn static_share(spec: &ModelSpec, knobs: &Knobs, chunk: u64, batch: u64) -> (u64
 /// [`PlanError::Math`] for what is not followed.
 pub fn plan(question: &Question<'_>) -> Result<Planned, PlanError> {
     let model = question.model;
-    let knobs = knobs(question, false)?;
+    let knobs = knobs(question, &["context_parallel"])?;
     let tensor = knobs.parallelism.tensor.max(1);
     let (chunk, batch) = defaults(knobs.gpu.memory, tensor);
     let chunk = knobs.max_batched_tokens.unwrap_or(chunk);
     let batch = knobs.max_sequences.map_or(batch, |most| batch.min(most));
     let cache = cache_type(question)?;
     let (page, context) = (page(question, 1)?, context(question));
-    let stages = stages(VERSION, &model.spec, &model.tensors, &model.checkpoint, &knobs, chunk, batch)?;
-    let costs = costs(&model.spec, &model.checkpoint, &knobs, cache)?;
-    let Some(stage) = stages.first() else { return Err(MathError::Overflow { quantity: "stages" }.into()) };
+    let ranges = ranges(u64::try_from(model.spec.layers.len()).unwrap_or(u64::MAX), knobs.parallelism.pipeline);
+    let stages = stages(VERSION, &model.spec, &model.tensors, &model.checkpoint, &knobs, &ranges, (chunk, batch))?;
+    let all: Vec<Costs> =
+        ranges.iter().map(|range| costs_of(&model.spec, &model.checkpoint, &knobs, cache, *range)).collect::<Result<_, _>>()?;
+    let divided = all.len() > 1;
+    if divided && all.iter().any(|costs| costs.state > 0 || costs.windows > 0) {
+        let mechanism = "pipelines of models with several pools".to_string();
+        return Err(MathError::Unsupported { engine: VERSION.to_string(), mechanism }.into());
+    }
     let (usual, after_capture) = static_share(&model.spec, &knobs, chunk, batch);
     let fraction = question.options.memory_utilization.unwrap_or(usual);
     let budget = match cache_bytes(question)? {
         Some(bytes) => (bytes, bytes),
         None => {
-            let (least, most) = taken(stage, after_capture)?;
             let total = knobs.gpu.memory;
-            let low = share(total.saturating_sub(stage.driver.1), fraction)?;
-            let high = share(total.saturating_sub(stage.driver.0), fraction)?;
             // An encoder's work and caches of images are kept free beside the share.
             let towers = if model.spec.towers.is_empty() { 0 } else { 9 << 30 };
-            (low.saturating_sub(most).saturating_sub(towers), high.saturating_sub(least))
+            // What the fullest rank has left is what all of them plan with.
+            let mut budget = (u64::MAX, u64::MAX);
+            for stage in &stages {
+                let (least, most) = taken(stage, after_capture)?;
+                let low = share(total.saturating_sub(stage.driver.1), fraction)?;
+                let high = share(total.saturating_sub(stage.driver.0), fraction)?;
+                budget.0 = budget.0.min(low.saturating_sub(most).saturating_sub(towers));
+                budget.1 = budget.1.min(high.saturating_sub(least));
+            }
+            budget
         }
     };
     let radix = question.options.prefix_caching.unwrap_or(true);
@@ -109,24 +121,35 @@ pub fn plan(question: &Question<'_>) -> Result<Planned, PlanError> {
         radix,
         chunk,
     };
-    let sized = |budget: u64| -> Result<(Sizes, (u64, u64)), MathError> {
-        let sizes = costs.sizes(&request(budget))?;
-        Ok((sizes, costs.bytes(&sizes, page)?))
+    // Stages agree on the tokens of the smallest pool.
+    let sized = |budget: u64| -> Result<(Sizes, Vec<(u64, u64)>), MathError> {
+        let mut least: Option<Sizes> = None;
+        for costs in &all {
+            let sizes = costs.sizes(&request(budget))?;
+            if least.is_none_or(|least| sizes.tokens < least.tokens) {
+                least = Some(sizes);
+            }
+        }
+        let sizes = least.unwrap_or_default();
+        Ok((sizes, all.iter().map(|costs| costs.bytes(&sizes, page)).collect::<Result<_, _>>()?))
     };
     let mut requests = knobs.max_sequences.unwrap_or(2048);
     let pools = both(budget, sized)?.map(|((low, less), (high, more))| {
         requests = low.requests;
-        Vec::from([Pool {
+        let pool = |(less, more): (&(u64, u64), &(u64, u64))| Pool {
             tokens: (low.tokens, high.tokens),
             bytes: (less.0, more.0),
             states: (less.1, more.1),
             source: alloc::format!("{VERSION}: srt/model_executor/pool_configurator.py; checked against its configurators"),
-        }])
+        };
+        less.iter().zip(&more).map(pool).collect::<Vec<_>>()
     });
-    let token = costs.full + costs.windows * 4 / 5;
+    let token = all.iter().map(|costs| costs.full + costs.windows * 4 / 5).max().unwrap_or(0);
     let mut settings = BTreeMap::new();
     let mut set = |name: &str, value: String| settings.insert(name.to_string(), value);
     set("tp_size", tensor.to_string());
+    set("pp_size", knobs.parallelism.pipeline.to_string());
+    set("dp_size", knobs.parallelism.data.to_string());
     set("page_size", page.to_string());
     set("chunked_prefill_size", chunk.to_string());
     set("max_running_requests", requests.to_string());
@@ -137,7 +160,7 @@ pub fn plan(question: &Question<'_>) -> Result<Planned, PlanError> {
     let kv_type = if cache == CacheType::Fp8 { "fp8_e4m3" } else { "auto" }.to_string();
     let tokens = pools.as_ref().ok().and_then(|pools| pools.first()).map(|pool| pool.tokens.0);
     let command = command(question, fraction, tokens, &kv_type, page, chunk);
-    let short_by = budget.0.max(stage.weights.1);
+    let short_by = stages.iter().map(|stage| stage.weights.1).fold(budget.0, u64::max);
     planned(
         question,
         Answered { stages, pools, short_by, page, token, requests, step: chunk, kv_type, settings, command, version: VERSION },
@@ -151,6 +174,11 @@ fn command(question: &Question<'_>, fraction: u64, tokens: Option<u64>, kv_type:
     let mut option = |name: &str, value: String| out.extend([name.to_string(), value]);
     option("--context-length", context(question).to_string());
     option("--tp-size", options.tensor_parallel.unwrap_or(1).to_string());
+    for (name, ranks) in [("--pp-size", options.pipeline_parallel), ("--dp-size", options.data_parallel)] {
+        if let Some(ranks) = ranks.filter(|ranks| *ranks > 1) {
+            option(name, ranks.to_string());
+        }
+    }
     match (options.kv_memory, tokens) {
         (Some(_), Some(tokens)) => option("--max-total-tokens", tokens.to_string()),
         _ => option("--mem-fraction-static", crate::vllm::share_text(fraction)),

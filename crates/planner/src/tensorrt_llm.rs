@@ -30,7 +30,7 @@ pub fn check(question: &Question<'_>) -> Result<(), PlanError> {
         return Err(PlanError::request("block_size", block, "a power of two above 1"));
     }
     element(question)?;
-    knobs(question, true).map(|_| ())
+    knobs(question, &["context_parallel", "data_parallel"]).map(|_| ())
 }
 
 fn element(question: &Question<'_>) -> Result<(u64, &'static str), PlanError> {
@@ -47,20 +47,21 @@ fn element(question: &Question<'_>) -> Result<(u64, &'static str), PlanError> {
 /// [`PlanError::Math`] for what is not followed.
 pub fn plan(question: &Question<'_>) -> Result<Planned, PlanError> {
     let model = question.model;
-    let knobs = knobs(question, true)?;
+    let knobs = knobs(question, &["context_parallel", "data_parallel"])?;
     let tensor = knobs.parallelism.tensor.max(1);
     let step = knobs.max_batched_tokens.unwrap_or(DEFAULTS.0);
     let requests = knobs.max_sequences.unwrap_or(DEFAULTS.1);
     let block = page(question, TOKENS_PER_BLOCK)?;
     let (element, kv_type) = element(question)?;
-    let stages = stages(VERSION, &model.spec, &model.tensors, &model.checkpoint, &knobs, step, requests)?;
+    let layers = u64::try_from(model.spec.layers.len()).unwrap_or(u64::MAX);
+    let divided = ranges(layers, knobs.parallelism.pipeline);
+    let stages = stages(VERSION, &model.spec, &model.tensors, &model.checkpoint, &knobs, &divided, (step, requests))?;
     let fraction = question.options.memory_utilization.unwrap_or(FREE_SHARE);
     let asked = cache_bytes(question)?;
-    let layers = u64::try_from(model.spec.layers.len()).unwrap_or(u64::MAX);
     let (mut blocks, mut token) = ((u64::MAX, u64::MAX), 0);
     let mut tokens_of = Vec::new();
     let mut short_by = 0;
-    for (stage, range) in stages.iter().zip(ranges(layers, knobs.parallelism.pipeline)) {
+    for (stage, range) in stages.iter().zip(divided) {
         let each = token_bytes(&model.spec, range, tensor, element)?;
         let (least, most) = taken(stage, true)?;
         let total = knobs.gpu.memory;

@@ -9,8 +9,9 @@ use alloc::vec::Vec;
 use plimsoll_math::deployment::{Backend, ContextRequest, Parallelism};
 use plimsoll_math::device::{Device, Driver};
 use plimsoll_math::engine::vllm::allocate::{Allocated, Budget, DEFAULT_UTILIZATION, allocate};
+use plimsoll_math::engine::vllm::drafter::Drafter;
 use plimsoll_math::engine::vllm::lora::Adapters;
-use plimsoll_math::engine::vllm::options::{CacheDtype, DraftMethod, Gpu, Knobs, MaxLength, Speculation};
+use plimsoll_math::engine::vllm::options::{CacheDtype, Gpu, Knobs, MaxLength, Speculation};
 use plimsoll_math::engine::vllm::plan::Capacity;
 use plimsoll_math::error::MathError;
 use plimsoll_math::units::{Bytes, add, mul};
@@ -184,6 +185,10 @@ fn knobs(question: &Question<'_>) -> Result<Knobs, PlanError> {
     if let Some(text) = &options.speculative {
         knobs.speculation = Some(Speculation::parse(text)?);
     }
+    knobs.drafter = question.model.draft.as_deref().map(|draft| {
+        let (spec, tensors) = (draft.spec.clone(), draft.tensors.clone());
+        Box::new(Drafter { spec, tensors, checkpoint: draft.checkpoint.clone() })
+    });
     if options.max_loras.is_some() || options.max_lora_rank.is_some() {
         let rank = options.max_lora_rank.unwrap_or(DEFAULT_LORA_RANK);
         knobs.adapters = Some(Adapters { count: options.max_loras.unwrap_or(1), rank });
@@ -212,7 +217,8 @@ pub fn plan(question: &Question<'_>) -> Result<Planned, PlanError> {
     let budget = budget(&question.options)?;
     let model = question.model;
     let allocated = allocate(&model.spec, &model.tensors, &model.checkpoint, &knobs, budget)?;
-    let sequences = question.effective.deployment.sequences;
+    // Replicas share the sequences.
+    let sequences = question.effective.deployment.sequences.div_ceil(knobs.parallelism.data.max(1));
     let request = allocated.plan.request;
     let per_request = allocated.plan.blocks_per_request(&request)?;
     let mut notes = Vec::new();
@@ -358,7 +364,8 @@ fn limits(
     per_request: u64,
 ) -> Result<Limits, PlanError> {
     let plan = &allocated.plan;
-    let sequences = question.effective.deployment.sequences.max(1);
+    let replicas = knobs.parallelism.data.max(1);
+    let sequences = question.effective.deployment.sequences.div_ceil(replicas).max(1);
     let trained = question.model.spec.max_context;
     let mut memory = Vec::new();
     for (stage, block) in (0_u64..).zip(&plan.block_bytes) {
@@ -376,8 +383,8 @@ fn limits(
         limited_by: if value >= cap { at_cap } else { LimitedBy::Memory },
     };
     let max_sequences = blocks.and_then(|blocks| blocks.saturating_sub(1).checked_div(per_request)).map(|most| {
-        let cap = allocated.settled.max_sequences;
-        by(most.min(cap), cap, LimitedBy::Engine)
+        let cap = allocated.settled.max_sequences.saturating_mul(replicas);
+        by(most.saturating_mul(replicas).min(cap), cap, LimitedBy::Engine)
     });
     Ok(Limits { max_context: (trained > 0).then(|| by(longest, trained, LimitedBy::Model)), max_sequences })
 }
@@ -416,11 +423,12 @@ pub fn command(question: &Question<'_>, planned: &Planned) -> Vec<String> {
         option("--block-size", tokens.to_string());
     }
     if let Some(Ok(speculation)) = question.options.speculative.as_deref().map(Speculation::parse) {
-        let method = match speculation.method {
-            DraftMethod::Ngram => "ngram",
-            _ => "mtp",
-        };
-        let config = format!("{{\"method\":\"{method}\",\"num_speculative_tokens\":{}}}", speculation.tokens);
+        let mut config =
+            format!("{{\"method\":\"{}\",\"num_speculative_tokens\":{}", speculation.method.name(), speculation.tokens);
+        if let Some(draft) = &question.model.draft {
+            config.push_str(&format!(",\"model\":{:?}", draft.reference.as_ref().unwrap_or(&draft.name)));
+        }
+        config.push('}');
         option("--speculative-config", config);
     }
     if question.options.max_loras.is_some() || question.options.max_lora_rank.is_some() {

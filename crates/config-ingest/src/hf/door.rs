@@ -68,6 +68,7 @@ pub fn ingest(bytes: &[u8], options: &Options) -> Result<Ingested, IngestError> 
     let built = lookup::build(root.clone(), &shared);
     let quantization = shared.keep(Quantization::read(&root)).flatten();
     let mut checkpoint = shared.keep(super::checkpoint::read(&root)).unwrap_or_default();
+    checkpoint.eagle = shared.keep(super::eagle::read(&root)).unwrap_or_default();
     checkpoint.mlx = shared.keep(super::mlx_classes::class_of(&root)).flatten();
     let (mut errors, mut notes, generic) = shared.finish();
     let spec = match built {

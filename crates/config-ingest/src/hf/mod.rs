@@ -8,6 +8,7 @@ mod checkpoint;
 pub mod config;
 mod converter;
 mod door;
+mod eagle;
 pub mod families;
 mod generic;
 mod keys;

@@ -36,10 +36,17 @@ pub(super) fn class_of_config(architecture: &str, root: &Config<'_>) -> ModelCla
         built => built,
     };
     facts.without_pipeline = !super::vllm_registry::divides_into_stages(architecture);
+    let activation = text.str(&["hidden_act", "hidden_activation", "mlp_hidden_act"]).ok().flatten().unwrap_or("silu");
+    let renormalizes = text.bool(&["norm_topk_prob"]).ok().flatten().unwrap_or(true);
+    facts.tiled_experts = ["silu", "relu2"].contains(&activation) && renormalizes;
+    facts.lends_embedding = LENDS_EMBEDDING.contains(&architecture);
     facts.hides_experts = !EXPERT_KEYS.iter().any(|key| text.has(&[key]));
     facts
 }
 
+/// Classes around `llama.py:LlamaModel`, `qwen2.py:Qwen2Model` and `sarvam.py`.
+const LENDS_EMBEDDING: [&str; 5] =
+    ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SarvamMoEForCausalLM"];
 /// Classes of `deepseek_v2.py`.
 const CORRECTED_BY_NAME: [&str; 3] = ["DeepseekV2", "DeepseekV3", "KimiK25"];
 /// Where the engine looks for the number of experts (`transformers_utils/config.py:CONFIG_FIELD_ALIASES`).
@@ -88,6 +95,8 @@ const PLAIN: ModelClass = ModelClass {
     whole_rates: false,
     without_pipeline: false,
     hides_experts: false,
+    tiled_experts: false,
+    lends_embedding: false,
     built: Built::Yes,
     tower: TOWER,
 };
@@ -96,6 +105,7 @@ const TOWER: TowerClass = TowerClass {
     whole_if_uneven: false,
     whole_projector: false,
     unquantized: false,
+    quantized_projector: false,
     whole_tiles: false,
     split_patches: false,
     without_last_layer: false,
@@ -123,7 +133,7 @@ const CLASSES: &[Row] = &[
     row("FalconMamba", "mamba.py", ALL),
     row("Gemma2", "gemma2.py", ModelClass { ends: EveryStage::WITHOUT_HEAD, ..PLAIN }),
     row("Gemma3", "gemma3_mm.py", ModelClass { tower: TowerClass { whole_tiles: true, ..TOWER }, ..ALL }),
-    row("Gemma4", "gemma4.py", ModelClass { tower: TowerClass { whole: true, ..TOWER }, ..ALL }),
+    row("Gemma4", "gemma4.py", ModelClass { tower: TowerClass { whole: true, quantized_projector: true, ..TOWER }, ..ALL }),
     row("GemmaForCausalLM", "gemma.py", ALL),
     row("Glm4Moe", "glm4_moe.py", SINGLE),
     row("Glm4v", "glm4_1v.py", ModelClass { tower: VISUAL.tower, ..EMBEDDING }),
@@ -175,7 +185,7 @@ const CLASSES: &[Row] = &[
     row("Qwen2VL", "qwen2_vl.py", VISUAL),
     row("Qwen2_5_VL", "qwen2_5_vl.py", VISUAL),
     row("Qwen3VL", "qwen3_vl.py", VISUAL),
-    row("Qwen3VLMoe", "qwen3_vl_moe.py", ModelClass { router: Router::QUANTIZED, ..VISUAL }),
+    row("Qwen3VLMoe", "qwen3_vl_moe.py", ModelClass { router: Router::QUANTIZED, tower: VISUAL.tower, ..ALL }),
     row("Qwen3Moe", "qwen3_moe.py", ALL_QUANTIZED),
     row("Qwen3Next", "qwen3_next.py", ModelClass { draft: DraftModule::LastAttention, ..VOCABULARY }),
     row("Qwen3_5", "qwen3_5.py", ModelClass { tower: VISUAL.tower, whole_rates: true, ..EMBEDDING }),

@@ -2,16 +2,17 @@
 //! for the cache, each between two bounds.
 
 use alloc::format;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::allocation::{Term, TermKind};
+use crate::deployment::Parallelism;
 use crate::engine::activations::{Widths, widths};
 use crate::engine::terms::between;
 use crate::engine::vllm::facts::Checkpoint;
 use crate::engine::vllm::options::Knobs;
 use crate::engine::vllm::quantization::WeightScheme;
-use crate::engine::vllm::weights::weights;
+use crate::engine::vllm::weights::weights_over;
 use crate::error::MathError;
 use crate::spec::{Mixer, ModelSpec};
 use crate::tensor::TensorTable;
@@ -34,7 +35,47 @@ pub struct Stage {
     pub driver: (u64, u64),
 }
 
-/// The stages of a model. A rank holds at least its equal share of a stage and at most what vLLM's layers replicate and pad,
+/// Caches that several ranks hold, in words; nothing where none is held twice.
+#[must_use]
+pub fn replicated_caches(spec: &ModelSpec, parallelism: &Parallelism) -> String {
+    let (tensor, context) = (parallelism.tensor.max(1), parallelism.decode_context.max(1));
+    let split = if context > 1 { format!(", tokens divided over {context} of them") } else { String::new() };
+    let times = |copies: u64| copies / context;
+    let latent = spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Mla(_) | Mixer::CompressedAttention(_)));
+    if latent && tensor > 1 {
+        return format!("; latents replicated {}x: one latent on {tensor} ranks{split}", times(tensor));
+    }
+    match kv_heads(spec) {
+        Some(heads) if heads > 0 && heads < tensor => {
+            format!("; kv replicated {}x: {heads} KV heads on {tensor} ranks{split}", times(tensor / heads))
+        }
+        _ => String::new(),
+    }
+}
+
+/// Key and value projections that several ranks hold, in words.
+#[must_use]
+pub fn replicated_projections(spec: &ModelSpec, parallelism: &Parallelism) -> String {
+    let tensor = parallelism.tensor.max(1);
+    match kv_heads(spec) {
+        Some(heads) if heads > 0 && heads < tensor => {
+            format!("; key and value projections replicated {}x: {heads} KV heads on {tensor} ranks", tensor / heads)
+        }
+        _ => String::new(),
+    }
+}
+
+/// The fewest key-value heads of any layer: layers may differ.
+fn kv_heads(spec: &ModelSpec) -> Option<u64> {
+    let heads = spec.layers.iter().filter_map(|layer| match &layer.mixer {
+        Mixer::Attention(attention) => Some(attention.n_kv_heads),
+        Mixer::Parallel(parallel) => Some(parallel.attention.n_kv_heads),
+        _ => None,
+    });
+    heads.min()
+}
+
+/// The stages of a model, each of these layers (first and last, exclusive). A rank holds at least its equal share of a stage and at most what vLLM's layers replicate and pad,
 /// with the copies that absorbed latent projections make.
 ///
 /// # Errors
@@ -46,19 +87,19 @@ pub fn stages(
     table: &TensorTable,
     checkpoint: &Checkpoint,
     knobs: &Knobs,
-    step_tokens: u64,
-    requests: u64,
+    ranges: &[(u64, u64)],
+    (step_tokens, requests): (u64, u64),
 ) -> Result<Vec<Stage>, MathError> {
     if checkpoint.scheme == Some(WeightScheme::Unknown) {
         let method = checkpoint.unfollowed.as_deref().unwrap_or_default();
         return Err(MathError::Unsupported { engine: engine.to_string(), mechanism: format!("{method:?} quantization") });
     }
     let tensor = knobs.parallelism.tensor.max(1);
-    let sharded = weights(spec, table, checkpoint, knobs).map_err(|error| error.of_engine(engine))?;
+    let sharded = weights_over(spec, table, checkpoint, knobs, ranges).map_err(|error| error.of_engine(engine))?;
     let mut whole = knobs.clone();
     whole.parallelism.tensor = 1;
     whole.parallelism.expert = false;
-    let whole = weights(spec, table, checkpoint, &whole).map_err(|error| error.of_engine(engine))?;
+    let whole = weights_over(spec, table, checkpoint, &whole, ranges).map_err(|error| error.of_engine(engine))?;
     let mut latent: u64 = 0;
     for layer in &spec.layers {
         if let Mixer::Mla(mla) = &layer.mixer {

@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::string::ToString;
+use alloc::vec::Vec;
 
 use super::VERSION;
 use crate::engine::kept::{Rows, rows, selector};
@@ -100,6 +101,30 @@ fn refused(reason: alloc::string::String) -> MathError {
 /// # Errors
 /// [`MathError::Unsupported`] for what is not followed, [`MathError::Overflow`].
 pub fn costs(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs, cache: CacheType) -> Result<Costs, MathError> {
+    costs_of(spec, checkpoint, knobs, cache, (0, u64::MAX))
+}
+
+/// First and last (exclusive) layer of every pipeline stage: the last stages have one more where there is a rest
+/// (`distributed/utils.py:get_pp_indices`).
+#[must_use]
+pub fn stages(layers: u64, ranks: u64) -> Vec<(u64, u64)> {
+    let ranks = ranks.max(1);
+    let (each, rest) = (layers / ranks, layers % ranks);
+    let start = |rank: u64| rank * each + rank.saturating_sub(ranks - rest);
+    (0..ranks).map(|rank| (start(rank), start(rank + 1))).collect()
+}
+
+/// The same for the layers of one stage, first and last (exclusive).
+///
+/// # Errors
+/// As [`costs`].
+pub fn costs_of(
+    spec: &ModelSpec,
+    checkpoint: &Checkpoint,
+    knobs: &Knobs,
+    cache: CacheType,
+    layers: (u64, u64),
+) -> Result<Costs, MathError> {
     if spec.encoder.is_some() || spec.layers.iter().any(|layer| layer.cross_attention.is_some()) {
         return Err(unsupported("caches of encoder-decoders and cross attention"));
     }
@@ -113,7 +138,10 @@ pub fn costs(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs, cache: Ca
     // States are kept in single precision unless the model's config says otherwise (`mamba_utils.py:mamba2_state_dtype`).
     let state_knobs = Knobs { ssm_dtype: knobs.ssm_dtype.or(checkpoint.ssm_dtype).or(Some(StorageFormat::F32)), ..knobs.clone() };
     let context = StateContext { knobs: &state_knobs, checkpoint, d_model: spec.d_model };
-    for layer in &spec.layers {
+    for (index, layer) in (0_u64..).zip(&spec.layers) {
+        if !(layers.0..layers.1).contains(&index) {
+            continue;
+        }
         let mixer = match &layer.mixer {
             Mixer::Parallel(parallel) => parallel.state.as_ref(),
             mixer => mixer,

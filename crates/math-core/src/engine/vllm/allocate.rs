@@ -6,6 +6,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::VERSION;
+use super::drafter::drafter;
 use super::facts::Checkpoint;
 use super::layers::{Settled, cache_plan};
 use super::lora::buffers;
@@ -14,8 +15,9 @@ use super::plan::{CachePlan, Capacity};
 use super::weights::{RankWeights, draft_weights, weights};
 use crate::allocation::{Allocation, Certainty, PlaceAllocation, Term, TermKind};
 use crate::engine::activations::{Widths, widths};
+use crate::engine::ranks::{replicated_caches, replicated_projections};
 use crate::error::MathError;
-use crate::spec::{Mixer, ModelSpec};
+use crate::spec::{FeedForward, Mixer, ModelSpec};
 use crate::tensor::TensorTable;
 use crate::units::{Bytes, add, mul};
 
@@ -79,11 +81,20 @@ impl Beside {
             let certainty = if low == high { Certainty::Exact } else { Certainty::Bounded { low, high } };
             terms.push(Term {
                 component: TermKind::Draft,
-                label: "the model's own draft module".to_string(),
+                label: match &knobs.drafter {
+                    Some(drafter) => format!("{} that drafts", drafter.spec.architecture),
+                    None => "the model's own draft module".to_string(),
+                },
                 bytes: high,
                 certainty,
-                formula: "its layers and what joins them; embedding and output matrix are the model's".to_string(),
-                source: source("v1/worker/gpu/spec_decode, model_executor/models/*_mtp.py"),
+                formula: match &knobs.drafter {
+                    Some(_) => {
+                        "all of its weights; embedding and output matrix are the model's where a file has the same or none"
+                    }
+                    None => "its layers and what joins them; embedding and output matrix are the model's",
+                }
+                .to_string(),
+                source: source("v1/worker/gpu/spec_decode, model_executor/models/*_mtp.py, llama_eagle.py, llama_eagle3.py"),
                 children: Vec::new(),
             });
         }
@@ -112,12 +123,17 @@ fn beside(
 ) -> Result<Vec<Beside>, MathError> {
     let adapters = buffers(spec, table, checkpoint, knobs)?;
     let mut draft = Work { low: 0, high: 0 };
-    if knobs.speculation.is_some() {
-        // Which matrices of the module a checkpoint quantizes is its class's own business: none of them, or all in a
-        // quarter of the model's type, which no scheme goes below.
+    if let Some((drafter, method)) = drafter(knobs)? {
+        let held = draft_weights(spec, table, checkpoint, knobs)?;
+        draft.high = held.bytes();
+        draft.low = draft.high - drafter.shareable(method, spec, &held, knobs)?;
+    } else if knobs.speculation.is_some() {
+        // Modules around latent attention quantize what the model's layers do. Which matrices others quantize is their
+        // class's own business: none of them, or all in a quarter of the model's type, which no scheme goes below.
+        let followed = checkpoint.scheme.is_none() || spec.mtp.iter().all(|module| matches!(module.layer.mixer, Mixer::Mla(_)));
         let plain = Checkpoint { scheme: None, experts_scheme: None, layer_schemes: Vec::new(), ..checkpoint.clone() };
-        draft.high = draft_weights(spec, table, &plain, knobs)?.bytes();
-        draft.low = if checkpoint.scheme.is_some() { draft.high / 4 } else { draft.high };
+        draft.high = draft_weights(spec, table, if followed { checkpoint } else { &plain }, knobs)?.bytes();
+        draft.low = if followed { draft.high } else { draft.high / 4 };
     }
     let last = stages.saturating_sub(1);
     Ok((0..stages)
@@ -177,16 +193,33 @@ pub fn allocate(
         short_by = Some(short.max(1));
     }
     let mut allocation = Allocation::default();
-    for _replica in 0..knobs.parallelism.data.max(1) {
-        for ((stage, rank), beside) in (0_u64..).zip(&ranks).zip(&beside) {
-            let mut terms = terms(spec, knobs, &plan, budget, rank, work, (blocks_low, blocks_high), stage)?;
-            terms.extend(beside.terms(knobs)?);
-            for _rank in 0..knobs.parallelism.tensor.max(1) {
-                allocation.devices.push(PlaceAllocation { terms: terms.clone() });
+    let fewer = match left_over_experts(spec, knobs) {
+        0 => None,
+        _ => Some(weights(spec, table, checkpoint, &Knobs { fewer_experts: true, ..knobs.clone() })?),
+    };
+    let (tensor, first) = (knobs.parallelism.tensor.max(1), left_over_experts(spec, knobs));
+    for replica in 0..knobs.parallelism.data.max(1) {
+        for (((stage, rank), beside), index) in (0_u64..).zip(&ranks).zip(&beside).zip(0_usize..) {
+            for of_stage in 0..tensor {
+                let share = replica.saturating_mul(tensor).saturating_add(of_stage);
+                let own = fewer.as_ref().filter(|_| share >= first).and_then(|ranks| ranks.get(index)).unwrap_or(rank);
+                let mut terms = terms(spec, knobs, &plan, budget, own, work, (blocks_low, blocks_high), stage)?;
+                terms.extend(beside.terms(knobs)?);
+                allocation.devices.push(PlaceAllocation { terms });
             }
         }
     }
     Ok(Allocated { allocation, plan, settled, capacity, capacity_at_best, short_by, weights: ranks })
+}
+
+/// Ranks that have one expert more than the others; 0 where all have the same.
+fn left_over_experts(spec: &ModelSpec, knobs: &Knobs) -> u64 {
+    let ranks = knobs.parallelism.tensor.max(1).saturating_mul(knobs.parallelism.data.max(1));
+    let experts = spec.layers.iter().find_map(|layer| match &layer.feed_forward {
+        FeedForward::Moe(moe) if knobs.parallelism.expert => Some(moe.n_experts),
+        _ => None,
+    });
+    experts.map_or(0, |experts| experts % ranks)
 }
 
 #[expect(clippy::too_many_arguments, reason = "one rank's numbers, once")]
@@ -217,7 +250,7 @@ fn terms(
         label: "weights".to_string(),
         bytes: Bytes::new(rank.bytes())?,
         certainty: Certainty::Exact,
-        formula: format!("this rank's part of every matrix{}", replication(spec, knobs)),
+        formula: format!("this rank's part of every matrix{}", replicated_projections(spec, &knobs.parallelism)),
         source: source("model_executor/layers/linear.py, vocab_parallel_embedding.py, fused_moe"),
         children,
     }];
@@ -234,7 +267,7 @@ fn terms(
             } else {
                 Certainty::Bounded { low: bytes, high: Bytes::new(mul(block, blocks_high)?)? }
             },
-            formula: format!("{blocks_low} blocks x {block} B{}", replicated_keys(spec, knobs)),
+            formula: format!("{blocks_low} blocks x {block} B{}", replicated_caches(spec, &knobs.parallelism)),
             source: source("v1/core/kv_cache_planning.py:get_kv_cache_configs"),
             children: Vec::new(),
         });
@@ -271,40 +304,6 @@ fn terms(
 
 fn source(path: &str) -> String {
     format!("{VERSION}: vllm/{path}")
-}
-
-fn kv_heads(spec: &ModelSpec) -> Option<u64> {
-    spec.layers.iter().find_map(|layer| match &layer.mixer {
-        Mixer::Attention(attention) => Some(attention.n_kv_heads),
-        Mixer::Parallel(parallel) => Some(parallel.attention.n_kv_heads),
-        _ => None,
-    })
-}
-
-/// Key and value projections that several ranks hold, in words.
-fn replication(spec: &ModelSpec, knobs: &Knobs) -> String {
-    let tensor = knobs.parallelism.tensor.max(1);
-    match kv_heads(spec) {
-        Some(heads) if heads > 0 && heads < tensor => {
-            format!("; key and value projections replicated {}x: {heads} KV heads on {tensor} ranks", tensor / heads)
-        }
-        _ => String::new(),
-    }
-}
-
-/// Caches that several ranks hold, in words.
-fn replicated_keys(spec: &ModelSpec, knobs: &Knobs) -> String {
-    let tensor = knobs.parallelism.tensor.max(1);
-    let latent = spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Mla(_) | Mixer::CompressedAttention(_)));
-    if latent && tensor > 1 {
-        return format!("; latents replicated {tensor}x: one latent on {tensor} ranks");
-    }
-    match kv_heads(spec) {
-        Some(heads) if heads > 0 && heads < tensor => {
-            format!("; kv replicated {}x: {heads} KV heads on {tensor} ranks", tensor / heads)
-        }
-        _ => String::new(),
-    }
 }
 
 /// What a step needs beside weights and cache, between two bounds that follow from the largest buffers.

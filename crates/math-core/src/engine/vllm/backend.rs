@@ -242,7 +242,7 @@ impl Backend {
         }
         if matches!(chosen, Self::FlashAttn) && needs.alibi && needs.cache.is_quantized() {
             // Linear biases need FlashAttention 2, which reads no 8-bit cache.
-            return Err(refuse("FlashAttention does not support fp8 kv-cache on this device.".into()));
+            return Err(refuse(format!("FlashAttention does not support {} kv-cache on this device.", needs.cache.name())));
         }
         Ok(chosen)
     }

@@ -64,6 +64,13 @@ pub struct ModelClass {
     pub without_pipeline: bool,
     /// Its config names the experts in a place where the engine does not look for their number.
     pub hides_experts: bool,
+    /// Whether its experts' kernel on data-centre Blackwell takes hidden layers in whole tiles only, where they are not
+    /// quantized: its activation and its router are ones that this kernel knows
+    /// (`fused_moe/experts/trtllm_bf16_moe.py`, `fused_moe/oracle/unquantized.py`).
+    pub tiled_experts: bool,
+    /// Whether the last pipeline stage has the embedding too where a head drafts
+    /// (`models/utils.py:spec_decode_needs_target_embed`).
+    pub lends_embedding: bool,
     /// Whether the engine builds it.
     pub built: Built,
     /// Vision and audio towers.
@@ -197,6 +204,8 @@ pub struct TowerClass {
     pub whole_projector: bool,
     /// Their linear layers are not given to the checkpoint's quantization.
     pub unquantized: bool,
+    /// The projector is, whatever the tower's layers are.
+    pub quantized_projector: bool,
     /// Their feed-forward layers are only quantized where their sizes are whole tiles.
     pub whole_tiles: bool,
     /// Patch embeddings and projector are divided by their outputs.

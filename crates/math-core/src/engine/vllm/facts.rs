@@ -4,6 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::class::ModelClass;
+use super::drafter::EagleHead;
 use super::options::CacheDtype;
 use super::quantization::WeightScheme;
 use crate::format::StorageFormat;
@@ -79,6 +80,9 @@ pub struct Checkpoint {
     pub default_length: Option<u64>,
     /// Tokens of the largest image or clip, where the model says so ahead of time.
     pub media_tokens: Option<u64>,
+    /// What it says as a head that drafts for another model.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub eagle: EagleHead,
 }
 
 impl Checkpoint {
@@ -114,6 +118,7 @@ impl Default for Checkpoint {
             assumed_length: false,
             default_length: None,
             media_tokens: None,
+            eagle: EagleHead::default(),
         }
     }
 }

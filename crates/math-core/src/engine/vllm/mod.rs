@@ -9,6 +9,7 @@ pub mod allocate;
 pub mod backend;
 pub mod cache_spec;
 pub mod class;
+pub mod drafter;
 pub mod facts;
 pub mod groups;
 pub mod layers;

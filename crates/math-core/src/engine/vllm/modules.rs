@@ -95,7 +95,8 @@ impl<'a> Names<'a> {
         const PROJECTOR: [&str; 6] = ["projector", "merger", "visual", "connector", "adapter", "embed_vision"];
         let words: &[&str] = if projector { &PROJECTOR } else { &TOWER };
         self.left_out.iter().any(|name| {
-            let about = words.iter().any(|word| name.text.contains(word));
+            // Only towers that are called so are meant by the word.
+            let about = words.iter().any(|word| name.text.contains(word) && (*word != "visual" || visual));
             about
                 && match (self.matching, block) {
                     // Only the layer's own name counts.
@@ -146,6 +147,15 @@ impl Rules<'_> {
     }
 
     fn scheme_of_tower(&self, tensor: &Tensor, scheme: WeightScheme) -> Option<WeightScheme> {
+        if self.class.tower.quantized_projector
+            && tensor.name.contains(".mm.")
+            && tensor.name.ends_with(".weight")
+            && tensor.shape.n_dims() == 2
+            && !scheme.experts_only()
+            && !matches!(scheme, WeightScheme::Named)
+        {
+            return (!self.names.leaves_out_tower(self.class.tower.visual, true, None)).then_some(scheme);
+        }
         let whole = self.class.tower.whole || self.class.tower.unquantized;
         let divided = matches!(self.split(tensor), Split::Outputs | Split::Inputs);
         let matrix = tensor.shape.n_dims() == 2
@@ -178,6 +188,16 @@ impl Rules<'_> {
     fn aliases(&self, tensor: &Tensor) -> Vec<String> {
         if tensor.name == "output.weight" {
             return vec!["lm_head".to_string()];
+        }
+        let outside = match tensor.name.as_str() {
+            "joined_states.weight" => Some("fc"),
+            "altup_proj.weight" => Some("altup_projections.0"),
+            "altup_unembd_proj.weight" => Some("altup_unembed_projections.0"),
+            "per_layer_model_proj.weight" => Some("per_layer_model_projection"),
+            _ => None,
+        };
+        if let Some(name) = outside {
+            return vec![name.to_string()];
         }
         let Place::Layer(index) = tensor.place else { return Vec::new() };
         let Some(name) = role(&tensor.name).strip_suffix(".weight") else { return Vec::new() };
@@ -225,6 +245,14 @@ impl Rules<'_> {
             "ffn_up_exps" => &["mlp.experts.0.up_proj", "mlp.experts"],
             "ffn_gate_up_exps" => &["mlp.experts.0.gate_proj", "mlp.experts.gate_up_proj", "mlp.experts"],
             "ffn_down_exps" => &["mlp.experts.0.down_proj", "mlp.experts"],
+            // Gemma 3n's paths beside the layers are linear layers like any (`models/gemma3n.py`).
+            "laurel_l" => &["laurel.linear_left"],
+            "laurel_r" => &["laurel.linear_right"],
+            "inp_gate" => &["per_layer_input_gate"],
+            "proj" => &["per_layer_projection"],
+            "altup_router" => &["altup.modality_router"],
+            "altup_predict_coef" => &["altup.prediction_coefs"],
+            "altup_correct_coef" => &["altup.correction_coefs"],
             "ffn_gate_inp" if moe && self.class.router.through_scheme => &["mlp.gate"],
             _ => &[],
         };

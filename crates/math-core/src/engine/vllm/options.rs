@@ -1,8 +1,12 @@
 //! What vLLM can be asked for, with the engine's own names of the values (`vllm/engine/arg_utils.py`).
 
+use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use super::VERSION;
+use super::drafter::Drafter;
 use super::lora::Adapters;
 use crate::deployment::Parallelism;
 use crate::error::MathError;
@@ -170,26 +174,54 @@ pub enum DraftMethod {
     Mtp,
     /// Repeats of what was seen: no weights, no cache.
     Ngram,
+    /// A head that reads the model's last hidden state (EAGLE).
+    Eagle,
+    /// A head that reads hidden states of several of the model's layers (EAGLE 3).
+    Eagle3,
+    /// A smaller model of its own.
+    DraftModel,
 }
 
+impl DraftMethod {
+    /// Every one.
+    pub const ALL: &'static [Self] = &[Self::Mtp, Self::Ngram, Self::Eagle, Self::Eagle3, Self::DraftModel];
+
+    /// The engine's name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mtp => "mtp",
+            Self::Ngram => "ngram",
+            Self::Eagle => "eagle",
+            Self::Eagle3 => "eagle3",
+            Self::DraftModel => "draft_model",
+        }
+    }
+}
+
+/// Methods of other versions, which this one does not have (`vllm/config/speculative.py:SpeculativeMethod`).
+const GONE: [&str; 2] = ["medusa", "mlp_speculator"];
+
 impl Speculation {
-    /// Reads `mtp:2` or `ngram:5`.
+    /// Reads `mtp:2`, `ngram:5` or `eagle3:3`.
     ///
     /// # Errors
-    /// [`MathError::Invalid`] with what is read.
+    /// [`MathError::Invalid`] with what is read, [`MathError::Refused`] for methods that the engine no longer has.
     pub fn parse(text: &str) -> Result<Self, MathError> {
-        let (method, tokens) = text.split_once(':').unwrap_or((text, ""));
-        let method = match method {
-            "mtp" => Some(DraftMethod::Mtp),
-            "ngram" => Some(DraftMethod::Ngram),
-            _ => None,
-        };
+        let (name, tokens) = text.split_once(':').unwrap_or((text, ""));
+        if GONE.contains(&name) {
+            return Err(MathError::Refused {
+                engine: VERSION.to_string(),
+                reason: format!("method {name}: it is none of ngram, draft_model, eagle, eagle3, mtp, dflash, dspark, suffix"),
+            });
+        }
+        let method = DraftMethod::ALL.iter().copied().find(|method| method.name() == name);
         match (method, tokens.parse::<u64>()) {
             (Some(method), Ok(tokens)) if (1..=64).contains(&tokens) => Ok(Self { method, tokens }),
             _ => Err(MathError::Invalid {
                 field: "speculative".to_string(),
                 found: text.to_string(),
-                expected: "mtp:N or ngram:N, N tokens at a time from 1 to 64".to_string(),
+                expected: "METHOD:N with mtp, ngram, eagle, eagle3 or draft_model, N tokens at a time from 1 to 64".to_string(),
             }),
         }
     }
@@ -254,6 +286,10 @@ pub struct Knobs {
     pub adapters: Option<Adapters>,
     /// `--speculative-config`.
     pub speculation: Option<Speculation>,
+    /// Whether weights are those of a rank with fewer experts than the first, where experts do not divide.
+    pub fewer_experts: bool,
+    /// The model that drafts, where the method has one.
+    pub drafter: Option<Box<Drafter>>,
     /// `--num-gpu-blocks-override`.
     pub blocks_override: Option<u64>,
     /// `--quantization`, for weights that are quantized when they are loaded.
@@ -281,6 +317,8 @@ impl Knobs {
             ssm_dtype: None,
             adapters: None,
             speculation: None,
+            fewer_experts: false,
+            drafter: None,
             blocks_override: None,
             online_quantization: None,
         }

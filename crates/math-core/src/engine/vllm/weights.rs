@@ -10,11 +10,12 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::VERSION;
+use super::drafter::drafter;
 use super::facts::Checkpoint;
 use super::layers::{draft_layers, stages};
 use super::options::{DraftMethod, Knobs};
 use super::quantization::{Matrix, WeightScheme};
-use super::shard::{Part, Rules};
+use super::shard::{Part, Rules, divide};
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::{LmHead, Mixer, ModelSpec};
@@ -69,7 +70,28 @@ pub fn weights(
     checkpoint: &Checkpoint,
     knobs: &Knobs,
 ) -> Result<Vec<RankWeights>, MathError> {
+    let layers = u64::try_from(spec.layers.len()).unwrap_or(u64::MAX);
+    weights_over(spec, table, checkpoint, knobs, &stages(layers, knobs.parallelism.pipeline))
+}
+
+/// The same for stages of these layers, first and last (exclusive).
+///
+/// # Errors
+/// As [`weights`].
+pub fn weights_over(
+    spec: &ModelSpec,
+    table: &TensorTable,
+    checkpoint: &Checkpoint,
+    knobs: &Knobs,
+    ranges: &[(u64, u64)],
+) -> Result<Vec<RankWeights>, MathError> {
     check_scheme(checkpoint)?;
+    if checkpoint.scheme.is_some() && spec.encoder.is_some() {
+        return Err(MathError::Unsupported {
+            engine: VERSION.to_string(),
+            mechanism: "quantized weights of encoder-decoders".to_string(),
+        });
+    }
     let tensor = knobs.parallelism.tensor.max(1);
     if checkpoint.class.library && (tensor > 1 || knobs.parallelism.pipeline > 1) {
         return Err(MathError::Unsupported {
@@ -78,7 +100,6 @@ pub fn weights(
         });
     }
     let layers = u64::try_from(spec.layers.len()).unwrap_or(u64::MAX);
-    let ranges = stages(layers, knobs.parallelism.pipeline);
     let last = ranges.len().saturating_sub(1);
     let mut ranks = vec![RankWeights::default(); ranges.len()];
     let rules = Rules::new(spec, checkpoint, knobs)?;
@@ -89,6 +110,9 @@ pub fn weights(
         let at: Vec<usize> = match tensor_of.place {
             Place::Input | Place::Output if rules.on_every_stage(&tensor_of.name) => (0..=last).collect(),
             Place::Input if tensor_of.name == "token_embd.weight" && matches!(spec.head.lm_head, LmHead::Tied) && last > 0 => {
+                vec![0, last]
+            }
+            Place::Input if tensor_of.name == "token_embd.weight" && last > 0 && lends_embedding(checkpoint, knobs) => {
                 vec![0, last]
             }
             Place::Input if rules.belongs_to_the_end(&tensor_of.name) => vec![last],
@@ -141,8 +165,8 @@ pub fn weights(
     Ok(ranks)
 }
 
-/// The weights of the model's own draft module, which the last stage loads for speculation; embedding and output matrix
-/// are the model's.
+/// The weights of what drafts, which the last stage loads: the model's own module, whose embedding and output matrix are
+/// the model's, or a model beside it as it is created.
 ///
 /// # Errors
 /// As [`weights`]; [`MathError::Unsupported`] where the checkpoint's config does not say what the module is.
@@ -152,6 +176,9 @@ pub fn draft_weights(
     checkpoint: &Checkpoint,
     knobs: &Knobs,
 ) -> Result<RankWeights, MathError> {
+    if let Some((drafter, method)) = drafter(knobs)? {
+        return drafter.weights(method, spec, knobs);
+    }
     let mut rank = RankWeights::default();
     if !matches!(knobs.speculation.map(|speculation| speculation.method), Some(DraftMethod::Mtp)) {
         return Ok(rank);
@@ -178,6 +205,12 @@ pub fn draft_weights(
     Ok(rank)
 }
 
+/// Whether the last stage has the embedding for a head that drafts.
+fn lends_embedding(checkpoint: &Checkpoint, knobs: &Knobs) -> bool {
+    let head = knobs.speculation.is_some_and(|drafts| matches!(drafts.method, DraftMethod::Eagle | DraftMethod::Eagle3));
+    head && checkpoint.class.lends_embedding
+}
+
 /// Adds one tensor's part to a rank.
 fn place(
     rank: &mut RankWeights,
@@ -187,9 +220,13 @@ fn place(
     ranks: u64,
 ) -> Result<(), MathError> {
     let format = rules.format(tensor, checkpoint);
+    if tensor.name == "output.bias" && rules.is_vocabulary("output.weight") {
+        let rows = round_up(tensor.shape.row(), VOCAB_PADDING)?;
+        return rank.put(format, divide(rows, ranks, "rows of the vocabulary by tensor parallel size")?);
+    }
     if rules.is_vocabulary(&tensor.name) {
         let rows = round_up(tensor.shape.rows()?, VOCAB_PADDING)?;
-        let part = Part::whole(tensor.shape.row(), rows / ranks);
+        let part = Part::whole(tensor.shape.row(), divide(rows, ranks, "rows of the vocabulary by tensor parallel size")?);
         let before = rank.bytes();
         match rules.scheme(tensor) {
             Some(scheme) => rank.put_matrix(scheme, rules.matrix(tensor, &part, checkpoint))?,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use plimsoll_ingest::{Ingested, hf};
 use plimsoll_math::deployment::Parallelism;
+use plimsoll_math::engine::vllm::drafter::Drafter;
 use plimsoll_math::engine::vllm::options::{CacheDtype, DraftMethod, Gpu, Knobs, MaxLength, Speculation, Usage};
 use plimsoll_math::format::StorageFormat;
 use serde_json::Value;
@@ -24,7 +25,10 @@ fn lines(name: &str) -> Vec<Value> {
 
 /// Every recorded row: settings that were chosen, and settings drawn at random.
 pub(crate) fn rows() -> Vec<Value> {
-    ["vllm-0.33.0.jsonl.gz", "random-0.33.0.jsonl.gz"].into_iter().flat_map(lines).collect()
+    ["vllm-0.33.0.jsonl.gz", "random-0.33.0.jsonl.gz", "drafts-0.33.0.jsonl.gz", "replicas-0.33.0.jsonl.gz"]
+        .into_iter()
+        .flat_map(lines)
+        .collect()
 }
 
 /// The configs by file name: those of the rows, and those of the corpus.
@@ -43,6 +47,9 @@ pub(crate) fn configs() -> BTreeMap<String, Value> {
 
 /// The config of a row as the engine sees it: with what the row puts over it, and with ModelOpt's file beside it.
 pub(crate) fn config(row: &Value, configs: &BTreeMap<String, Value>) -> Value {
+    if let Some(own) = row.get("target_config") {
+        return own.clone();
+    }
     let name = row["config"].as_str().unwrap();
     let mut config = configs[name].clone();
     let side = name.replace("_config.json", "_hf_quant_config.json");
@@ -111,6 +118,7 @@ pub(crate) fn knobs(row: &Value) -> Knobs {
             "enable_prefix_caching" => knobs.prefix_caching = value.as_bool(),
             "async_scheduling" => knobs.async_scheduling = value.as_bool().unwrap(),
             "disable_hybrid_kv_cache_manager" => knobs.hybrid_manager = value != true,
+            "data_parallel_size" => knobs.parallelism.data = value.as_u64().unwrap(),
             "max_num_batched_tokens" => knobs.max_batched_tokens = number(value),
             "max_num_seqs" => knobs.max_sequences = number(value),
             "num_gpu_blocks_override" => knobs.blocks_override = number(value),
@@ -119,7 +127,12 @@ pub(crate) fn knobs(row: &Value) -> Knobs {
             "kv_cache_dtype_skip_layers" => knobs.skip_sliding_window = true,
             "quantization" => knobs.online_quantization = value.as_str().map(ToString::to_string),
             "speculative_config" => {
-                let method = if value["method"] == "ngram" { DraftMethod::Ngram } else { DraftMethod::Mtp };
+                let named = |method: &&DraftMethod| value["method"] == method.name();
+                let method = DraftMethod::ALL.iter().find(named).copied().unwrap_or_else(|| panic!("no method {value}"));
+                knobs.drafter = row.get("draft_config").map(|config| {
+                    let draft = hf::ingest(config.to_string().as_bytes(), &hf::Options::default()).unwrap();
+                    Box::new(Drafter { spec: draft.spec, tensors: draft.tensors, checkpoint: draft.checkpoint })
+                });
                 knobs.speculation = Some(Speculation { method, tokens: value["num_speculative_tokens"].as_u64().unwrap() });
             }
             other => unknown.push(other.to_string()),

@@ -4,9 +4,10 @@ use plimsoll_ingest::Ingested;
 use plimsoll_math::engine::vllm::layers::{Settled, cache_plan};
 use plimsoll_math::engine::vllm::options::{Knobs, MaxLength};
 use plimsoll_math::engine::vllm::plan::CachePlan;
-use plimsoll_math::engine::vllm::weights::{RankWeights, weights};
+use plimsoll_math::engine::vllm::weights::{RankWeights, draft_weights, weights};
 use plimsoll_math::error::MathError;
 use plimsoll_math::format::StorageFormat;
+use plimsoll_math::spec::Mixer;
 use serde_json::{Value, json};
 
 /// How a row came out.
@@ -32,7 +33,9 @@ pub(crate) fn judge(row: &Value, model: &Ingested, knobs: &Knobs) -> Judged {
         Ok((plan, settled)) => differences(row, &plan, &settled, knobs),
         Err(error) => vec![format!("refused: {error}")],
     };
-    Judged { refused: false, plan, weights: weights_differ(row, weighed) }
+    let drafted = draft_differs(row, model, knobs);
+    let differ: Vec<String> = weights_differ(row, weighed).into_iter().chain(drafted).collect();
+    Judged { refused: false, plan, weights: (!differ.is_empty()).then(|| differ.join("; ")) }
 }
 
 /// A line that says which row it is.
@@ -186,6 +189,30 @@ fn weights_differ(row: &Value, weighed: Result<Vec<RankWeights>, MathError>) -> 
             .collect::<Vec<Value>>(),
     };
     (json!(ours) != json!(theirs)).then(|| format!("weights: ours {}, vLLM's {}", json!(ours), json!(theirs)))
+}
+
+/// The weights of what drafts, by number type. A model's own module is made with an embedding and an output matrix that
+/// the model's take the place of.
+fn draft_differs(row: &Value, model: &Ingested, knobs: &Knobs) -> Option<String> {
+    let weighed = draft_weights(&model.spec, &model.tensors, &model.checkpoint, knobs);
+    let theirs = row["weights_per_pp_rank"].as_array().unwrap().last().and_then(|rank| rank.get("draft"))?;
+    let mut theirs_by = theirs["by_dtype"].as_object().unwrap().clone();
+    if knobs.drafter.is_none() {
+        // Modules that quantize in a way of their own are bounds in the answer.
+        let followed =
+            model.checkpoint.scheme.is_none() || model.spec.mtp.iter().all(|module| matches!(module.layer.mixer, Mixer::Mla(_)));
+        if !followed || model.spec.mtp.is_empty() {
+            return None;
+        }
+        let shared = theirs["embed_and_head_bytes"].as_u64().unwrap();
+        let all = theirs_by["bfloat16"].as_u64().unwrap();
+        theirs_by.insert("bfloat16".to_string(), json!(all - shared));
+    }
+    let ours: serde_json::Map<String, Value> = match weighed {
+        Err(error) => return Some(format!("draft: {error}")),
+        Ok(rank) => rank.by_type.iter().map(|(format, bytes)| (torch(*format).to_string(), json!(bytes))).collect(),
+    };
+    (ours != theirs_by).then(|| format!("draft: ours {}, vLLM's {}", json!(ours), json!(theirs_by)))
 }
 
 fn torch(format: StorageFormat) -> &'static str {

@@ -7,10 +7,10 @@ use alloc::vec::Vec;
 use super::super::VERSION;
 use super::super::backend::{Backend, Needs};
 use super::super::class::{DraftModule, ModelClass};
+use super::super::drafter::drafter;
 use super::super::facts::Checkpoint;
 use super::super::options::{CacheDtype, DraftMethod, Knobs};
 use super::super::states::{State, state_of};
-use super::refused;
 use crate::error::MathError;
 use crate::spec::{Attention, CompressedAttention, KvSource, Layer, Mixer, Mla, ModelSpec, Window};
 use crate::units::add;
@@ -94,7 +94,7 @@ pub(super) const fn heads_of(layer: &Layer) -> Option<(u64, u64)> {
 pub(super) fn find<'a>(
     spec: &'a ModelSpec,
     checkpoint: &Checkpoint,
-    knobs: &Knobs,
+    knobs: &'a Knobs,
     needs: Needs,
 ) -> Result<Vec<Found<'a>>, MathError> {
     let class = &checkpoint.class;
@@ -113,13 +113,18 @@ pub(super) fn find<'a>(
         && matches!(speculation.method, DraftMethod::Mtp)
     {
         let drafts = draft_layers(spec, class);
-        if drafts.is_empty() {
-            return Err(refused("method mtp: the model has no multi-token-prediction layers".to_string()));
-        }
         let last = knobs.parallelism.pipeline.max(1) - 1;
         let n = u64::try_from(spec.layers.len()).unwrap_or(0);
         for (index, layer) in (n..).zip(drafts) {
             layer_parts(layer, (index, last, true), needs, knobs, &mut found)?;
+        }
+    }
+    if let Some((drafter, _)) = drafter(knobs)? {
+        let last = knobs.parallelism.pipeline.max(1) - 1;
+        let n = u64::try_from(spec.layers.len()).unwrap_or(0);
+        let heads = head_counts(&drafter.spec).map_or(0, |(heads, _)| heads / knobs.parallelism.tensor.max(1));
+        for (index, layer) in (n..).zip(&drafter.spec.layers) {
+            layer_parts(layer, (index, last, true), Needs { heads, ..needs }, knobs, &mut found)?;
         }
     }
     if checkpoint.sees_ahead {
@@ -219,8 +224,10 @@ fn layer_parts<'a>(
             push("", Part::Latent(mla, needs, Backend::of_latent(&needs)?));
         }
         Mixer::CompressedAttention(attention) => {
-            if needs.gpu.major() != 9 && needs.gpu.major() != 10 {
-                return Err(refused("No valid attention backend found for DeepSeek-V4 on this GPU".to_string()));
+            if needs.gpu.major() > 10 {
+                // Another backend, whose pages were not looked at (`deepseek_v4/nvidia/model.py`).
+                let mechanism = "attention over compressed tokens on this GPU".to_string();
+                return Err(MathError::Unsupported { engine: VERSION.to_string(), mechanism });
             }
             push("", Part::Compressed(attention));
         }

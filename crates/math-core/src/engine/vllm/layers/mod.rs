@@ -14,7 +14,7 @@ use super::VERSION;
 use super::backend::{Backend, Needs};
 use super::cache_spec::{CacheKind, RequestShape};
 use super::class::CacheRule;
-use super::facts::Checkpoint;
+use super::facts::{Checkpoint, NameMatching};
 use super::groups::{LayerCache, PoolLayout};
 use super::options::{CacheDtype, DraftMethod, Knobs, MaxLength};
 use super::plan::CachePlan;
@@ -93,6 +93,11 @@ pub fn cache_plan(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs) -> R
             }
             tokens
         }
+        MaxLength::Fit if checkpoint.assumed_length => {
+            return Err(refused(
+                "max_model_len must be a positive integer, got int: -1. Example: max_model_len=2048".to_string(),
+            ));
+        }
         MaxLength::Model | MaxLength::Fit => checkpoint.default_length.unwrap_or(trained),
     };
     let mut max_batched_tokens = knobs.max_batched_tokens.unwrap_or(batch_default);
@@ -135,7 +140,9 @@ pub fn cache_plan(spec: &ModelSpec, checkpoint: &Checkpoint, knobs: &Knobs) -> R
     };
     let found = find(spec, checkpoint, knobs, needs)?;
     let scaled = checkpoint.scheme.is_some_and(|scheme| scheme.cache_scales(checkpoint.matching) != (0, 0));
-    if matches!(cache, CacheDtype::Fp8E5M2) && scaled && !checkpoint.class.without_cache_scales {
+    // compressed-tensors' checkpoints have scales for a cache only where they say so (`attention/attention.py`).
+    let declared = checkpoint.matching != NameMatching::Patterns || checkpoint.cache_dtype.is_some();
+    if matches!(cache, CacheDtype::Fp8E5M2) && scaled && declared && !checkpoint.class.without_cache_scales {
         return Err(refused("fp8_e5m2 kv-cache is not supported with fp8 checkpoints.".to_string()));
     }
     let context = StateContext { knobs, checkpoint, d_model: spec.d_model };

@@ -6,9 +6,10 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use super::super::class::Built;
+use super::super::drafter::drafter;
 use super::super::facts::Checkpoint;
-use super::super::options::Knobs;
-use super::find::{has_state, heads_of, stages};
+use super::super::options::{DraftMethod, Knobs};
+use super::find::{draft_layers, has_state, heads_of, stages};
 use super::refused;
 use crate::error::MathError;
 use crate::spec::{FeedForward, KvSource, Layer, Mixer, ModelSpec};
@@ -64,6 +65,15 @@ pub(super) fn check_parallelism(
     heads: Option<(u64, u64)>,
 ) -> Result<(), MathError> {
     let tensor = knobs.parallelism.tensor.max(1);
+    // The ranks among themselves are looked at before the model is (`config/parallel.py`).
+    let context = knobs.parallelism.decode_context.max(1);
+    if !tensor.is_multiple_of(context) {
+        return Err(refused(format!("tp_size={tensor} must be divisible by dcp_size={context}.")));
+    }
+    let asks = knobs.speculation.is_some_and(|speculation| matches!(speculation.method, DraftMethod::Mtp));
+    if asks && draft_layers(spec, &checkpoint.class).is_empty() {
+        return Err(refused("Unsupported speculative method: 'mtp'".to_string()));
+    }
     if let Some((heads, _)) = heads
         && !heads.is_multiple_of(tensor)
     {
@@ -82,9 +92,9 @@ pub(super) fn check_parallelism(
                 .to_string(),
         ));
     }
-    let context = knobs.parallelism.decode_context.max(1);
-    if !tensor.is_multiple_of(context) {
-        return Err(refused(format!("tp_size={tensor} must be divisible by dcp_size={context}.")));
+    if context > 1 && heads.is_none() {
+        // It asks how often key-value heads repeat before it looks whether there are any.
+        return Err(refused("integer division or modulo by zero".to_string()));
     }
     let latent = spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Mla(_) | Mixer::CompressedAttention(_)));
     if context > 1
@@ -114,7 +124,28 @@ pub(super) fn check_parallelism(
             knobs.parallelism.pipeline
         )));
     }
+    check_drafter(spec, knobs)?;
     shared_caches(spec, knobs)
+}
+
+/// What the engine says about a model that drafts (`config/speculative.py`, `llama_eagle.py`).
+fn check_drafter(spec: &ModelSpec, knobs: &Knobs) -> Result<(), MathError> {
+    let Some((drafter, method)) = drafter(knobs)? else { return Ok(()) };
+    let (own, target) = (drafter.spec.embedding.n_vocab, spec.embedding.n_vocab);
+    if matches!(method, DraftMethod::DraftModel) && own != target {
+        return Err(refused(format!(
+            "Target and draft model should have the same vocabulary size. Target model vocab_size={target}. Draft model \
+             vocab_size={own}. Using models with different tokenizers can cause out-of-bounds errors during speculative decoding."
+        )));
+    }
+    // A head of the first version counts its layers on from those of the last stage alone, whose names may be taken.
+    let ranges = stages(u64::try_from(spec.layers.len()).unwrap_or(0), knobs.parallelism.pipeline);
+    if let (DraftMethod::Eagle, Some((from, to))) = (method, ranges.last().copied())
+        && (from..to).contains(&(to - from))
+    {
+        return Err(refused(format!("Duplicate layer name: model.layers.{}.self_attn.attn", to - from)));
+    }
+    Ok(())
 }
 
 /// Positions are divided over the ranks that would repeat a head.

@@ -9,6 +9,7 @@ use super::super::cache_spec::{CacheKind, CacheSpec, Identity, StrideAlignment};
 use super::super::options::CacheDtype;
 use super::super::states::StateContext;
 use super::find::{Found, Heads, Part};
+use super::refused;
 use crate::error::MathError;
 use crate::format::StorageFormat;
 use crate::spec::{CompressedAttention, Window};
@@ -201,6 +202,10 @@ fn compressed(
         return Ok(());
     }
     let ratio = attention.ratio;
+    if block < ratio {
+        // A block that holds no whole group of tokens has no states to divide by.
+        return Err(refused("integer division or modulo by zero".into()));
+    }
     // Overlapping groups of four are compressed from twice as many tokens.
     let overlap = if ratio == 4 { 2 } else { 1 };
     let unfinished = |head: u64| -> Result<CacheSpec, MathError> {

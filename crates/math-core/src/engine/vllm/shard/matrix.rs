@@ -42,7 +42,7 @@ impl Rules<'_> {
         let leads = leads && !behind_gate;
         let hidden = match self.layer(tensor).map(|layer| &layer.feed_forward) {
             Some(FeedForward::Moe(moe)) if self.experts_whole => moe.d_ff_expert,
-            Some(FeedForward::Moe(moe)) => moe.d_ff_expert / self.ranks,
+            Some(FeedForward::Moe(moe)) => moe.d_ff_expert / self.hidden_ranks,
             _ => 0,
         };
         let shards = self.shards(tensor, name);
@@ -103,8 +103,10 @@ impl Rules<'_> {
     #[must_use]
     pub fn format(&self, tensor: &Tensor, checkpoint: &Checkpoint) -> StorageFormat {
         let name = role(&tensor.name);
-        if name == "ffn_gate_tid2eid.weight" {
-            return StorageFormat::I32;
+        match name {
+            "ffn_gate_tid2eid.weight" => return StorageFormat::I32,
+            "draft_to_target" => return StorageFormat::I64,
+            _ => {}
         }
         let single = match name {
             // Decay rates.

@@ -20,7 +20,7 @@ use super::options::Knobs;
 use super::quantization::WeightScheme;
 use super::weights::is_created;
 use crate::error::MathError;
-use crate::spec::{Attention, Layer, Mamba2, Mixer, ModelSpec, QkvLayout};
+use crate::spec::{Attention, FeedForward, Layer, Mamba2, Mixer, ModelSpec, QkvLayout};
 use crate::tensor::{Counts, Place, Tensor};
 use crate::units::{add, mul, round_up};
 pub(super) use split::{Split, role};
@@ -56,10 +56,15 @@ pub struct Rules<'a> {
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) names: Names<'a>,
     ranks: u64,
+    /// Ranks that divide an expert's hidden layer: those of all replicas together (`FusedMoEParallelConfig.make`).
+    hidden_ranks: u64,
     experts_whole: bool,
     expert_ranks: u64,
+    whole_shared: bool,
+    fewer_experts: bool,
     rounding: (u64, u64),
     rounds_experts: bool,
+    expert_tile: u64,
     single_routers: bool,
 }
 
@@ -67,8 +72,12 @@ fn refused(count: u64, ranks: u64, what: &str) -> MathError {
     MathError::Refused { engine: VERSION.to_string(), reason: format!("{count} is not divisible by {ranks} ({what})") }
 }
 
+fn experts_of(spec: &ModelSpec) -> bool {
+    spec.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForward::Moe(_)))
+}
+
 /// Exact division, as the engine's `divide`.
-fn divide(count: u64, ranks: u64, what: &str) -> Result<u64, MathError> {
+pub(super) fn divide(count: u64, ranks: u64, what: &str) -> Result<u64, MathError> {
     if count.is_multiple_of(ranks) { Ok(count / ranks) } else { Err(refused(count, ranks, what)) }
 }
 
@@ -85,13 +94,23 @@ impl<'a> Rules<'a> {
             checkpoint,
             names: Names::of(checkpoint)?,
             ranks,
+            hidden_ranks: if experts_of(spec) { ranks.saturating_mul(knobs.parallelism.data.max(1)) } else { ranks },
             experts_whole: knobs.parallelism.expert,
+            fewer_experts: knobs.fewer_experts,
+            // Ranks then take turns with the tokens of shared experts, which are whole on each
+            // (`config/parallel.py:use_sequence_parallel_moe`).
+            whole_shared: knobs.parallelism.expert && ranks > 1 && knobs.parallelism.data > 1,
             expert_ranks: ranks.saturating_mul(knobs.parallelism.data.max(1)),
             rounds_experts: checkpoint.experts_scheme.or(checkpoint.scheme).is_some_and(WeightScheme::experts_only),
             // Hopper's and data-centre Blackwell's kernels compute in single precision from the model's type
             // (`fused_moe/router/gate_linear.py:GateLinear`).
             single_routers: checkpoint.class.router.single_precision
                 || (checkpoint.class.router.single_without_kernels && knobs.gpu.capability != 90 && knobs.gpu.major() != 10),
+            expert_tile: if checkpoint.class.tiled_experts && checkpoint.scheme.is_none() && knobs.gpu.major() == 10 {
+                128
+            } else {
+                1
+            },
             // Triton's kernels on Hopper take tiles of 64; Marlin, CUTLASS and TRT-LLM round both sides.
             rounding: if knobs.gpu.major() == 9 { (64, 64) } else { (128, 256) },
         })
@@ -223,9 +242,9 @@ impl<'a> Rules<'a> {
             Split::ExpertBias { outputs } => {
                 // One row for every expert.
                 if self.experts_whole {
-                    n_out = divide(n_out, self.expert_ranks, "experts by the ranks of expert parallelism")?;
+                    n_out = self.experts_here(n_out);
                 } else if outputs {
-                    n_in = divide(n_in, ranks, name)?;
+                    n_in = divide(n_in, self.hidden_ranks, name)?;
                 }
                 if self.rounds_experts {
                     let (hidden, model) = self.rounding;
@@ -233,7 +252,7 @@ impl<'a> Rules<'a> {
                 }
             }
             Split::ExpertOutputs | Split::ExpertInputs if self.experts_whole => {
-                stack = divide(stack, self.expert_ranks, "experts by the ranks of expert parallelism")?;
+                stack = self.experts_here(stack);
             }
             Split::ExpertOutputs => n_out = self.expert_part(n_out, name)?,
             Split::ExpertInputs => n_in = self.expert_part(n_in, name)?,
@@ -260,7 +279,9 @@ impl<'a> Rules<'a> {
         let inputs_split = ranks > 1 && matches!(split, Split::Inputs);
         let outputs_split = ranks > 1 && matches!(split, Split::Outputs | Split::KvHeads | Split::Fused | Split::Mamba2In);
         let part = Part { n_in, n_out, stack, inputs_split, outputs_split };
-        let mut parts = vec![part];
+        // Several matrices of one shape are a linear layer each.
+        let layers = if name.starts_with("altup_") { usize::try_from(stack).unwrap_or(1) } else { 1 };
+        let mut parts = if layers > 1 { vec![Part { stack: 1, ..part }; layers] } else { vec![part] };
         let twice = match role(name) {
             // Values are read from the keys, and yet have a matrix.
             "attn_k.weight" => self.attention(tensor).is_some_and(|attention| matches!(attention.layout, QkvLayout::ValueIsKey)),
@@ -282,8 +303,13 @@ impl<'a> Rules<'a> {
 
     /// A rank's share of an expert's hidden layer (`min_moe_intermediate_per_partition`).
     fn expert_part(&self, hidden: u64, name: &str) -> Result<u64, MathError> {
-        let part = divide(hidden, self.ranks, name)?;
-        Ok(if self.ranks > 1 { part.max(self.class.least_expert_share) } else { part })
+        let part = divide(hidden, self.hidden_ranks, name)?;
+        round_up(if self.hidden_ranks > 1 { part.max(self.class.least_expert_share) } else { part }, self.expert_tile)
+    }
+
+    /// Experts of a rank: the first ranks have one more where they do not divide (`expert_map_manager.py`).
+    const fn experts_here(&self, experts: u64) -> u64 {
+        if self.fewer_experts { experts / self.expert_ranks } else { experts.div_ceil(self.expert_ranks) }
     }
 
     /// Key-value heads of a rank: a share of them, or one of them on several ranks.

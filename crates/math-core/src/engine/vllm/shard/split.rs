@@ -45,6 +45,7 @@ impl Rules<'_> {
         let delta = matches!(mixer, Some(Mixer::GatedDeltaNet(_) | Mixer::KimiDelta(_)));
         let mamba2 = self.mamba2(tensor).is_some();
         match stem {
+            _ if self.whole_shared && stem.ends_with("_shexp") => Split::Whole,
             "attn_q"
             | "attn_q_b"
             | "attn_gate"
