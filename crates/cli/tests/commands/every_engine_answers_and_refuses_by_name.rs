@@ -44,7 +44,7 @@ fn options_of_others() {
     for (engine, option, value, named) in [
         ("sglang", "--ubatch", "128", "ubatch"),
         ("sglang", "--n-cpu-moe", "2", "n_cpu_moe"),
-        ("sglang", "--data-parallel", "2", "data_parallel"),
+        ("tensorrt-llm", "--data-parallel", "2", "data_parallel"),
         ("mlx", "--memory-utilization", "0.5", "memory_utilization"),
         ("tensorrt-llm", "--cache", "static", "cache"),
         ("transformers", "--block-size", "16", "block_size"),

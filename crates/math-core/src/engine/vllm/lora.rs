@@ -10,9 +10,10 @@ use super::VERSION;
 use super::facts::Checkpoint;
 use super::layers::stages;
 use super::options::Knobs;
+use super::quantization::WeightScheme;
 use super::shard::{Rules, role};
 use crate::error::MathError;
-use crate::spec::{FeedForward, LmHead, Mixer, ModelSpec};
+use crate::spec::{FeedForward, Layer, LmHead, Mixer, ModelSpec};
 use crate::tensor::{Place, TensorTable};
 use crate::units::{add, mul};
 
@@ -50,14 +51,19 @@ pub fn buffers(spec: &ModelSpec, table: &TensorTable, checkpoint: &Checkpoint, k
             ),
         });
     }
-    let followed = spec
-        .layers
-        .iter()
-        .all(|layer| matches!(layer.mixer, Mixer::Attention(_)) && matches!(layer.feed_forward, FeedForward::Dense(_)));
+    // Experts that kernels hold in tiles of their own have buffers in other tiles (`fused_moe/oracle/mxfp4.py`), and those
+    // beside shared experts were not looked at.
+    let tiled = checkpoint.experts_scheme.or(checkpoint.scheme).is_some_and(WeightScheme::experts_only);
+    let feeds = |layer: &Layer| match &layer.feed_forward {
+        FeedForward::Dense(_) => true,
+        FeedForward::Moe(moe) => moe.shared.is_none() && !tiled,
+        _ => false,
+    };
+    let followed = spec.layers.iter().all(|layer| matches!(layer.mixer, Mixer::Attention(_)) && feeds(layer));
     if !followed || checkpoint.class.library || spec.encoder.is_some() {
         return Err(MathError::Unsupported {
             engine: VERSION.to_string(),
-            mechanism: "LoRA adapters for anything but attention and dense feed-forward layers".to_string(),
+            mechanism: "LoRA adapters for anything but attention, dense feed-forward layers and routed experts alone".to_string(),
         });
     }
     let element = mul(mul(adapters.count, adapters.rank)?, checkpoint.dtype.block_bytes())?;
@@ -80,10 +86,15 @@ pub fn buffers(spec: &ModelSpec, table: &TensorTable, checkpoint: &Checkpoint, k
                 | "ffn_gate.weight"
                 | "ffn_up.weight"
                 | "ffn_down.weight"
+                | "ffn_gate_inp.weight"
+                | "ffn_gate_exps.weight"
+                | "ffn_up_exps.weight"
+                | "ffn_gate_up_exps.weight"
+                | "ffn_down_exps.weight"
         );
         if linear && let Some(stage) = ranges.iter().position(|(from, to)| (*from..*to).contains(&u64::from(index))) {
             for part in rules.parts(tensor)? {
-                hold(stage, add(part.n_in, part.n_out)?)?;
+                hold(stage, mul(add(part.n_in, part.n_out)?, part.stack)?)?;
             }
         }
     }
