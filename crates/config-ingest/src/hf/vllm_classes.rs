@@ -222,6 +222,9 @@ const ADAPTED_VOCABULARY: &[&str] = &[
     "Phi3ForCausalLM",
     "Qwen3ForCausalLM",
     "SolarForCausalLM",
+    "MixtralForCausalLM",
+    "PhiMoEForCausalLM",
+    "Qwen3MoeForCausalLM",
 ];
 
 /// Dense classes that the engine builds from the Transformers library's modules (`_TRANSFORMERS_SUPPORTED_MODELS`).

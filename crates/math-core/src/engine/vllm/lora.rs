@@ -10,7 +10,6 @@ use super::VERSION;
 use super::facts::Checkpoint;
 use super::layers::stages;
 use super::options::Knobs;
-use super::quantization::WeightScheme;
 use super::shard::{Rules, role};
 use crate::error::MathError;
 use crate::spec::{FeedForward, Layer, LmHead, Mixer, ModelSpec};
@@ -51,12 +50,12 @@ pub fn buffers(spec: &ModelSpec, table: &TensorTable, checkpoint: &Checkpoint, k
             ),
         });
     }
-    // Experts that kernels hold in tiles of their own have buffers in other tiles (`fused_moe/oracle/mxfp4.py`), and those
-    // beside shared experts were not looked at.
-    let tiled = checkpoint.experts_scheme.or(checkpoint.scheme).is_some_and(WeightScheme::experts_only);
+    // Kernels that hold quantized experts in tiles have buffers in tiles too (`fused_moe/oracle/mxfp4.py`), and experts
+    // beside others were not looked at.
+    let tiled = checkpoint.experts_scheme.or(checkpoint.scheme).is_some();
     let feeds = |layer: &Layer| match &layer.feed_forward {
         FeedForward::Dense(_) => true,
-        FeedForward::Moe(moe) => moe.shared.is_none() && !tiled,
+        FeedForward::Moe(moe) => moe.shared.is_none() && moe.beside.is_none() && moe.latent.is_none() && !tiled,
         _ => false,
     };
     let followed = spec.layers.iter().all(|layer| matches!(layer.mixer, Mixer::Attention(_)) && feeds(layer));
@@ -109,9 +108,10 @@ pub fn buffers(spec: &ModelSpec, table: &TensorTable, checkpoint: &Checkpoint, k
     // Whole on every rank, and once for each end even where both are one matrix.
     let last = ranges.len().saturating_sub(1);
     let tied = matches!(spec.head.lm_head, LmHead::Tied) && last > 0;
-    let embeddings = [(0, class.adapts_embedding), (last, class.adapts_embedding && tied), (last, class.adapts_head)];
-    for (stage, _) in embeddings.into_iter().filter(|(_, adapted)| *adapted) {
-        hold(stage, add(rows, spec.d_model)?)?;
+    for stage in 0..=last {
+        let embeds = class.adapts_embedding && (stage == 0 || class.ends.embedding || (tied && stage == last));
+        let heads = class.adapts_head && (stage == last || class.ends.head);
+        hold(stage, mul(add(rows, spec.d_model)?, u64::from(embeds) + u64::from(heads))?)?;
     }
     Ok(bytes)
 }
