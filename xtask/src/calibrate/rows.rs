@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use plimsoll::math::device::{Class, Device, Driver};
 use plimsoll::math::throughput::setup::OnHost;
 use plimsoll::math::throughput::{
-    Built, Facts, Family, LoadedRequest, Metric, Parallel, Recorder, Runtime, Setup, Speeds, Term, decode, decode_bound, prefill,
-    prefill_bound, time_per_output_token,
+    Built, Era, Facts, Family, LoadedRequest, Metric, Parallel, Recorder, Runtime, Setup, Speeds, Term, decode, decode_bound,
+    prefill, prefill_bound, time_per_output_token,
 };
 
 use crate::csv::{Record, number, records, text};
@@ -316,12 +316,9 @@ fn row(
     setup.driver = driver(record, &setup.device);
     setup.devices = get("device_count")?.max(1.0);
     setup.without_flash = text(record, "fa") == "0" || text(record, "fa") == "0.0";
-    // Two numbers name a release: 0.18.1 behaves as 0.18.0 does.
-    setup.release = text(record, "engine_build").split('.').take(2).collect::<Vec<_>>().join(".");
     let date = text(record, "date");
-    setup.dated = date.rmatch_indices("20").next().is_some_and(|(place, _)| {
-        date.get(place..place + 4).and_then(|year| year.parse::<u32>().ok()).is_some_and(|year| year <= 2024)
-    });
+    let year = date.rmatch_indices("20").next().and_then(|(place, _)| date.get(place..place + 4)?.parse::<u32>().ok());
+    setup.era = year.map_or(Era::Recent, Era::of_year);
     if metric == Metric::Decode && text(record, "note").contains("only 2-4 threads") {
         // A few cores have their share of the processor's units, however much memory delivers.
         let Some(cores) = cores(&setup.device.name) else {
@@ -343,12 +340,15 @@ fn row(
         return Ok(Err("no value"));
     }
     let label = format!(
-        "{}: {} on {}, {} {}, {} {value}",
+        "{}: {} on {}, {} {} {}, {} tokens after {}, {} {value}",
         text(record, "source"),
         text(record, "model"),
         text(record, "device"),
         text(record, "engine"),
+        text(record, "backend"),
         text(record, "quant"),
+        text(record, "n_prompt"),
+        text(record, "n_depth"),
         text(record, "metric"),
     );
     let (prompt, depth, output) = (get("n_prompt")?.max(1.0), get("n_depth")?, get("n_gen")?);

@@ -23,6 +23,11 @@ struct Compiled {
     weight: f64,
 }
 
+/// Coefficients closer to nothing than this change a prediction by a few percent at most, and are left out of the table.
+const SMALLEST: f64 = 0.03;
+/// What holds a coefficient at nothing.
+const NAILED: f64 = 1e9;
+
 /// How firmly a coefficient is held at nothing, by its level: chosen by cross-validation, for the rates of one sequence and for
 /// prompts and servers, whose rows cover fewer devices and more releases.
 fn penalty(metric: Metric, level: &str) -> f64 {
@@ -34,7 +39,6 @@ fn penalty(metric: Metric, level: &str) -> f64 {
         "device" if is_decode => 1.5,
         "backend" => 0.5,
         "mechanism" if !is_decode => 0.3,
-        "release" if !is_decode => 0.2,
         _ => 1.0,
     }
 }
@@ -123,13 +127,24 @@ impl Problem {
         self.rows.get(index).map_or(0.0, |row| row.target - Self::predict(row, theta, None))
     }
 
-    /// The coefficients that fit the rows `chosen`.
-    pub(crate) fn fit(&self, chosen: &[usize], start: Option<&[f64]>, steps: usize) -> Vec<f64> {
-        let mut theta = start.map_or_else(|| vec![0.0; self.keys.len()], <[f64]>::to_vec);
+    /// The coefficients that fit the rows `chosen`: once with all of them, then with those alone that came out larger than [`SMALLEST`],
+    /// so that the table stays small and the ones that are kept make up for the others.
+    pub(crate) fn fit(&self, chosen: &[usize]) -> Vec<f64> {
+        let all = self.descend(chosen, vec![0.0; self.keys.len()], &self.penalties, 12);
+        let kept: Vec<bool> = all.iter().map(|value| value.abs() >= SMALLEST).collect();
+        let penalties: Vec<f64> =
+            self.penalties.iter().zip(&kept).map(|(penalty, kept)| if *kept { *penalty } else { NAILED }).collect();
+        let start = all.iter().zip(&kept).map(|(value, kept)| if *kept { *value } else { 0.0 }).collect();
+        let theta = self.descend(chosen, start, &penalties, 4);
+        theta.into_iter().zip(kept).map(|(value, kept)| if kept { value } else { 0.0 }).collect()
+    }
+
+    fn descend(&self, chosen: &[usize], start: Vec<f64>, penalties: &[f64], steps: usize) -> Vec<f64> {
+        let mut theta = start;
         for _ in 0..steps {
             let mut jacobian: Vec<(f64, Vec<(usize, f64)>)> = Vec::with_capacity(chosen.len());
-            let mut gradient: Vec<f64> = theta.iter().zip(&self.penalties).map(|(value, penalty)| -value * penalty).collect();
-            let mut diagonal: Vec<f64> = self.penalties.iter().map(|penalty| penalty + 1e-3).collect();
+            let mut gradient: Vec<f64> = theta.iter().zip(penalties).map(|(value, penalty)| -value * penalty).collect();
+            let mut diagonal: Vec<f64> = penalties.iter().map(|penalty| penalty + 1e-3).collect();
             for row in chosen.iter().filter_map(|index| self.rows.get(*index)) {
                 let mut derivatives = Vec::new();
                 let residual = row.target - Self::predict(row, &theta, Some(&mut derivatives));
@@ -143,7 +158,7 @@ impl Problem {
                 }
                 jacobian.push((weight, derivatives));
             }
-            let step = self.solve(&jacobian, &gradient, &diagonal);
+            let step = Self::solve(&jacobian, &gradient, &diagonal, penalties);
             let mut largest = 0.0_f64;
             for (value, change) in theta.iter_mut().zip(step) {
                 let change = change.clamp(-1.0, 1.0);
@@ -158,9 +173,9 @@ impl Problem {
     }
 
     /// Conjugate gradients on `(J' W J + penalties) step = gradient`, scaled by the diagonal.
-    fn solve(&self, jacobian: &[(f64, Vec<(usize, f64)>)], gradient: &[f64], diagonal: &[f64]) -> Vec<f64> {
+    fn solve(jacobian: &[(f64, Vec<(usize, f64)>)], gradient: &[f64], diagonal: &[f64], penalties: &[f64]) -> Vec<f64> {
         let apply = |vector: &[f64]| -> Vec<f64> {
-            let mut out: Vec<f64> = vector.iter().zip(&self.penalties).map(|(value, penalty)| value * (penalty + 1e-3)).collect();
+            let mut out: Vec<f64> = vector.iter().zip(penalties).map(|(value, penalty)| value * (penalty + 1e-3)).collect();
             for (weight, derivatives) in jacobian {
                 let product: f64 = derivatives.iter().map(|(column, share)| share * Self::at(vector, *column)).sum();
                 for (column, share) in derivatives {

@@ -20,7 +20,7 @@ mod under_load;
 mod work;
 
 pub use calibration::{Estimate, Metric, VERSION, interval, stratum};
-pub use setup::{Parallel, Runtime, Setup, Speeds};
+pub use setup::{Era, Parallel, Runtime, Setup, Speeds};
 pub use single::{decode, decode_bound, prefill, prefill_bound};
 pub use terms::{Built, Group, Recorder, Term, level_of, seconds, share_of};
 pub use under_load::{LoadedRequest, decode_step, prefill_step, time_per_output_token};

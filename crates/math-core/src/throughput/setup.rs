@@ -57,6 +57,8 @@ pub struct Speeds {
     pub driver: Driver,
     /// Bytes per second of memory.
     pub bandwidth: f64,
+    /// Operations per second in single precision, outside units for matrices.
+    pub single: f64,
     /// Operations per second in half precision (single precision where there is no faster unit).
     pub half: f64,
     /// In brain floating point.
@@ -69,6 +71,22 @@ pub struct Speeds {
     pub int8: f64,
     /// Bytes that a program can get.
     pub usable: f64,
+    /// Bytes per second between the device and its host's memory.
+    pub link: f64,
+}
+
+/// What the link to the host moves in one direction: the catalogue's figure where that link is PCIe, its generation's otherwise (a link
+/// between devices says nothing of the host's), and memory itself where both share it.
+fn link(device: &Device, bandwidth: f64) -> f64 {
+    const PCIE4: f64 = 31.5e9;
+    match &device.link {
+        Some(link) if link.name.contains("unified") => bandwidth,
+        Some(link) if link.name.starts_with("PCIe") => float(link.mb_per_s_per_direction) * 1e6,
+        // Devices whose links carry 8-bit floating point are of PCIe's fifth generation.
+        Some(_) if device.speed.is_some_and(|speed| speed.fp8_gflops > 0) => 2.0 * PCIE4,
+        _ if device.driver == Driver::Cpu => bandwidth,
+        _ => PCIE4,
+    }
 }
 
 impl Speeds {
@@ -86,12 +104,14 @@ impl Speeds {
             class: device.class,
             driver: device.driver,
             bandwidth: float(speed.memory_mb_per_s) * 1e6,
+            single,
             half,
             brain: giga(speed.bf16_gflops).max(single),
             float8: giga(speed.fp8_gflops),
             float4: giga(speed.fp4_gflops),
             int8: giga(speed.int8_gops),
             usable: float(device.usable.bytes.get()),
+            link: link(device, float(speed.memory_mb_per_s) * 1e6),
         })
     }
 
@@ -105,23 +125,38 @@ impl Speeds {
             class: Class::Cpu,
             driver: Driver::Cpu,
             bandwidth: 83e9,
+            single: 1.2e12,
             half: 1.2e12,
             brain: 1.2e12,
             float8: 0.0,
             float4: 0.0,
-            int8: 0.0,
+            int8: 2.4e12,
             usable: 64e9,
+            link: 83e9,
         }
     }
 
-    /// The peak that a prompt's matrices can reach: llama.cpp multiplies quantized weights in 8-bit integers on CUDA and ROCm
-    /// (ggml-cuda/mmq.cuh), and in the floating-point units elsewhere.
+    /// The peak that a prompt's matrices can reach: llama.cpp multiplies quantized weights in 8-bit integers on processors
+    /// (ggml-cpu/quants.c, rows are quantized to `vec_dot_type`), CUDA and ROCm (ggml-cuda/mmq.cuh), and in the floating-point units
+    /// elsewhere.
     #[must_use]
     pub(super) fn local_peak(&self, driver: Driver, family: Family) -> f64 {
         match driver {
-            Driver::Cpu => self.brain.min(self.half).max(1.0),
-            Driver::Cuda | Driver::Rocm if family != Family::Half => self.int8.max(self.half),
+            Driver::Cpu | Driver::Cuda | Driver::Rocm if family != Family::Half => self.int8.max(self.half),
+            // cuBLAS is asked to sum in half precision (`ggml_cuda_op_mul_mat_cublas`), which desktop boards do at twice the rate that
+            // data sheets give with single-precision sums: half of what they do in 8-bit integers.
+            Driver::Cuda => self.half.max(self.int8 / 2.0),
             _ => self.half,
+        }
+    }
+
+    /// The peak of a prompt's attention: units for matrices on CUDA (ggml-cuda/fattn-mma-f16.cuh) and Metal, ordinary ones with AMD's
+    /// drivers (fattn-tile.cuh).
+    #[must_use]
+    pub(super) fn attention_peak(&self, driver: Driver) -> f64 {
+        match driver {
+            Driver::Rocm | Driver::Vulkan => self.single,
+            _ => self.local_peak(driver, Family::Half),
         }
     }
 
@@ -169,6 +204,37 @@ impl Parallel {
     pub const ONE: Self = Self { tensor: 1.0, data: 1.0, expert: 1.0, expert_tensor: 1.0 };
 }
 
+/// When a program was built: kernels of llama.cpp became twice as fast within two years, backend by backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Era {
+    /// In 2024 or before.
+    Before2025,
+    /// In 2025.
+    Of2025,
+    /// Later, or not said.
+    Recent,
+}
+
+impl Era {
+    /// The era of a year.
+    #[must_use]
+    pub const fn of_year(year: u32) -> Self {
+        match year {
+            ..=2024 => Self::Before2025,
+            2025 => Self::Of2025,
+            _ => Self::Recent,
+        }
+    }
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Before2025 => "2024",
+            Self::Of2025 => "2025",
+            Self::Recent => "recent",
+        }
+    }
+}
+
 /// Where and with what a model runs.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -180,10 +246,8 @@ pub struct Setup {
     pub device: Speeds,
     /// How many of them hold the model's layers one after the other.
     pub devices: f64,
-    /// Whether the program dates from before 2025.
-    pub dated: bool,
-    /// The program's release, such as `0.18`, where measurements of it may be known; empty for the one to come.
-    pub release: String,
+    /// When the program was built.
+    pub era: Era,
     /// Whether flash attention was switched off.
     pub without_flash: bool,
     /// What stays on the host.
@@ -194,16 +258,7 @@ impl Setup {
     /// One device with everything at its default.
     #[must_use]
     pub fn new(runtime: Runtime, device: Speeds) -> Self {
-        Self {
-            runtime,
-            driver: device.driver,
-            device,
-            devices: 1.0,
-            dated: false,
-            release: String::new(),
-            without_flash: false,
-            on_host: None,
-        }
+        Self { runtime, driver: device.driver, device, devices: 1.0, era: Era::Recent, without_flash: false, on_host: None }
     }
 }
 

@@ -27,7 +27,7 @@ impl<'a> Names<'a> {
             device: &setup.device.name,
             family: work.family.name(),
             mechanism: work.mechanism.name(),
-            era: if setup.dated { "dated" } else { "recent" },
+            era: setup.era.name(),
         }
     }
 
@@ -64,6 +64,9 @@ const KERNEL: f64 = 4e-6;
 const HOST_READS: f64 = 50e9;
 const HOST_MOVES: f64 = 20e9;
 
+/// Tokens from which on llama.cpp moves weights of the host to the device for a product.
+const MOVED_FROM: f64 = 32.0;
+
 /// One step that gives each of `sequences` sequences a token, after `depth` tokens each.
 ///
 /// Weights: everything every token passes, and the experts that the step reaches. Attention: what lies in each window.
@@ -74,7 +77,6 @@ pub fn decode<'a>(work: &Work, setup: &Setup, sequences: f64, depth: f64, record
     let (on_host, rest_on_host) = shares(setup);
     let reached = work.expert_bytes * work.coverage(sequences);
     let bandwidth = setup.device.bandwidth;
-    let moe = if work.is_moe() { "experts" } else { "dense" };
 
     let read = work.dense_bytes * (1.0 - rest_on_host) + reached * (1.0 - on_host);
     built.add(
@@ -87,9 +89,6 @@ pub fn decode<'a>(work: &Work, setup: &Setup, sequences: f64, depth: f64, record
             &["arch", names.driver, names.arch],
             &["quant", names.driver, names.family],
             &["quant", names.driver, names.arch, names.family],
-            &["device", names.driver, names.device],
-            &["kind", names.driver, moe],
-            &["kind", names.driver, names.arch, moe],
         ],
     );
     let peak = setup.device.local_peak(setup.driver, work.family);
@@ -97,7 +96,7 @@ pub fn decode<'a>(work: &Work, setup: &Setup, sequences: f64, depth: f64, record
         Group::Overlapped,
         "decode-linear",
         2.0 * (work.dense_params * (1.0 - rest_on_host) + work.active_expert_params() * (1.0 - on_host)) * sequences / peak,
-        &[&["arch", names.driver, names.arch], &["quant", names.driver, names.family], &["engine", names.runtime, names.driver]],
+        &[&["backend", names.driver], &["engine", names.runtime, names.driver]],
     );
     let flash = if setup.without_flash { "off" } else { "on" };
     let cache_on_host = setup.on_host.as_ref().map_or(0.0, |there| there.cache.clamp(0.0, 1.0));
@@ -115,14 +114,7 @@ pub fn decode<'a>(work: &Work, setup: &Setup, sequences: f64, depth: f64, record
             Group::Added,
             "decode-attention",
             work.cache_bytes(depth) * (1.0 - cache_on_host) * sequences / bandwidth,
-            &[
-                &["backend", names.driver],
-                &["arch", names.driver, names.arch],
-                &["engine", names.runtime],
-                &["mechanism", names.mechanism],
-                &["mechanism", names.mechanism, names.driver],
-                &["flash", flash],
-            ],
+            &[&["backend", names.driver], &["engine", names.runtime], &["flash", flash], &["head", work.head_kind()]],
         );
     }
     if let Some(there) = &setup.on_host {
@@ -131,7 +123,7 @@ pub fn decode<'a>(work: &Work, setup: &Setup, sequences: f64, depth: f64, record
             "host-weights",
             (work.dense_bytes * rest_on_host + work.cache_bytes(depth) * sequences * cache_on_host + reached * on_host)
                 / there.host.bandwidth,
-            &[&["device", &there.host.name], &["engine", names.runtime]],
+            &[&["engine", names.runtime]],
         );
         built.add(Group::Added, "host-hop", there.layers * 1.7e-4, &[&["engine", names.runtime]]);
     }
@@ -151,10 +143,6 @@ pub fn decode<'a>(work: &Work, setup: &Setup, sequences: f64, depth: f64, record
             &["engine", names.runtime, names.driver],
             &["arch", names.driver, names.arch],
             &["mechanism", names.mechanism],
-            &["mechanism", names.mechanism, names.driver],
-            &["device", names.driver, names.device],
-            &["kind", moe],
-            &["kind", moe, names.driver],
         ],
     );
     names.scale_all(&mut built, "decode", setup.devices);
@@ -178,12 +166,13 @@ pub fn prefill<'a>(
     let at_once = tokens.min(ubatch).max(1.0);
     let reached = work.expert_bytes * work.coverage(at_once);
     let peak = setup.device.local_peak(setup.driver, work.family);
-    let moe = if work.is_moe() { "experts" } else { "dense" };
 
+    let (rest_there, experts_there) = if at_once >= MOVED_FROM { (0.0, 0.0) } else { (rest_on_host, on_host) };
+    let (dense, experts) = work.multiplied(at_once);
     built.add(
-        Group::Overlapped,
+        Group::Added,
         "prefill-linear",
-        2.0 * work.multiplied(at_once, 1.0 - rest_on_host, 1.0 - on_host) * (tokens / at_once) / peak,
+        2.0 * dense * (1.0 - rest_there) * (tokens / at_once) / peak,
         &[
             &["backend", names.driver],
             &["engine", names.runtime, names.driver],
@@ -191,48 +180,43 @@ pub fn prefill<'a>(
             &["quant", names.driver, names.family],
             &["quant", names.driver, names.arch, names.family],
             &["quant", names.runtime, names.driver, names.family],
-            &["device", names.driver, names.device],
-            &["kind", moe],
-            &["kind", moe, names.driver],
-            &["kind", moe, names.driver, names.arch],
-            &["mechanism", names.mechanism],
+        ],
+    );
+    built.add(
+        Group::Added,
+        "prefill-experts",
+        2.0 * experts * (1.0 - experts_there) * (tokens / at_once) / peak,
+        &[
+            &["backend", names.driver],
+            &["engine", names.runtime, names.driver],
+            &["arch", names.driver, names.arch],
+            &["quant", names.driver, names.family],
         ],
     );
     // Every micro-batch reads every weight it reaches.
     let stream = (work.dense_bytes * (1.0 - rest_on_host) + reached * (1.0 - on_host)) * batches;
-    built.add(
-        Group::Added,
-        "prefill-weights",
-        stream / setup.device.bandwidth,
-        &[&["backend", names.driver], &["arch", names.driver, names.arch], &["kind", moe], &["kind", moe, names.driver]],
-    );
+    built.add(Group::Added, "prefill-weights", stream / setup.device.bandwidth, &[&["backend", names.driver]]);
     let flash = if setup.without_flash { "off" } else { "on" };
     built.add(
         Group::Added,
         "prefill-attention",
-        work.attention_operations(tokens, depth) / setup.device.local_peak(setup.driver, super::Family::Half),
+        work.attention_operations(tokens, depth) / setup.device.attention_peak(setup.driver),
         &[
             &["backend", names.driver],
-            &["arch", names.driver, names.arch],
-            &["mechanism", names.mechanism],
-            &["mechanism", names.mechanism, names.driver],
-            &["engine", names.runtime],
-            &["flash", flash],
+            &["engine", names.runtime, names.driver],
             &["flash", flash, names.driver],
+            &["head", work.head_kind()],
+            &["head", work.head_kind(), names.driver],
         ],
     );
     if let Some(there) = &setup.on_host {
-        // Read from the host's memory and moved, or computed there: whichever the program does, both are paid for.
+        // From 32 tokens on the weights are moved to the device and multiplied there (`ggml_backend_cuda_device_offload_op` and its like),
+        // fewer are computed where the weights lie.
+        let pace = if at_once >= MOVED_FROM { setup.device.link } else { there.host.bandwidth };
         built.add(
             Group::Added,
             "prefill-host-weights",
-            (work.dense_bytes * rest_on_host + reached * on_host) * batches / there.host.bandwidth,
-            &[&["engine", names.runtime]],
-        );
-        built.add(
-            Group::Added,
-            "prefill-host-linear",
-            2.0 * (work.dense_params * rest_on_host + work.active_expert_params() * on_host) * tokens / there.host.half,
+            (work.dense_bytes * rest_on_host + reached * on_host) * batches / pace,
             &[&["engine", names.runtime]],
         );
     }
@@ -246,14 +230,8 @@ pub fn prefill<'a>(
     built.add(
         Group::Added,
         "prefill-launch",
-        work.layers * 60e-6 * batches,
-        &[
-            &["backend", names.driver],
-            &["engine", names.runtime, names.driver],
-            &["arch", names.driver, names.arch],
-            &["mechanism", names.mechanism],
-            &["kind", moe],
-        ],
+        work.kernels * KERNEL * batches,
+        &[&["backend", names.driver], &["engine", names.runtime, names.driver]],
     );
     names.scale_all(&mut built, "prefill", setup.devices);
     built

@@ -4,7 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::coefficients::COEFFICIENTS;
+use super::coefficients::{KEYS, VALUES};
 
 /// How a term joins the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,10 +96,8 @@ impl<'a> Built<'a> {
 }
 
 fn coefficient(key: u32) -> f64 {
-    match COEFFICIENTS.binary_search_by_key(&key, |(there, _)| *there) {
-        Ok(place) => COEFFICIENTS.get(place).map_or(0.0, |(_, thousandths)| f64::from(*thousandths) / 1000.0),
-        Err(_) => 0.0,
-    }
+    let place = KEYS.binary_search(&key).ok();
+    place.and_then(|place| VALUES.get(place)).map_or(0.0, |thousandths| f64::from(*thousandths) / 1000.0)
 }
 
 /// Seconds of each term and of all, with coefficients from `lookup`.

@@ -195,9 +195,6 @@ fn scale_all(built: &mut Built<'_>, work: &Work, setup: &Setup, parallel: Parall
     let power = ["1", "2", "4", "8", "16", "32", "64"];
     let size = power.iter().zip(0_u8..).find(|(_, exponent)| f64::from(*exponent) >= devices).map_or("many", |(name, _)| name);
     built.scale(&["load", "split", if wide { "wide" } else { "one" }]);
-    built.scale(&["load", "release", names.runtime, &setup.release]);
-    built.scale(&["load", "quant", names.runtime, names.isa, names.family]);
-    built.scale(&["load", "device", names.runtime, names.device]);
     built.scale(&["load", "devices", names.runtime, size]);
 }
 

@@ -145,6 +145,8 @@ pub struct Work {
     pub kv_heads: f64,
     /// Elements of the hidden state.
     pub width: f64,
+    /// Elements of a head where attention sees everything before: kernels keep a head's accumulators in registers.
+    pub head_dim: f64,
     /// Caches.
     pub caches: Vec<CacheWork>,
     /// How tokens talk to each other.
@@ -218,6 +220,7 @@ impl Facts {
             heads: self.heads,
             kv_heads: self.kv_heads.max(1.0),
             width: self.heads * self.head_dim,
+            head_dim: if self.latent > 0.0 { self.latent } else { self.head_dim },
             caches,
             mechanism,
             family,
@@ -225,23 +228,26 @@ impl Facts {
     }
 }
 
-fn attention_operations(mixer: &Mixer) -> (f64, f64, f64) {
+/// Operations per token and token it sees, heads, heads of keys and values, and elements of a head.
+fn attention_operations(mixer: &Mixer) -> (f64, f64, f64, f64) {
     match mixer {
         Mixer::Attention(attention) => {
             let heads = float(attention.n_heads);
-            (2.0 * heads * float(attention.k_head_dim + attention.v_head_dim), heads, float(attention.n_kv_heads))
+            let elements = float(attention.k_head_dim + attention.v_head_dim);
+            (2.0 * heads * elements, heads, float(attention.n_kv_heads), elements / 2.0)
         }
         Mixer::Parallel(parallel) => attention_operations(&Mixer::Attention(parallel.attention.clone())),
         Mixer::Mla(mla) => {
             let heads = float(mla.n_heads);
             let latent = float(mla.kv_lora_rank);
-            (2.0 * heads * (2.0 * latent + float(mla.qk_rope_head_dim)), heads, 1.0)
+            let rotary = float(mla.qk_rope_head_dim);
+            (2.0 * heads * (2.0 * latent + rotary), heads, 1.0, latent + rotary)
         }
         Mixer::CompressedAttention(attention) => {
             let heads = float(attention.n_heads);
-            (4.0 * heads * float(attention.head_dim), heads, 1.0)
+            (4.0 * heads * float(attention.head_dim), heads, 1.0, float(attention.head_dim))
         }
-        _ => (0.0, 0.0, 0.0),
+        _ => (0.0, 0.0, 0.0, 0.0),
     }
 }
 
@@ -263,7 +269,7 @@ impl Work {
         let dense = |tensor: &crate::tensor::Tensor| read(tensor) && !is_expert(tensor) && !is_looked_up(tensor);
         let expert = |tensor: &crate::tensor::Tensor| read(tensor) && is_expert(tensor);
         let (mut experts, mut chosen) = (0, 0);
-        let (mut heads, mut kv_heads) = (0.0_f64, 0.0_f64);
+        let (mut heads, mut kv_heads, mut head_dim) = (0.0_f64, 0.0_f64, 0.0_f64);
         let mut caches: Vec<CacheWork> = Vec::new();
         let (mut latent, mut compressed, mut windowed, mut recurrent) = (false, false, false, false);
         let size = |format: StorageFormat| float(format.block_bytes()) / float(format.block_len());
@@ -272,9 +278,10 @@ impl Work {
                 experts = moe.n_experts.max(experts);
                 chosen = moe.n_experts_per_token.max(chosen);
             }
-            let (operations, layer_heads, layer_kv_heads) = attention_operations(&layer.mixer);
+            let (operations, layer_heads, layer_kv_heads, layer_head_dim) = attention_operations(&layer.mixer);
             heads = heads.max(layer_heads);
             kv_heads = kv_heads.max(layer_kv_heads);
+            head_dim = head_dim.max(layer_head_dim);
             match &layer.mixer {
                 Mixer::Mla(_) => latent = true,
                 Mixer::CompressedAttention(_) => compressed = true,
@@ -320,6 +327,7 @@ impl Work {
             heads,
             kv_heads: kv_heads.max(1.0),
             width: float(spec.d_model),
+            head_dim,
             caches,
             mechanism,
             family: prevailing(table)?,
@@ -345,13 +353,12 @@ impl Work {
         if self.experts > 0.0 { self.expert_params * self.experts_per_token / self.experts } else { 0.0 }
     }
 
-    /// Weights times rows that matrices multiply for `tokens` tokens at once, of shares of the rest and of the experts: each expert that is reached
-    /// multiplies the rows of its own tokens, in tiles of `TILE` that are half empty on average. With many small experts that is most of
-    /// the work.
+    /// Weights times rows that matrices multiply for `tokens` tokens at once, of experts apart: each expert that is reached multiplies the
+    /// rows of its own tokens, in tiles of `TILE` that are half empty on average. With many small experts that is most of the work.
     #[must_use]
-    pub fn multiplied(&self, tokens: f64, dense: f64, experts: f64) -> f64 {
+    pub fn multiplied(&self, tokens: f64) -> (f64, f64) {
         let padding = self.expert_params * self.coverage(tokens) * TILE / 2.0;
-        self.dense_params * dense * tokens + (self.active_expert_params() * tokens + padding) * experts
+        (self.dense_params * tokens, self.active_expert_params() * tokens + padding)
     }
 
     /// Operations of attention for one new token after `depth`.
@@ -376,6 +383,16 @@ impl Work {
     #[must_use]
     pub fn attention_operations(&self, tokens: f64, depth: f64) -> f64 {
         self.caches.iter().map(|cache| cache.operations * tokens * cache.seen(depth + tokens / 2.0)).sum()
+    }
+
+    /// The width of head that attention's kernels are built for: they exist for few widths, and wider ones keep fewer rows in registers.
+    pub(super) fn head_kind(&self) -> &'static str {
+        match self.head_dim {
+            dim if dim <= 64.0 => "64",
+            dim if dim <= 128.0 => "128",
+            dim if dim <= 256.0 => "256",
+            _ => "512",
+        }
     }
 
     pub(super) const fn is_moe(&self) -> bool {
