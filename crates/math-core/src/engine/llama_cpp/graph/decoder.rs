@@ -67,11 +67,9 @@ pub(super) fn build(
         // All of its norms are the model's own operations, none the engine's (`models/sensenova-u1.cpp`, `normalize`).
         parts.setting.pins_norms = false;
     }
-    // Where the last norm lies with another device than the layer that it follows too, and what layers that run again
-    // fetch between devices, is not known.
+    // What layers that run again fetch between devices is not known.
     let again = |layer: &Layer| layer.told.norms_state || layer.weights_of.is_some();
-    let one_place = row.one_place || spec.layers.iter().any(again);
-    if one_place && !parts.places.is_single() {
+    if !parts.places.is_single() && spec.layers.iter().any(again) {
         return Ok(false);
     }
     let sectioned = row.sections_allowed && spec.operations.sectioned_positions == Some(true);

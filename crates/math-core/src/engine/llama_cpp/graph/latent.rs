@@ -3,6 +3,7 @@
 use super::attention::CacheInputs;
 use super::ops::Node;
 use super::parts::{NormKind, Parts, Setting};
+use super::scales::Matrix;
 use super::selector::SelectorInputs;
 use crate::error::MathError;
 use crate::spec::{Mixer, Mla, ModelSpec, OutputGate};
@@ -146,5 +147,5 @@ pub(super) fn attention(
             parts.graph.product(attended, gate)?
         }
     };
-    parts.linear(gated, d_model)
+    parts.project(gated, d_model, Matrix::AttentionOutput, false)
 }

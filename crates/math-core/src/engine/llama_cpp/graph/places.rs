@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use super::depth::kinds;
 use super::reading;
+use super::scales::Reads;
 use super::unread::Unread;
 use crate::deployment::{Backend, Deployment, Location};
 use crate::engine::llama_cpp::facts::Facts;
@@ -164,6 +165,7 @@ impl Places {
         let mut order_of_others = Vec::new();
         let (stack, other_stack) = stacks(spec);
         let unread = Unread::of(facts.arch);
+        let scales = Reads::of(facts);
         for (tensor, place) in weight_homes(build, &loader, table, deployment)? {
             if tensor.name.starts_with("rope_f") {
                 rope_factors = Some(tensor.shape.row());
@@ -191,7 +193,7 @@ impl Places {
             };
             let in_same_layer =
                 |other: &str| layer.is_some_and(|layer| table.get(&alloc::format!("blk.{layer}.{other}")).is_some());
-            if unread.leaves(base) || Unread::is_repeated(base, in_same_layer) {
+            if unread.leaves(base) || scales.leaves(base) || Unread::is_repeated(base, in_same_layer) {
                 continue;
             }
             if let (Some(list), Some(ranks)) = (list, ranks) {

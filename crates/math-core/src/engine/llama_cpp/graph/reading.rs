@@ -3,8 +3,8 @@
 //! A graph asks for weights by their shape. Which of several of one shape it means follows from the order in which the
 //! engine's graphs read them; it only matters where they are stored otherwise or elsewhere than each other.
 
-/// Names without `.weight` and `.bias`, as the engine's graphs read them (`src/models/*.cpp`). Weights come before their bias,
-/// and names that no layer has together may stand in any order.
+/// Names without `.weight` and `.bias`, as the engine's graphs read them (`src/models/*.cpp`). Weights come before their scale
+/// and their bias, and names that no layer has together may stand in any order.
 const ORDER: &[&str] = &[
     // Before the first layer.
     "token_embd",
@@ -176,10 +176,12 @@ const ORDER: &[&str] = &[
 
 /// The position of a weight among those that a graph reads; `None` where it is not known.
 pub(super) fn position(base: &str) -> Option<usize> {
-    let (stem, behind) = match base.strip_suffix(".bias") {
-        Some(stem) => (stem, 1),
-        None => (base.strip_suffix(".weight").unwrap_or(base), 0),
+    let of = |stem: &str, behind: usize| {
+        let found = ORDER.iter().position(|name| *name == stem)?;
+        Some(found.saturating_mul(3).saturating_add(behind))
     };
-    let found = ORDER.iter().position(|name| *name == stem)?;
-    Some(found.saturating_mul(2).saturating_add(behind))
+    let stem = base.strip_suffix(".weight").unwrap_or(base);
+    let scaled = || of(base.strip_suffix(".scale")?, 1);
+    let biased = || of(base.strip_suffix(".bias")?, 2);
+    of(stem, 0).or_else(scaled).or_else(biased)
 }

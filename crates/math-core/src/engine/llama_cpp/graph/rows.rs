@@ -99,8 +99,6 @@ pub(super) struct Row {
     pub(super) scales_before_logits: bool,
     /// Two states pass through two stacks of layers in turn (HRM).
     pub(super) two_stacks: bool,
-    /// What the graph looks like where several places share the work is not known.
-    pub(super) one_place: bool,
     /// Logits are made of all tokens.
     pub(super) keeps_rows: bool,
     /// Tensors of layers beyond those of their mechanisms that the graph reads or that it may leave.
@@ -210,7 +208,6 @@ pub(super) const PLAIN: Row = Row {
     norms_rope_key: false,
     scales_before_logits: false,
     two_stacks: false,
-    one_place: false,
     keeps_rows: false,
     extras: &[],
     scales_by_position: Scaled::Never,
@@ -424,7 +421,6 @@ const ROWS: &[Row] = &[
     },
     Row {
         archs: &["muse-glimmer"],
-        one_place: true,
         norms_embedding: true,
         gates_attention: true,
         rotates_windows_only: true,
@@ -481,9 +477,9 @@ const ROWS: &[Row] = &[
     Row { archs: &["hrm_text"], two_stacks: true, scales_embedding: true, bare_norms: true, gates_attention: true, ..PLAIN },
     Row { archs: &["graniteswitch"], built_by: BuiltBy::Adapters, scales_embedding: true, ..PLAIN },
     Row { archs: &["sensenova_u1"], positions_per_token: 4, qk_norm: QkNorming::Halves, ..PLAIN },
-    Row { archs: &["k2-horizon"], one_place: true, gates_attention: true, gate: Gate::Softplus, routing: TOLD, ..PLAIN },
+    Row { archs: &["k2-horizon"], gates_attention: true, gate: Gate::Softplus, routing: TOLD, ..PLAIN },
     Row { archs: &["bitnet"], reads_table: true, extras: &["attn_sub_norm.weight", "ffn_sub_norm.weight"], ..PLAIN },
-    Row { archs: &["cogvlm"], keeps_rows: true, one_place: true, extras: IMAGE_EXPERTS, ..PLAIN },
+    Row { archs: &["cogvlm"], keeps_rows: true, extras: IMAGE_EXPERTS, ..PLAIN },
     Row {
         archs: &["grovemoe"],
         routing: Routing { choice: Choice::Sigmoids, ..SOFTMAX },

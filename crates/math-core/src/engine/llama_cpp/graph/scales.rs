@@ -85,11 +85,19 @@ const LEAVES_QUERIES: &[&str] = &["mimo2"];
 /// Architectures whose recurrent mixers multiply by their matrices alone.
 const LEAVES_STATES: &[&str] = &["plamo2", "qwen3next"];
 
+/// Architectures whose graphs project what attention yields by the matrix alone.
+const LEAVES_OUTPUTS: &[&str] = &["bailingmoe3", "hy_v4", "kimi-k3"];
+
+/// Architectures whose graphs multiply gates by their matrix's scale.
+const READS_GATES: &[&str] = &["clef", "k2-horizon", "qwen35", "qwen35moe", "qwen4exp"];
+
 /// Which scales an architecture's graph reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Reads {
     queries: bool,
     states: bool,
+    gates: bool,
+    outputs: bool,
     experts: bool,
     dense: bool,
     shared: bool,
@@ -103,10 +111,16 @@ impl Reads {
         Self {
             queries: !LEAVES_QUERIES.contains(&facts.arch),
             states: !LEAVES_STATES.contains(&facts.arch),
+            outputs: !LEAVES_OUTPUTS.contains(&facts.arch),
+            gates: READS_GATES.contains(&facts.arch),
             experts: reads(READS_EXPERTS),
             dense: reads(READS_DENSE),
             shared: reads(READS_SHARED),
         }
+    }
+    /// Whether the graph leaves a weight that is a scale, by its name without the layer's number.
+    pub(super) fn leaves(self, base: &str) -> bool {
+        NAMES.iter().any(|(matrix, name)| *name == base && !self.matrix(*matrix))
     }
     const fn matrix(self, matrix: Matrix) -> bool {
         match matrix {
@@ -115,10 +129,9 @@ impl Reads {
             Matrix::SharedGate | Matrix::SharedUp | Matrix::SharedDown => self.shared,
             Matrix::Query | Matrix::Key | Matrix::Value => self.queries,
             Matrix::QueryKeyValue => self.queries && self.states,
-            Matrix::AttentionGate | Matrix::StateInput | Matrix::StateOutput | Matrix::StateAlpha | Matrix::StateBeta => {
-                self.states
-            }
-            Matrix::AttentionOutput => true,
+            Matrix::AttentionGate => self.gates,
+            Matrix::StateInput | Matrix::StateOutput | Matrix::StateAlpha | Matrix::StateBeta => self.states,
+            Matrix::AttentionOutput => self.outputs,
         }
     }
 }
