@@ -149,6 +149,8 @@ pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, caches: &CompressedCach
     if !parts.setting.fused.combine {
         return Ok(false);
     }
+    // Compressed tokens and the selector's keys lie in caches of their own, of keys alone.
+    parts.graph.graph.one_width_a_cache = true;
     let mut layers: Vec<(&Layer, &CompressedAttention, Sizes)> = Vec::new();
     for layer in &spec.layers {
         let (Mixer::CompressedAttention(attention), Some(sizes)) = (&layer.mixer, Sizes::of(layer)) else { return Ok(false) };
@@ -264,7 +266,7 @@ impl Trunk {
                 }
                 let weights = parts.linear(x, indexer.n_heads)?;
                 let weights = parts.scale(weights)?;
-                let keys = view_of_keys(parts, keys, indexer.head_dim, self.selector.cache.cells)?;
+                let keys = view_of_entries(parts, keys, indexer.head_dim, self.selector.cache.cells)?;
                 let scored = Scored { query, keys, weights, mask: self.selector.mask };
                 let chosen = parts.choose(&scored, indexer.top_k)?;
                 self.attend(parts, attention, q, kv, Some((entries, &self.few, Some(chosen))))?
@@ -276,7 +278,7 @@ impl Trunk {
             _ => self.attend(parts, attention, q, kv, None)?,
         };
         let out = parts.graph.reshape(out, [head, heads, tokens, 1])?;
-        let out = parts.graph.rope(out, self.positions, None)?;
+        let out = parts.graph.rope_back(out, self.positions)?;
         let group = mul(head, heads)? / sizes.out_groups.max(1);
         let out = parts.graph.reshape(out, [group, sizes.out_groups, tokens, 1])?;
         let out = parts.graph.permute(out, [0, 2, 1, 3])?;
@@ -419,7 +421,7 @@ impl Trunk {
         let mut keys = view_of_keys(parts, cache, head, cells)?;
         let mut mask = self.raw_mask;
         if let Some((cache, inputs, chosen)) = entries {
-            let more = view_of_keys(parts, cache, head, inputs.cache.cells)?;
+            let more = view_of_entries(parts, cache, head, inputs.cache.cells)?;
             keys = parts.graph.concat(keys, more, 2)?;
             let own = match chosen {
                 Some(chosen) => {
@@ -446,4 +448,11 @@ fn view_of_keys(parts: &mut Parts, cache: Node, head: u64, cells: u64) -> Result
     let Setting { streams, k_format, .. } = parts.setting;
     let row = k_format.row_bytes(head).map(Bytes::get)?;
     parts.graph.view(cache, [head, 1, cells, streams], [row, row, mul(row, cells)?])
+}
+
+/// Compressed tokens as attention reads them: of all that the cache shows, as many as the mask covers, which are all of them
+/// when graphs are reserved. The view of a view moves nothing, but Metal counts it when it looks for operations to fuse.
+fn view_of_entries(parts: &mut Parts, cache: Node, head: u64, cells: u64) -> Result<Node, MathError> {
+    let shown = view_of_keys(parts, cache, head, cells)?;
+    view_of_keys(parts, shown, head, cells)
 }

@@ -97,7 +97,7 @@ fn on_cuda(graph: &Graph, built: &[Built], index: usize, kernels: Kernels) -> bo
             contiguous_from(0) && source(graph, tensor, 1).is_none_or(|(index, _)| is_contiguous_at(graph, built, index))
         }
         Op::Add | Op::Sub | Op::Mul | Op::Div => adds_formats(graph, built, tensor, node.format),
-        Op::Rope => contiguous_from(2),
+        Op::Rope | Op::RopeBack => contiguous_from(2),
         Op::GetRows => first.is_none_or(|(index, rows)| cuda_gathers(format(built, index), rows.layout.dims[0])),
         Op::MulMatId if node.repacked => false,
         Op::MulMat | Op::MulMatId => first.is_none_or(|(index, _)| {

@@ -98,7 +98,7 @@ fn at(index: u32) -> usize {
 /// of their buffer. The engine compares addresses, and where it only simulates an allocation, as `--fit` does, all of a buffer
 /// have the same (`llama-kv-cache.cpp:llama_kv_cache`, `no_alloc`); recurrent state is allocated even then.
 fn ranges(graph: &Graph, built: &[Built], addresses: bool) -> Vec<u32> {
-    let mut caches: Vec<([u64; 2], Home, u32)> = Vec::new();
+    let mut caches: Vec<([u64; 3], Home, u32)> = Vec::new();
     let mut out: Vec<u32> = Vec::with_capacity(graph.tensors.len());
     for ((number, tensor), built) in (0_u32..).zip(&graph.tensors).zip(built) {
         let range = match tensor.view_of() {
@@ -109,10 +109,11 @@ fn ranges(graph: &Graph, built: &[Built], addresses: bool) -> Vec<u32> {
                     out.push(u32::MAX);
                     continue;
                 }
-                let [_, cells, streams, _] = tensor.layout.dims;
+                let [width, cells, streams, _] = tensor.layout.dims;
+                let width = if graph.one_width_a_cache { width } else { 0 };
                 let shared = match built.home {
-                    Home::Weight(_) if !addresses => Some([0; 2]),
-                    Home::Cache(_) if cells.is_multiple_of(CONTEXT_PAD) => Some([cells, streams]),
+                    Home::Weight(_) if !addresses => Some([0; 3]),
+                    Home::Cache(_) if cells.is_multiple_of(CONTEXT_PAD) => Some([width, cells, streams]),
                     Home::Weight(_) | Home::Cache(_) | Home::Graph => None,
                 };
                 if let Some(key) = shared {

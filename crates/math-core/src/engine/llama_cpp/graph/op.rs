@@ -46,6 +46,8 @@ pub enum Op {
     SoftMax,
     /// Rotary embedding.
     Rope,
+    /// The rotary embedding undone.
+    RopeBack,
     /// One of those above; the graph does not say which.
     Elementwise,
 
@@ -152,6 +154,7 @@ impl Op {
                 | Self::RmsNorm
                 | Self::SoftMax
                 | Self::Rope
+                | Self::RopeBack
                 | Self::Elementwise
         )
     }

@@ -379,6 +379,13 @@ impl Builder {
             None => self.like(a, Op::Rope, &[a, positions]),
         }
     }
+    /// A rotation undone.
+    ///
+    /// # Errors
+    /// [`MathError::Overflow`].
+    pub fn rope_back(&mut self, a: Node, positions: Node) -> Built4 {
+        self.like(a, Op::RopeBack, &[a, positions])
+    }
     /// A gate times an up projection: two tensors of one shape.
     ///
     /// # Errors

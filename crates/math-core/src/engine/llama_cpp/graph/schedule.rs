@@ -203,7 +203,7 @@ impl Scheduler<'_> {
             (Op::MulMat, _) => rows,
             (Op::MulMatId, _) => planes,
             (_, Backend::Metal | Backend::Cpu) | (Op::GetRows, Backend::Cuda { .. }) => 0,
-            (Op::Rope, Backend::Cuda { .. }) => planes,
+            (Op::Rope | Op::RopeBack, Backend::Cuda { .. }) => planes,
             (_, Backend::Cuda { .. }) => rows.saturating_mul(planes).saturating_mul(cubes),
         };
         Ok(batch >= OFFLOADED_BATCH && self.runs(index, device)?)

@@ -130,6 +130,8 @@ pub struct Graph {
     pub(super) stacks: Vec<Stack>,
     /// How many tensors the model's graph has; the scheduler added the others.
     pub(super) n_built: usize,
+    /// Whether every cache keeps rows of one width, so that caches are told apart by it.
+    pub(super) one_width_a_cache: bool,
 }
 
 impl Graph {

@@ -207,7 +207,7 @@ impl Desk<'_> {
         Ok(Some(match built.op {
             Op::Elementwise => return Ok(None),
             Op::MulMat | Op::MulMatId => return self.product(node, built.op),
-            Op::Rope => each(width)?,
+            Op::Rope | Op::RopeBack => each(width)?,
             Op::SoftMax => {
                 let [_, rows, planes, cubes] = self.source(node, 0)?.dims;
                 let rows = mul(rows, mul(planes, cubes)?)?;
