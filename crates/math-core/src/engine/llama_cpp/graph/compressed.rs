@@ -150,7 +150,7 @@ pub(super) fn build(parts: &mut Parts, spec: &ModelSpec, caches: &CompressedCach
         return Ok(false);
     }
     // Compressed tokens and the selector's keys lie in caches of their own, of keys alone.
-    parts.graph.graph.one_width_a_cache = true;
+    parts.graph.graph.streams_of_caches = Some(parts.setting.streams);
     let mut layers: Vec<(&Layer, &CompressedAttention, Sizes)> = Vec::new();
     for layer in &spec.layers {
         let (Mixer::CompressedAttention(attention), Some(sizes)) = (&layer.mixer, Sizes::of(layer)) else { return Ok(false) };

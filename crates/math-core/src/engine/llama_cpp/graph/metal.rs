@@ -110,10 +110,12 @@ fn ranges(graph: &Graph, built: &[Built], addresses: bool) -> Vec<u32> {
                     continue;
                 }
                 let [width, cells, streams, _] = tensor.layout.dims;
-                let width = if graph.one_width_a_cache { width } else { 0 };
+                let width = if graph.streams_of_caches.is_some() { width } else { 0 };
+                let is_cache = graph.streams_of_caches.is_none_or(|all| all == streams);
+
                 let shared = match built.home {
                     Home::Weight(_) if !addresses => Some([0; 3]),
-                    Home::Cache(_) if cells.is_multiple_of(CONTEXT_PAD) => Some([width, cells, streams]),
+                    Home::Cache(_) if is_cache && cells.is_multiple_of(CONTEXT_PAD) => Some([width, cells, streams]),
                     Home::Weight(_) | Home::Cache(_) | Home::Graph => None,
                 };
                 if let Some(key) = shared {

@@ -130,8 +130,9 @@ pub struct Graph {
     pub(super) stacks: Vec<Stack>,
     /// How many tensors the model's graph has; the scheduler added the others.
     pub(super) n_built: usize,
-    /// Whether every cache keeps rows of one width, so that caches are told apart by it.
-    pub(super) one_width_a_cache: bool,
+    /// How many streams every cache has, where each keeps rows of one width: that tells them apart, and from states, which have
+    /// no streams.
+    pub(super) streams_of_caches: Option<u64>,
 }
 
 impl Graph {
