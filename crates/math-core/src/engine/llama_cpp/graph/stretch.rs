@@ -57,13 +57,11 @@ pub(super) struct Along<'a> {
     pub(super) stills: Option<&'a mut Stills>,
 }
 
-/// Graphs for the same tokens and cells at every step, and their buffers; and how far the last stretches went.
+/// Graphs for the same tokens and cells at every step, and their buffers.
 #[derive(Debug, Default)]
 pub(super) struct Stills {
     cells: Vec<u64>,
     known: Vec<(Reserve, Range)>,
-    /// Steps of the last two stretches, where they ended early: shapes often return with a period.
-    went: [Option<u64>; 2],
 }
 
 impl Stills {
@@ -73,10 +71,6 @@ impl Stills {
             self.cells = cells.to_vec();
             self.known.clear();
         }
-    }
-    /// How far to look first.
-    fn guess(&self) -> Option<u64> {
-        self.went.iter().copied().flatten().max()
     }
 }
 
@@ -108,8 +102,7 @@ struct Range {
 impl Stretch {
     /// The stretch that starts at the first step; `None` where the graph is not known.
     pub(super) fn new(recipe: &Recipe<'_>, along: Along<'_>, budget: &mut Budget) -> Result<Option<Self>, MathError> {
-        let Along { plans, at, most: all, mut stills } = along;
-        let mut most = all;
+        let Along { plans, at, mut most, mut stills } = along;
         let here = at(0)?;
         let next = if most > 0 { at(1)? } else { here };
         let kinds = recipe.buffer_kinds();
@@ -147,9 +140,6 @@ impl Stretch {
         // Two settings give a line; a third at its end and one in the middle show that nothing bends on the way: a choice
         // limited to so many cells, a kernel for longer contexts.
         let out = Self { parts, most };
-        if let Some(guess) = stills.as_deref().and_then(Stills::guess) {
-            most = most.min(guess);
-        }
         let mut pay = || {
             let growing =
                 out.parts.iter().filter_map(|part| if let Part::Growing(growing, _) = part { Some(growing) } else { None });
@@ -157,26 +147,12 @@ impl Stretch {
         };
         let on_lines = |step: u64| out.is_on_lines(recipe, plans, at(step), step);
         let holds = |most: u64| Ok::<bool, MathError>(on_lines(most)? && (most == 2 || on_lines(most / 2)?));
-        let most_of_all = out.most;
-        let guessed = most < most_of_all;
         while most > 1 {
             let is_paid = pay();
             if holds(most)? {
                 break;
             }
             most = if is_paid { most / 2 } else { 1 };
-        }
-        // What was guessed may be too little.
-        while guessed && most > 1 && most < most_of_all {
-            let more = most.saturating_mul(2).min(most_of_all);
-            if !(pay() && holds(more)?) {
-                break;
-            }
-            most = more;
-        }
-        if let Some(stills) = stills {
-            let [last, _] = stills.went;
-            stills.went = [(most < all).then_some(most), last];
         }
         Ok(Some(Self { most, ..out }))
     }
