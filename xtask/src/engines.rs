@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use plimsoll::ingest::hf;
 use plimsoll::math::allocation::{Term, TermKind};
+use plimsoll::math::spec::{Mixer, ModelSpec, Window};
 use plimsoll::math::engine::vllm::options::{Gpu, Knobs};
 use plimsoll::math::engine::{sglang, tensorrt_llm};
 use plimsoll::planner::request::Engine;
@@ -58,7 +59,8 @@ fn page() -> Result<String, String> {
         "# Every engine its own bytes\n\nTen models, 16 sequences of 32,768 tokens each, under every engine that is followed. Written by `cargo xtask engines`.\n\n\
          *Weights* are BF16 or as the config says they are quantized, on one device (`≤` where only a bound is known). *Cache* is what keys, values and states of the 16 \
          sequences take: all that is allocated where an engine takes memory as it needs it, and what the sequences occupy of the pool where \
-         it has one. The last column is the engine's own rule with its numbers put in, or why it refuses.\n\n",
+         it has one. The last column says in words why the cache is not the textbook's, then the engine's own rule with its numbers put in, or \
+         why it refuses.\n\n",
     );
     let versions: Vec<String> = ENGINES
         .iter()
@@ -79,20 +81,107 @@ fn section(out: &mut String, name: &str) -> Result<(), String> {
     let model = Model::new(Some(name), ingested, Basis::Config);
     let _ = writeln!(out, "\n## {name}\n\n| engine | weights | cache | beside the textbook | why |\n|---|--:|--:|--:|---|");
     let textbook = row(&model, "ideal").map_or(0, |row| row.cache);
+    let kinds = Kinds::of(&model.spec);
     for engine in ENGINES {
         let _ = match row(&model, engine) {
             Ok(row) => writeln!(
                 out,
-                "| {engine} | {} | {} | {} | {} |",
+                "| {engine} | {} | {} | {} | {} {} |",
                 row.weights,
                 grouped(row.cache),
                 beside(row.cache, textbook),
+                reason(engine, &kinds, row.cache, textbook),
                 row.why
             ),
             Err(reason) => writeln!(out, "| {engine} | | | | refused: {} |", reason.replace('|', "\\|")),
         };
     }
     Ok(())
+}
+
+/// Which kinds of layers a model has: what engines treat differently.
+struct Kinds {
+    windows: bool,
+    states: bool,
+    keys: bool,
+}
+
+impl Kinds {
+    fn of(spec: &ModelSpec) -> Self {
+        let mut kinds = Self { windows: false, states: false, keys: false };
+        for layer in &spec.layers {
+            match &layer.mixer {
+                Mixer::Attention(attention) => {
+                    kinds.keys = true;
+                    kinds.windows |= matches!(attention.window, Window::Sliding { .. });
+                }
+                Mixer::Mla(_) | Mixer::CompressedAttention(_) => kinds.keys = true,
+                Mixer::Parallel(_) => {
+                    kinds.keys = true;
+                    kinds.states = true;
+                }
+                Mixer::None => {}
+                _ => kinds.states = true,
+            }
+        }
+        kinds
+    }
+}
+
+/// Why an engine's cache is larger or smaller than the textbook's, for a reader.
+fn reason(engine: &str, kinds: &Kinds, cache: u64, textbook: u64) -> String {
+    if cache == textbook {
+        return "The textbook's bytes.".to_owned();
+    }
+    let mut said = Vec::new();
+    match engine {
+        "llama.cpp" | "ollama" => {
+            if kinds.windows {
+                said.push("Windows keep a micro-batch of tokens more, in whole steps of 256.");
+            }
+            if engine == "ollama" && cache < textbook {
+                said.push("The context is cut to what the model was trained for.");
+            }
+        }
+        "vllm" => {
+            if kinds.windows {
+                said.push("Windows also hold the tokens of two steps in flight, and layers take blocks of the widest group's size.");
+            }
+            if kinds.states && kinds.keys {
+                said.push("A state takes whole blocks, several a sequence for cached prefixes, and blocks grow until a state fits in one.");
+            }
+            if kinds.states && !kinds.keys {
+                said.push("States are kept in the type that the config names, and once a sequence.");
+            }
+        }
+        "sglang" => {
+            if kinds.windows {
+                said.push("Windows are kept in full, or in a pool of 0.8 times the full pool's tokens where the class has one.");
+            }
+            if kinds.states {
+                said.push("A sequence gets three slots of states, for prefixes that are kept and work that overlaps.");
+            }
+        }
+        "tensorrt-llm" if kinds.windows => said.push("Windows are kept in full unless the user names their length."),
+        "mlx" => {
+            if kinds.keys {
+                said.push("A cache that keeps all tokens grows in steps of 256 and is a step ahead.");
+            }
+            if kinds.states {
+                said.push("Convolutions are in the model's 16 bits.");
+            }
+        }
+        "transformers" => {
+            if kinds.windows {
+                said.push("A window keeps one token less than it sees: the new one comes on top.");
+            }
+            if kinds.states {
+                said.push("Convolutions are in the model's 16 bits, with one position more than the kernel needs.");
+            }
+        }
+        _ => {}
+    }
+    said.join(" ")
 }
 
 /// The difference in tenths of a percent.
