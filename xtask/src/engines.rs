@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use plimsoll::ingest::hf;
 use plimsoll::math::allocation::{Term, TermKind};
-use plimsoll::math::spec::{Mixer, ModelSpec, Window};
 use plimsoll::math::engine::vllm::options::{Gpu, Knobs};
 use plimsoll::math::engine::{sglang, tensorrt_llm};
+use plimsoll::math::spec::{Mixer, ModelSpec, Window};
 use plimsoll::planner::request::Engine;
 use plimsoll::planner::response::Fit;
 use plimsoll::planner::size::grouped;
@@ -145,7 +145,9 @@ fn reason(engine: &str, kinds: &Kinds, cache: u64, textbook: u64) -> String {
         }
         "vllm" => {
             if kinds.windows {
-                said.push("Windows also hold the tokens of two steps in flight, and layers take blocks of the widest group's size.");
+                said.push(
+                    "Windows also hold the tokens of two steps in flight, and layers take blocks of the widest group's size.",
+                );
             }
             if kinds.states && kinds.keys {
                 said.push("A state takes whole blocks, several a sequence for cached prefixes, and blocks grow until a state fits in one.");

@@ -311,6 +311,9 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
             closest: closest(&question, &planned)?,
         },
     };
+    // What does not fit does not run.
+    let runs = !matches!(verdict, Verdict::DoesNotFit { fits_at_best_with: None, .. });
+    let throughput = if runs { crate::speed::throughput(&question, &planned)? } else { None };
     let (devices, host) = places(&question, &planned, false)?;
     let total = |kind| planned.allocation.total(kind);
     Ok(Fit {
@@ -330,7 +333,7 @@ pub fn fit(model: &Model, options: &Options) -> Result<Fit, PlanError> {
         cache: planned.cache()?,
         verdict,
         like_engine,
-        throughput: crate::speed::throughput(&question, &planned)?,
+        throughput,
         command: command(&question, &planned),
         limits: if options.skip_limits == Some(true) { Limits::default() } else { limits::both(&question)? },
         naive: naive(

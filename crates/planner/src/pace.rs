@@ -1,5 +1,6 @@
 //! How fast a plan runs, ready to be asked for many contexts and sequences.
 
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
@@ -100,7 +101,7 @@ fn on_host(question: &Question<'_>, planned: &Planned, work: &Work) -> Result<Op
 }
 
 /// The weights of one replica over all its ranks, as the server holds them: a quantized checkpoint's are not those of its config.
-fn as_served(work: &mut Work, planned: &Planned, replicas: f64, quantized: bool) -> Result<(), PlanError> {
+fn as_served(work: &mut Work, planned: &Planned, replicas: f64) -> Result<(), PlanError> {
     let mut held = 0.0;
     for place in &planned.allocation.devices {
         held += float(place.of(TermKind::Weights)?.get());
@@ -110,11 +111,6 @@ fn as_served(work: &mut Work, planned: &Planned, replicas: f64, quantized: bool)
         work.dense_bytes *= scale;
         work.expert_bytes *= scale;
         work.embedding_bytes *= scale;
-    }
-    if quantized {
-        let each = (work.dense_bytes + work.expert_bytes) / (work.dense_params + work.expert_params).max(1.0);
-        // Groups of 4-bit numbers with their scales stay below this, 8-bit floats above.
-        work.family = if each < 0.8 { Family::Groups } else { Family::Float8 };
     }
     Ok(())
 }
@@ -129,13 +125,18 @@ impl Pace {
             return Ok(None);
         }
         match question.effective.engine {
-            Engine::LlamaCpp(_) => Self::of_one_machine(question, planned),
-            Engine::Vllm => Self::of_a_server(question, planned),
-            _ => Ok(None),
+            Engine::LlamaCpp(_) => Self::of_one_machine(question, planned, Runtime::LlamaCpp),
+            Engine::Ollama => Self::of_one_machine(question, planned, Runtime::Ollama),
+            Engine::Mlx => Self::of_mlx(question, planned),
+            Engine::Vllm => Self::of_a_server(question, planned, Runtime::Vllm),
+            Engine::Sglang => Self::of_a_server(question, planned, Runtime::Sglang),
+            Engine::TensorRtLlm => Self::of_a_server(question, planned, Runtime::TensorRtLlm),
+            // Nothing was measured of the one, and the other does not run.
+            Engine::Transformers | Engine::Ideal => Ok(None),
         }
     }
 
-    fn of_one_machine(question: &Question<'_>, planned: &Planned) -> Result<Option<Self>, PlanError> {
+    fn of_one_machine(question: &Question<'_>, planned: &Planned, runtime: Runtime) -> Result<Option<Self>, PlanError> {
         let deployment = &question.effective.deployment;
         let mut assumptions = Vec::new();
         let work = Work::new(&question.model.converted(), question.tensors(), deployment.kv_type_k, deployment.kv_type_v)?;
@@ -161,7 +162,7 @@ impl Pace {
                 None => return Ok(None),
             }
         };
-        let mut setup = Setup::new(Runtime::LlamaCpp, speeds);
+        let mut setup = Setup::new(runtime, speeds);
         setup.devices = count;
         setup.without_flash = !planned.resolved.flash_attention;
         if setup.driver != Driver::Cpu {
@@ -175,29 +176,58 @@ impl Pace {
         Ok(Some(Self { work, setup, parallel: None, ubatch, uncertain, assumptions }))
     }
 
-    fn of_a_server(question: &Question<'_>, planned: &Planned) -> Result<Option<Self>, PlanError> {
-        let Some(answer) = &planned.vllm else { return Ok(None) };
+    fn of_mlx(question: &Question<'_>, planned: &Planned) -> Result<Option<Self>, PlanError> {
+        let device = &question.effective.device;
+        let Some(speeds) = Speeds::of(device) else { return Ok(None) };
+        let model = question.model;
+        let mut assumptions = Vec::new();
+        // Groups of 64 with a scale and an offset in half precision take what these formats take, at 4 and at 8 bits.
+        let cache = match question.options.kv_type.as_deref().filter(|text| *text != "auto") {
+            None => StorageFormat::F16,
+            Some("4bit") => StorageFormat::Q4_0,
+            Some("8bit") => StorageFormat::Q8_0,
+            Some(other) => {
+                assumptions.push(format!("a cache of {other} is read as fast as one of 8bit"));
+                StorageFormat::Q8_0
+            }
+        };
+        let mut work = Work::new(&model.spec, &model.tensors, cache, cache)?;
+        as_served(&mut work, planned, 1.0)?;
+        if model.quantization.is_some() || question.options.quant.is_some() {
+            work.family = Family::Groups;
+        }
+        let estimated = device.speed.is_some_and(|speed| speed.origin == Origin::Estimated);
+        let ubatch = float(planned.resolved.ubatch);
+        let setup = Setup::new(Runtime::Mlx, speeds);
+        Ok(Some(Self { work, setup, parallel: None, ubatch, uncertain: estimated, assumptions }))
+    }
+
+    fn of_a_server(question: &Question<'_>, planned: &Planned, runtime: Runtime) -> Result<Option<Self>, PlanError> {
         let Some(speeds) = Speeds::of(&question.effective.device) else { return Ok(None) };
-        let brief = &answer.brief;
-        let cache = if brief.kv_cache_dtype.contains("fp8") { StorageFormat::F8E4M3 } else { StorageFormat::F16 };
+        let ranks = crate::vllm::parallelism(&question.options)?;
+        let [tensor, pipeline, replicas] = [ranks.tensor, ranks.pipeline, ranks.data].map(|count| float(count.max(1)));
+        let answer = planned.vllm.as_ref().map(|answer| answer.brief.kv_cache_dtype.as_str());
+        let stored = answer.or_else(|| planned.served.as_ref().map(|served| served.kv_type.as_str())).unwrap_or_default();
+        let cache = if stored.contains("fp8") { StorageFormat::F8E4M3 } else { StorageFormat::F16 };
         let model = question.model;
         let mut work = Work::new(&model.spec, &model.tensors, cache, cache)?;
-        let replicas = float(brief.data_parallel);
-        as_served(&mut work, planned, replicas, model.checkpoint.scheme.is_some())?;
+        as_served(&mut work, planned, replicas)?;
+        if model.checkpoint.scheme.is_some() {
+            let each = (work.dense_bytes + work.expert_bytes) / (work.dense_params + work.expert_params).max(1.0);
+            // Groups of 4-bit numbers with their scales stay below this, 8-bit floats above.
+            work.family = if each < 0.8 { Family::Groups } else { Family::Float8 };
+        }
         let estimated = question.effective.device.speed.is_some_and(|speed| speed.origin == Origin::Estimated);
         let mut assumptions = Vec::new();
-        let tensor = float(brief.tensor_parallel);
-        let pipeline = float(brief.pipeline_parallel);
         if pipeline > 1.0 {
             assumptions.push("stages of a pipeline are taken to work one after the other".to_string());
         }
         assumptions
             .push("prompts alone are not in the measurements of this engine: their interval is that of decoding".to_string());
-        let expert = if brief.expert_parallel { tensor } else { 1.0 };
-        let expert_tensor = if brief.expert_parallel { 1.0 } else { tensor };
+        let (expert, expert_tensor) = if ranks.expert { (tensor, 1.0) } else { (1.0, tensor) };
         let parallel = Parallel { tensor, data: replicas, expert, expert_tensor };
         let ubatch = float(planned.resolved.ubatch);
-        let setup = Setup::new(Runtime::Vllm, speeds);
+        let setup = Setup::new(runtime, speeds);
         Ok(Some(Self { work, setup, parallel: Some(parallel), ubatch, uncertain: estimated, assumptions }))
     }
 

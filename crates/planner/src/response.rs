@@ -404,7 +404,7 @@ pub struct Fit {
     /// What the engine itself would choose, where that was asked; everything else here is for that choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub like_engine: Option<LikeEngine>,
-    /// How fast; null where it is not modelled.
+    /// How fast; null where it is not modelled, and for what does not fit, which does not run.
     pub throughput: Option<crate::speed::Throughput>,
     /// How to run it.
     pub command: Vec<String>,

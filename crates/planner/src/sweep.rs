@@ -461,6 +461,9 @@ impl Line<'_> {
             Some(_) => Standing::Fits,
         };
         let depth = point.map(|point| float(point.context_per_sequence));
+        // What does not fit does not run.
+        let runs = matches!(standing, Standing::Fits | Standing::FitsWithOffload);
+        let pace = pace.filter(|_| runs);
         let decode = |sequences: f64, share: f64| -> Option<PerSecond> {
             Some(pace.zip(depth).map(|(pace, depth)| pace.decode(sequences, depth * share))?.expected)
         };
@@ -480,7 +483,7 @@ impl Line<'_> {
             driver_context: part(|point| point.parts.driver_context),
             decode_tokens_per_s: decode(1.0, 1.0),
             aggregate_decode_tokens_per_s: decode(float(self.sequences), 0.5),
-            prefill_tokens_per_s: prefill.filter(|_| point.is_some()),
+            prefill_tokens_per_s: prefill.filter(|_| runs),
         })
     }
 }

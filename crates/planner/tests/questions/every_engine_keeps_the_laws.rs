@@ -41,6 +41,35 @@ fn asked() -> impl Strategy<Value = (usize, usize, Options)> {
     })
 }
 
+#[test]
+fn what_was_measured_of_an_engine_says_how_fast_it_runs() {
+    for (engine, device, caches) in ENGINES {
+        let files = ["llama.cpp", "ollama", "ideal"].contains(engine);
+        let options = Options {
+            engine: Some((*engine).to_owned()),
+            device: Some((*device).to_owned()),
+            context: Some(4096),
+            quant: files.then(|| "Q4_K_M".to_owned()).or_else(|| (*engine == "mlx").then(|| "4bit".to_owned())),
+            kv_type: caches.last().filter(|name| **name != "auto").map(|name| (*name).to_owned()),
+            skip_limits: Some(true),
+            ..Options::default()
+        };
+        let answer = plimsoll_planner::fit(&LOADED[0], &options).unwrap_or_else(|error| panic!("{engine}: {error}"));
+        let speed = answer.throughput;
+        assert_eq!(speed.is_some(), !["transformers", "ideal"].contains(engine), "{engine}");
+        for (name, rate) in speed.iter().flat_map(|speed| speed.rates()) {
+            let [low, expected, high] = [rate.low, rate.expected, rate.high].map(|rate| rate.get());
+            assert!(0.0 < low && low <= expected && expected <= high, "{engine}: {name} {low} {expected} {high}");
+        }
+        // What does not fit does not run.
+        let mut too_small = options.clone();
+        too_small.memory = Some(1 << 30);
+        if let Ok(answer) = plimsoll_planner::fit(&LOADED[0], &too_small) {
+            assert!(answer.throughput.is_none(), "{engine}");
+        }
+    }
+}
+
 /// What is used in all, and whether it fits; `None` where the engine refuses.
 fn point(question: &Question<'_>) -> Option<(u64, bool)> {
     let planned = plan_unless_refused(question).unwrap()?;
