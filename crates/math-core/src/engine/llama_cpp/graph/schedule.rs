@@ -486,10 +486,16 @@ impl Scheduler<'_> {
         Ok(())
     }
 
-    /// What devices' buffers add to results of some operations, and to copies of rows in blocks.
+    /// What devices' buffers add to results of some operations, and to copies of rows in blocks: of those for later
+    /// micro-batches no node is made, so that they are among the leafs alone.
     fn add_extras(&mut self) -> Result<(), MathError> {
-        for position in 0..self.graph.nodes.len() {
-            let Some(&(index, backend)) = self.graph.nodes.get(position) else { continue };
+        let n_leafs = self.graph.leafs.len();
+        for position in 0..n_leafs.saturating_add(self.graph.nodes.len()) {
+            let listed = match position.checked_sub(n_leafs) {
+                Some(node) => self.graph.nodes.get(node),
+                None => self.graph.leafs.get(position),
+            };
+            let Some(&(index, backend)) = listed else { continue };
             let kind = u8::try_from(backend).map_or(Backend::Cpu, |backend| self.kind(backend));
             let extra = extra_bytes(&self.graph, &self.built, at(index), kind)?;
             if extra > 0
