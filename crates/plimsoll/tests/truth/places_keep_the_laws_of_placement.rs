@@ -4,18 +4,25 @@
 use std::sync::LazyLock;
 
 use crate::support::headers::{model, read};
+use crate::support::places;
+use plimsoll_math::allocation::{Allocation, TermKind};
 use plimsoll_math::deployment::{Accelerator, Backend, ContextRequest, Deployment, Location, Share, TensorOverride};
+use plimsoll_math::engine::llama_cpp::allocate::allocate;
 use plimsoll_math::engine::llama_cpp::layout::Layout;
-use plimsoll_math::engine::llama_cpp::weights::weight_buffers;
+use plimsoll_math::engine::llama_cpp::weights::{weight_buffers, weight_places};
 use plimsoll_math::engine::llama_cpp::{Build, LoaderFacts};
-use plimsoll_math::tensor::TensorTable;
+use plimsoll_math::spec::ModelSpec;
+use plimsoll_math::tensor::{Place, TensorTable};
 use proptest::prelude::*;
 
-static MODELS: LazyLock<Vec<(LoaderFacts, TensorTable)>> = LazyLock::new(|| {
-    ["Llama-3.1-8B", "Qwen3-30B-A3B", "gemma-3n-E4B", "LFM2-1.2B", "GLM-4.5"]
-        .iter()
-        .map(|name| read(&model(name, "Q4_K_M").unwrap()))
-        .collect()
+const NAMES: [&str; 5] = ["Llama-3.1-8B", "Qwen3-30B-A3B", "gemma-3n-E4B", "LFM2-1.2B", "GLM-4.5"];
+
+static MODELS: LazyLock<Vec<(LoaderFacts, TensorTable)>> =
+    LazyLock::new(|| NAMES.iter().map(|name| read(&model(name, "Q4_K_M").unwrap())).collect());
+
+static SPECS: LazyLock<Vec<(ModelSpec, TensorTable)>> = LazyLock::new(|| {
+    let row = |name: &&str| serde_json::json!({ "model": name, "quant": "Q4_K_M" });
+    NAMES.iter().map(|name| places::model(&row(name)).unwrap()).collect()
 });
 
 fn deployments() -> impl Strategy<Value = Deployment> {
@@ -47,6 +54,12 @@ fn weigh(facts: &LoaderFacts, table: &TensorTable, deployment: &Deployment) -> (
     (on_devices, buffers.iter().map(|buffer| buffer.bytes.get()).sum())
 }
 
+/// Bytes of caches and states on every device, then on the host.
+fn caches(allocation: &Allocation) -> Vec<u64> {
+    let places = allocation.devices.iter().chain([&allocation.host]);
+    places.map(|place| place.of(TermKind::KvCache).unwrap().get() + place.of(TermKind::RecurrentState).unwrap().get()).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -70,6 +83,50 @@ proptest! {
         prop_assert!(few <= many, "{few} then {many}");
         deployment.gpu_layers = None;
         prop_assert!(many <= weigh(facts, table, &deployment).0);
+    }
+
+    #[test]
+    fn every_tensor_is_somewhere_and_twice_only_where_two_places_read_it(
+        model in 0..5_usize, mut deployment in deployments(), layers in 0_u64..60,
+    ) {
+        let (facts, table) = &MODELS[model];
+        deployment.gpu_layers = Some(layers);
+        deployment.mmap = false;
+        let made = weight_places(Build::default(), facts, table, &deployment).unwrap();
+        let mut stored = 0;
+        for tensor in &table.tensors {
+            let places: Vec<_> = made.iter().filter(|(name, _)| *name == tensor.name).map(|(_, place)| *place).collect();
+            let trunk = !matches!(tensor.place, Place::Layer(layer) if layer >= facts.n_layers);
+            // The embedding is made again as output matrix, and the table of rotation factors for every place of layers.
+            let may_repeat = matches!(tensor.name.as_str(), "token_embd.weight" | "rope_freqs.weight");
+            prop_assert!(!trunk || !places.is_empty(), "{} is nowhere", tensor.name);
+            prop_assert!(places.len() <= 1 || may_repeat, "{}: {places:?}", tensor.name);
+            stored += tensor.bytes().unwrap().get() * u64::try_from(places.len()).unwrap();
+        }
+        let buffers = weight_buffers(Build::default(), facts, table, &deployment).unwrap();
+        let held: u64 = buffers.iter().flat_map(|buffer| &buffer.groups).map(|group| group.stored.get()).sum();
+        prop_assert_eq!(held, stored);
+    }
+
+    #[test]
+    fn caches_are_the_same_bytes_wherever_they_lie_and_more_tokens_take_no_less_anywhere(
+        model in 0..5_usize, mut deployment in deployments(), layers in 0_u64..60, kv_offload in any::<bool>(),
+        sequences in 1_u64..9, tokens in 1_u64..40_000, more in 1_u64..40_000,
+    ) {
+        let (spec, table) = &SPECS[model];
+        let mut one = Deployment::new(ContextRequest::Total(tokens), Backend::Cpu);
+        one.sequences = sequences;
+        let whole = caches(&allocate(spec, table, &one, Build::default()).unwrap().allocation);
+        deployment.sequences = sequences;
+        deployment.gpu_layers = Some(layers);
+        deployment.kv_offload = kv_offload;
+        let mut at = |tokens| {
+            deployment.context = ContextRequest::Total(tokens);
+            caches(&allocate(spec, table, &deployment, Build::default()).unwrap().allocation)
+        };
+        let (few, many) = (at(tokens), at(tokens + more));
+        prop_assert_eq!(few.iter().sum::<u64>(), whole.iter().sum::<u64>());
+        prop_assert!(few.iter().zip(&many).all(|(few, many)| few <= many), "{few:?} then {many:?}");
     }
 
     #[test]

@@ -105,6 +105,8 @@ pub(crate) struct ComputeShape {
     embeds_itself: bool,
     /// Whether the selector scores pooled blocks of the whole cache (`models/qwen4exp.cpp:build_qsa_top_k`).
     scores_blocks: bool,
+    /// Elements of a selector's key where those of all cells are pooled into blocks in every graph, 0 elsewhere.
+    pooled_key: u64,
     /// Whether the device has no kernel for a layer's scan, which then runs on the host.
     scan_falls: bool,
     /// Around flash attention.
@@ -153,6 +155,7 @@ impl ComputeShape {
         let mut indexes = 0;
         let mut copies = Bounds::default();
         let mut layer_elements = 0;
+        let mut pooled_cells = 0;
         for cache in caches {
             let own = cache.cells(resolved, deployment.swa_full)?;
             let selector = matches!(cache.tag, "lid" | "idx" | "dsa.lid");
@@ -166,10 +169,11 @@ impl ComputeShape {
                 }
             }
             let rows = mul(own, cache.streams(resolved))?;
-            if selector && self.scores_blocks {
+            if selector && self.pooled_key > 0 {
+                pooled_cells = mul(own, resolved.n_seq_max)?;
                 // Numbers of cells, of blocks and of their members, at most 64 bytes a cell, and a mask of blocks for each layer.
                 let layers: u64 = cache.groups.iter().map(|group| group.layers).sum();
-                indexes = add(indexes, mul(rows, add(64, mul(2, layers)?)?)?)?;
+                indexes = add(indexes, mul(pooled_cells, add(64, mul(2, layers)?)?)?)?;
             }
             let widest = cache.groups.iter().map(|group| group.k_dim.saturating_add(group.v_dim.unwrap_or(0))).max().unwrap_or(0);
             layer_elements = add(layer_elements, mul(widest, rows)?)?;
@@ -201,6 +205,12 @@ impl ComputeShape {
             let steps = if deployment.backend() == Backend::Metal { 2 } else { 1 };
             work = Bounds { low: work.low.max(copies.low), high: add(mul(steps, work.high)?, copies.high)? };
         }
+        let (pooling, choice) = if pooled_cells > 0 {
+            (self.pooling(cells, pooled_cells, element)?, self.choice(cells, pooled_cells, element)?)
+        } else {
+            (0, 0)
+        };
+        work.high = add(work.high, add(pooling, choice)?)?;
         if self.decay_heads > 0 {
             let matrix = mul(4, mul(self.decay_heads, mul(tokens, tokens)?)?)?;
             without_masks = without_masks.max(matrix);
@@ -246,7 +256,9 @@ impl ComputeShape {
                     whole.high = add(whole.high, mul(2, embedding)?)?;
                 }
                 let mut host = self.host_bounds(masks, indexes, inputs, resolved, deployment)?;
+                host.high = add(host.high, choice)?;
                 if falls {
+                    host.high = add(host.high, pooling)?;
                     let layer = mul(8, layer_elements)?;
                     host.high = add(host.high, add(layer, mul(element, mul(2, self.attention.high)?)?)?)?;
                 }
@@ -284,7 +296,10 @@ impl ComputeShape {
                 Backend::Cuda { .. } => {
                     let k = if k == StorageFormat::F16 { 0 } else { group.k_dim };
                     let v = if v == StorageFormat::F16 { 0 } else { group.v_dim.unwrap_or(0) };
-                    Bounds::exactly(add(k, v)?)
+                    let both = add(k, v)?;
+                    // One or two tokens a stream may read the cache as it is stored (`ggml-cuda/fattn.cu`, the vector kernel).
+                    let few = resolved.graph_tokens <= mul(2, cache.streams(resolved))?;
+                    Bounds { low: if few { 0 } else { both }, high: both }
                 }
                 // A latent is keys and values in one: it may be copied as both.
                 Backend::Metal => Bounds {
@@ -295,6 +310,28 @@ impl ComputeShape {
             widest = widest.max(width);
         }
         widest.times(mul(2, rows)?)
+    }
+
+    /// What a selector over blocks makes of all cells of its cache, which every sequence may have to itself
+    /// (`llama-memory-hybrid-idx.cpp:llama_memory_hybrid_idx_context`, `n_pool_max`): keys and gates as they are gathered, the
+    /// gates with their positions, turned around and as shares, the keys turned around and weighed, and what is then made of
+    /// blocks, together at most eight keys a cell; three times the scores of blocks. Up to sixteen tokens read the chosen
+    /// latents by themselves, as they are and turned around (`models/glm5-next.cpp:build_inp_kpool`, `gather`).
+    fn pooling(&self, cells: u64, pooled_cells: u64, element: u64) -> Result<u64, MathError> {
+        let keys = mul(mul(4 * 8, self.pooled_key)?, pooled_cells)?;
+        let scores = mul(3, mul(self.selector.0, most_blocks(pooled_cells)?)?)?;
+        let latents = mul(cells.min(mul(2, self.selector.1)?), mul(2, add(self.v_head, self.n_heads)?)?)?;
+        add(keys, add(mul(element, scores)?, mul(element.min(4 * 16), latents)?)?)
+    }
+
+    /// What is made of the cells that a selector over blocks chose, for every token: their numbers whole and as fractions, the
+    /// mask of what is there and what it hides, where hidden ones are put instead, and masks of all cells and the chosen ones
+    /// (`models/glm5-next.cpp:build_kpool_select`): no more than sixteen of them wait at once, with the copies between
+    /// backends. Masks of blocks are given, copied, cast and added.
+    fn choice(&self, cells: u64, pooled_cells: u64, element: u64) -> Result<u64, MathError> {
+        // A block that is not full yet comes on top of those chosen, and is no longer than they are.
+        let chosen = add(cells, mul(2, self.selector.1)?)?;
+        mul(element, add(mul(16, chosen)?, mul(4, most_blocks(pooled_cells)?)?)?)
     }
 
     fn attention_bounds(
@@ -393,6 +430,12 @@ impl ComputeShape {
         let low = if self.whole_batch || self.compressed || self.selector.0 > 0 { least } else { add(masks, least)? };
         Ok(Bounds { low, high })
     }
+}
+
+/// Blocks that cells make, each of at least two, padded to whole 64 with one beside them
+/// (`llama-memory-hybrid-idx.cpp:kpool_pad`).
+fn most_blocks(cells: u64) -> Result<u64, MathError> {
+    add(cells / 2, 2 * 64)
 }
 
 /// Bounds as one figure and its certainty: exact figures have equal bounds.

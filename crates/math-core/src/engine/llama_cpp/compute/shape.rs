@@ -10,6 +10,10 @@ use crate::spec::{FeedForward, LmHead, Mixer, ModelSpec, Window};
 use crate::tensor::Component;
 use crate::units::{add, mul};
 
+/// Architectures whose selector reads the keys of all cells in every graph and pools them into blocks
+/// (`models/glm5-next.cpp:build_kpool_select`, `models/qwen4exp.cpp:build_qsa_top_k`).
+const POOLS_KEYS: &[&str] = &["glm5-next", "qwen4exp"];
+
 impl ComputeShape {
     pub(crate) fn new(spec: &ModelSpec, facts: Facts<'_>, deployment: &Deployment) -> Result<Self, MathError> {
         let d_model = spec.d_model;
@@ -24,6 +28,7 @@ impl ComputeShape {
             absorbs_queries: spec.layers.iter().any(|layer| matches!(&layer.mixer, Mixer::Mla(mla) if !mla.expanded)),
             embeds_itself: facts.arch == "graniteswitch",
             scores_blocks: facts.arch == "qwen4exp",
+            pooled_key: 0,
             scan_falls: matches!(deployment.backend(), Backend::Cuda { .. })
                 && spec.layers.iter().any(|layer| !scans_on_cuda(&layer.mixer)),
             attention: Bounds::default(),
@@ -78,6 +83,13 @@ impl ComputeShape {
         }
         for layer in spec.encoder.iter().flat_map(|encoder| &encoder.layers) {
             out.feed_forward(&layer.feed_forward)?;
+        }
+        if POOLS_KEYS.contains(&facts.arch) {
+            let indexers = spec.layers.iter().filter_map(|layer| match &layer.mixer {
+                Mixer::Mla(mla) => mla.indexer.as_ref(),
+                mixer => mixer.attention()?.indexer.as_ref(),
+            });
+            out.pooled_key = indexers.map(|indexer| indexer.head_dim).max().unwrap_or(0);
         }
         if out.parallel {
             out.linear.high = add(out.linear.high, out.attention.high)?;
