@@ -361,14 +361,6 @@ impl Builder<'_> {
         };
         let [d_ff_expert, width, n_experts, _] = down.0;
         let router = tensors.weight("ffn_gate_inp");
-        // Gemma's router scales what it reads, and its loader insists on the scale (`gemma4.cpp:load_arch_tensors`).
-        if self.keys.architecture == "gemma4" && router.is_some() && !tensors.has("ffn_gate_inp.scale") {
-            return Err(IngestError::Field {
-                place: format!("blk.{il}.ffn_gate_inp.scale"),
-                found: "no tensor of this name".to_string(),
-                expected: "the scale of the router's input, without which the engine does not load the file".to_string(),
-            });
-        }
         let n_per_token = Self::at(&self.hparams.n_experts_per_token, il);
         if n_per_token > n_experts {
             return Err(IngestError::Field {
