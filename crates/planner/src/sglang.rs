@@ -134,17 +134,21 @@ pub fn plan(question: &Question<'_>) -> Result<Planned, PlanError> {
         Ok((sizes, all.iter().map(|costs| costs.bytes(&sizes, page)).collect::<Result<_, _>>()?))
     };
     let mut requests = knobs.max_sequences.unwrap_or(2048);
+    // Its configurators were asked about one stage of one replica.
+    let asked = knobs.parallelism.pipeline <= 1 && knobs.parallelism.data <= 1;
+    let checked = if asked { "checked against its configurators" } else { "stages and replicas by the source alone" };
     let pools = both(budget, sized)?.map(|((low, less), (high, more))| {
         requests = low.requests;
         let pool = |(less, more): (&(u64, u64), &(u64, u64))| Pool {
             tokens: (low.tokens, high.tokens),
             bytes: (less.0, more.0),
             states: (less.1, more.1),
-            source: alloc::format!("{VERSION}: srt/model_executor/pool_configurator.py; checked against its configurators"),
+            source: alloc::format!("{VERSION}: srt/model_executor/pool_configurator.py; {checked}"),
         };
         less.iter().zip(&more).map(pool).collect::<Vec<_>>()
     });
-    let token = all.iter().map(|costs| costs.full + costs.windows * 4 / 5).max().unwrap_or(0);
+    let (numerator, denominator) = WINDOW_SHARE;
+    let token = all.iter().map(|costs| costs.full + costs.windows * numerator / denominator).max().unwrap_or(0);
     let mut settings = BTreeMap::new();
     let mut set = |name: &str, value: String| settings.insert(name.to_string(), value);
     set("tp_size", tensor.to_string());
